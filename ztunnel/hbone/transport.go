@@ -1,0 +1,152 @@
+package hbone
+
+import (
+	"io"
+	"net"
+	"sync"
+	"syscall"
+)
+
+const (
+	readChunk     = 128 << 10 // one read(2) of a bulk tunnel
+	maxHeldOutput = 1 << 20   // an output buffer larger than this is not kept
+)
+
+// readPool holds the buffers between the socket and crypto/tls: taken when bytes are there, given back when drained.
+var readPool = sync.Pool{New: func() any { b := make([]byte, readChunk); return &b }}
+
+// Transport goes between a socket and crypto/tls. The records of one flush leave in one write(2), a read(2) takes up to
+// 128 KiB, and no buffer is held while nothing is to be read. Give it to tls.Client or tls.Server; NewClient and
+// NewServer find it through tls.Conn.NetConn. One goroutine may read while others write, as crypto/tls does.
+type Transport struct {
+	net.Conn
+	raw syscall.RawConn // nil: the conn has none
+
+	buf    *[]byte // of readPool, nil when drained
+	rp, re int
+
+	mu   sync.Mutex // protects below; never held across I/O of the reader
+	hold bool
+	out  []byte
+}
+
+// NewTransport wraps conn, which must not be used directly afterwards except to close it or set its options.
+func NewTransport(conn net.Conn) *Transport {
+	t := &Transport{Conn: conn}
+	if tc, ok := conn.(*net.TCPConn); ok {
+		if raw, err := tc.SyscallConn(); err == nil {
+			t.raw = raw
+		}
+	}
+	return t
+}
+
+// Read returns what is buffered, or reads once from the socket.
+func (t *Transport) Read(p []byte) (int, error) {
+	if t.rp == t.re {
+		if err := t.fill(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, (*t.buf)[t.rp:t.re])
+	t.rp += n
+	if t.rp == t.re {
+		readPool.Put(t.buf)
+		t.buf, t.rp, t.re = nil, 0, 0
+	}
+	return n, nil
+}
+
+func (t *Transport) fill() error {
+	var n int
+	var err error
+	if t.raw == nil {
+		t.buf = readPool.Get().(*[]byte)
+		n, err = t.Conn.Read(*t.buf)
+	} else {
+		rerr := t.raw.Read(func(fd uintptr) bool {
+			t.buf = readPool.Get().(*[]byte)
+			for {
+				n, err = syscall.Read(int(fd), *t.buf)
+				if err != syscall.EINTR {
+					break
+				}
+			}
+			if err == syscall.EAGAIN {
+				readPool.Put(t.buf)
+				t.buf = nil
+				return false
+			}
+			return true
+		})
+		if err == nil && n <= 0 {
+			err = io.EOF
+		}
+		if rerr != nil {
+			err = rerr
+		}
+	}
+	if n > 0 {
+		t.rp, t.re = 0, n
+		return nil
+	}
+	if t.buf != nil {
+		readPool.Put(t.buf)
+		t.buf = nil
+	}
+	if err == nil {
+		err = io.ErrNoProgress
+	}
+	return err
+}
+
+// buffered reports whether a Read would return without a system call.
+func (t *Transport) buffered() bool { return t.rp < t.re }
+
+// Write sends p, or keeps it until release while a flush gathers.
+func (t *Transport) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	if t.hold {
+		t.out = append(t.out, p...)
+		t.mu.Unlock()
+		return len(p), nil
+	}
+	t.mu.Unlock()
+	return t.Conn.Write(p)
+}
+
+// gather makes the following writes wait for release.
+func (t *Transport) gather() {
+	t.mu.Lock()
+	t.hold = true
+	t.mu.Unlock()
+}
+
+// release writes what has gathered. The caller is the only one between gather and release; a record that crypto/tls
+// writes for itself meanwhile (a KeyUpdate's answer) waits for its turn in the same buffer.
+func (t *Transport) release() error {
+	for {
+		t.mu.Lock()
+		if len(t.out) == 0 {
+			t.hold = false
+			t.mu.Unlock()
+			return nil
+		}
+		b := t.out
+		t.out = nil
+		t.mu.Unlock()
+		if _, err := t.Conn.Write(b); err != nil {
+			t.mu.Lock()
+			t.hold = false
+			t.mu.Unlock()
+			return err
+		}
+		if cap(b) <= maxHeldOutput {
+			t.mu.Lock()
+			if len(t.out) == 0 {
+				t.out = b[:0]
+			}
+			t.mu.Unlock()
+		}
+	}
+}

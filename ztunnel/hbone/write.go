@@ -1,0 +1,226 @@
+package hbone
+
+import (
+	"net"
+	"runtime"
+	"sync"
+)
+
+const (
+	queueCap   = 256 << 10 // writers wait while more than this is queued
+	controlCap = 512 << 10 // answers queued for a peer that does not read them: the connection ends
+	directMin  = 16 << 10  // payloads from this size on are written from the caller's buffer when the line is free
+)
+
+// writer sends frames with group commit: while one goroutine flushes, the frames of all others gather in a buffer that
+// the next flush takes whole, in one TLS write and one write(2).
+type writer struct {
+	nc net.Conn
+	tr *Transport // nil: nc has none
+
+	mu       sync.Mutex // protects below
+	room     *sync.Cond // the queue shrank, or the writer died
+	work     *sync.Cond // the background flusher has something to do
+	q, spare []byte
+	busy     bool // a flush is under way; its goroutine owns nc's write side
+	kicked   bool
+	control  int // bytes in q that post queued
+	last     bool
+	err      error
+	hdr      *block // the encoder side only
+}
+
+func (w *writer) init(nc net.Conn, tr *Transport, hdr *block) {
+	w.nc, w.tr, w.hdr = nc, tr, hdr
+	w.room, w.work = sync.NewCond(&w.mu), sync.NewCond(&w.mu)
+}
+
+// post queues frames without ever blocking: for the read loop, timers and resets. The background flusher sends them.
+func (w *writer) post(b []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil {
+		return w.err
+	}
+	if w.control += len(b); w.control > controlCap {
+		return connErr(CodeCalm, "%d bytes of answers wait to be read", w.control)
+	}
+	w.q = append(w.q, b...)
+	w.kickLocked()
+	return nil
+}
+
+func (w *writer) kickLocked() {
+	if !w.busy {
+		w.kicked = true
+		w.work.Signal()
+	}
+}
+
+// send queues b (whole frames) and flushes unless somebody is doing so. It waits while the queue is full.
+func (w *writer) send(b []byte) error {
+	w.mu.Lock()
+	if err := w.awaitRoomLocked(); err != nil {
+		w.mu.Unlock()
+		return err
+	}
+	w.q = append(w.q, b...)
+	err := w.flushOwnLocked()
+	w.mu.Unlock()
+	return err
+}
+
+func (w *writer) awaitRoomLocked() error {
+	for len(w.q) > queueCap && w.err == nil {
+		w.room.Wait()
+	}
+	return w.err
+}
+
+// flushOwnLocked makes the calling goroutine the flusher when there is none. Others get a chance to add their frames first.
+func (w *writer) flushOwnLocked() error {
+	if w.busy {
+		return nil
+	}
+	w.busy = true
+	w.mu.Unlock()
+	runtime.Gosched()
+	w.mu.Lock()
+	w.flushLocked()
+	return w.err
+}
+
+// sendData sends n payload bytes of b, which begin at frameHeaderLen, in frames of at most frame bytes. b's bytes are
+// overwritten by frame headers; b is free again on return.
+func (w *writer) sendData(b []byte, n, frame int, id uint32) error {
+	w.mu.Lock()
+	if err := w.awaitRoomLocked(); err != nil {
+		w.mu.Unlock()
+		return err
+	}
+	if w.busy || n < directMin || len(w.q) > 0 {
+		for off := 0; off < n; {
+			k := min(n-off, frame)
+			w.q = appendFrameHeader(w.q, k, frameData, 0, id)
+			w.q = append(w.q, b[frameHeaderLen+off:frameHeaderLen+off+k]...)
+			off += k
+		}
+		err := w.flushOwnLocked()
+		w.mu.Unlock()
+		return err
+	}
+	w.busy = true
+	w.mu.Unlock()
+	err := w.writeFrames(b, n, frame, id)
+	w.mu.Lock()
+	if err != nil {
+		w.failLocked(err)
+	}
+	w.flushLocked()
+	err = w.err
+	w.mu.Unlock()
+	return err
+}
+
+func (w *writer) writeFrames(b []byte, n, frame int, id uint32) error {
+	if w.tr != nil {
+		w.tr.gather()
+	}
+	for off := 0; off < n; {
+		k := min(n-off, frame)
+		appendFrameHeader(b[off:off], k, frameData, 0, id)
+		if _, err := w.nc.Write(b[off : off+frameHeaderLen+k]); err != nil {
+			return err
+		}
+		off += k
+	}
+	if w.tr != nil {
+		return w.tr.release()
+	}
+	return nil
+}
+
+// flushLocked writes until the queue is empty. The caller has set busy.
+func (w *writer) flushLocked() {
+	for len(w.q) > 0 && w.err == nil {
+		b := w.q
+		w.q, w.spare, w.control = w.spare[:0], nil, 0
+		w.mu.Unlock()
+		err := w.put(b)
+		w.mu.Lock()
+		if cap(b) <= 2*queueCap {
+			w.spare = b[:0]
+		}
+		if err != nil {
+			w.failLocked(err)
+		}
+		w.room.Broadcast()
+	}
+	if len(w.q) == 0 && cap(w.q)+cap(w.spare) > 8<<10 {
+		w.q, w.spare = nil, nil // an idle connection holds nothing
+	}
+	w.busy = false
+	w.room.Broadcast()
+	if w.last {
+		w.work.Signal()
+	}
+}
+
+func (w *writer) put(b []byte) error {
+	if w.tr == nil {
+		_, err := w.nc.Write(b)
+		return err
+	}
+	w.tr.gather()
+	if _, err := w.nc.Write(b); err != nil {
+		return err
+	}
+	return w.tr.release()
+}
+
+func (w *writer) failLocked(err error) {
+	if w.err == nil {
+		w.err = err
+	}
+	w.room.Broadcast()
+	w.work.Signal()
+}
+
+func (w *writer) fail(err error) {
+	w.mu.Lock()
+	w.failLocked(err)
+	w.mu.Unlock()
+}
+
+// finish queues the last frames; run returns once they are written.
+func (w *writer) finish(b []byte) {
+	w.mu.Lock()
+	if w.err == nil {
+		w.q = append(w.q, b...)
+	}
+	w.last = true
+	w.work.Signal()
+	w.mu.Unlock()
+}
+
+// run is the background flusher. It returns nil after finish, or the error that ended the writer.
+func (w *writer) run() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for {
+		for w.err == nil && (w.busy || !w.kicked && !w.last) {
+			w.work.Wait()
+		}
+		if w.err != nil {
+			return w.err
+		}
+		w.kicked = false
+		if len(w.q) > 0 {
+			w.busy = true
+			w.flushLocked()
+		}
+		if w.last && len(w.q) == 0 && w.err == nil && !w.busy {
+			return nil
+		}
+	}
+}
