@@ -1,0 +1,134 @@
+//go:build ignore
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Steering inside a pod, one instance for each pod's namespace: which listener gets a new connection. Runs for every
+ * SYN that finds no established socket (and for the ACK of a SYN cookie).
+ */
+#include "lib.h"
+
+#define IPPROTO_TCP 6
+#define LO_IFINDEX 1
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mesh_pod);
+} mesh_config SEC(".maps");
+
+/* By sizes: with BTF types the kernel refuses a SOCKMAP, the loader tries again, and the free waits for RCU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKMAP);
+	__uint(max_entries, MESH_LISTENER_COUNT);
+	__uint(key_size, 4);
+	__uint(value_size, 8);
+} mesh_listeners SEC(".maps");
+
+static __always_inline int drop(const struct mesh_pod *pod, const struct mesh_flow_key *f, enum mesh_reason reason,
+				__u32 detail)
+{
+	refused(pod ? pod->cookie : 0, f, MESH_LAYER_LOOKUP, MESH_VERDICT_DROP, reason, detail);
+	return SK_DROP;
+}
+
+static __always_inline int give(struct bpf_sk_lookup *ctx, const struct mesh_pod *pod, const struct mesh_flow_key *f,
+				enum mesh_listener slot, enum mesh_event what)
+{
+	__u32 key = slot;
+	struct bpf_sock *sk = bpf_map_lookup_elem(&mesh_listeners, &key);
+	long err;
+
+	if (!sk)
+		return drop(pod, f, MESH_REASON_LISTENER_MISSING, slot); /* nobody would judge it: closed, not open */
+	err = bpf_sk_assign(ctx, sk, 0);
+	bpf_sk_release(sk);
+	if (err)
+		return drop(pod, f, MESH_REASON_ASSIGN_FAILED, slot);
+	event(what);
+	return SK_PASS;
+}
+
+static __always_inline int pass(enum mesh_event what)
+{
+	event(what);
+	return SK_PASS;
+}
+
+static __always_inline void flow_key(struct bpf_sk_lookup *ctx, struct mesh_flow_key *f)
+{
+	if (ctx->family == AF_INET) {
+		__u32 l = ctx->local_ip4;
+		asm volatile("" : "+r"(l)); /* see sockops.bpf.c */
+		__u32 r = ctx->remote_ip4;
+		asm volatile("" : "+r"(r));
+
+		put4(f->daddr, l);
+		put4(f->saddr, r);
+	} else {
+		put6(f->daddr, ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3]);
+		put6(f->saddr, ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2], ctx->remote_ip6[3]);
+	}
+	f->sport = bpf_ntohs(ctx->remote_port);
+	f->dport = ctx->local_port;
+}
+
+static __always_inline int own_port(const struct mesh_pod *pod, __u16 port)
+{
+	return port && (port == pod->own_ports[0] || port == pod->own_ports[1] || port == pod->own_ports[2] ||
+			port == pod->own_ports[3]);
+}
+
+/* A connection from outside this pod. */
+static __always_inline int inbound(struct bpf_sk_lookup *ctx, const struct mesh_pod *pod, const struct mesh_flow_key *f)
+{
+	const struct mesh_flow *flow;
+	__u32 flags;
+
+	if (f->dport == pod->tunnel_port)
+		return give(ctx, pod, f, MESH_LISTENER_TUNNEL, MESH_EVENT_TUNNEL);
+	flags = port_flags(pod->cookie, f->dport);
+	if (flags & MESH_PORT_EXCLUDE_IN)
+		return pass(MESH_EVENT_EXCLUDED);
+	flow = bpf_map_lookup_elem(&mesh_flows, f);
+	if (flow && flow->who == MESH_WHO_LEG)
+		return pass(MESH_EVENT_LEG_PASSED);
+	if (flow && flow->who == MESH_WHO_KUBELET && flags & MESH_PORT_PROBE) {
+		if (flags & MESH_PORT_PROBE_HTTP)
+			return give(ctx, pod, f, MESH_LISTENER_PROBE, MESH_EVENT_PROBE);
+		return pass(MESH_EVENT_PROBE_PASSED);
+	}
+	return give(ctx, pod, f, MESH_LISTENER_INBOUND, MESH_EVENT_INBOUND);
+}
+
+SEC("sk_lookup")
+int mesh_lookup(struct bpf_sk_lookup *ctx)
+{
+	struct mesh_flow_key f = {};
+	const struct mesh_pod *pod;
+	__u32 zero = 0;
+	int local;
+
+	if (ctx->protocol != IPPROTO_TCP)
+		return SK_PASS;
+	flow_key(ctx, &f);
+	pod = bpf_map_lookup_elem(&mesh_config, &zero);
+	if (!pod || !pod->cookie)
+		return drop(0, &f, MESH_REASON_CONFIG_MISSING, 0);
+	/*
+	 * What is looped to the pod's own address has eth0 for its interface, so lo means: 127.0.0.1, ztunnel's delivery
+	 * (bound to lo), or a captured connection.
+	 */
+	if (ctx->ingress_ifindex == LO_IFINDEX)
+		local = loopback(f.daddr) || pod_ip(pod, f.daddr);
+	else
+		local = pod_ip(pod, f.saddr); /* from the wire the kernel drops it (IPv4), or its answer never gets there */
+	if (ctx->ingress_ifindex == LO_IFINDEX && !local)
+		return give(ctx, pod, &f, MESH_LISTENER_OUTBOUND, MESH_EVENT_OUTBOUND);
+	if (own_port(pod, f.dport))
+		return drop(pod, &f, MESH_REASON_LOOP_PORT, 0); /* the proxy would connect to itself */
+	if (local)
+		return pass(MESH_EVENT_OWN_PASSED);
+	return inbound(ctx, pod, &f);
+}
