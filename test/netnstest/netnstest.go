@@ -1,0 +1,227 @@
+// Package netnstest builds network namespaces, links and cgroups for privileged tests, and removes them at their end.
+//
+// Every test that needs root calls Require first. Names of kernel objects carry the test's prefix and a random number,
+// so that runs beside each other do not meet.
+package netnstest
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/undermesh/undermesh/nodeagent/netns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Env is the variable that makes privileged tests run; with it a test that cannot run fails instead of being skipped.
+const Env = "MESH_TEST_PRIVILEGED"
+
+// Require skips the test unless it is to run with privileges, and fails it when it is but cannot.
+func Require(t testing.TB) {
+	t.Helper()
+	if os.Getenv(Env) != "1" {
+		t.Skipf("privileged test: set %s=1 and run as root", Env)
+	}
+	if os.Geteuid() != 0 {
+		t.Fatalf("%s=1, but the effective user is %d, not root", Env, os.Geteuid())
+	}
+}
+
+// name is at most 15 bytes, the limit of an interface's, for a prefix of up to 6.
+func name(prefix string) string {
+	return fmt.Sprintf("%s-%08x", prefix, rand.Uint32())
+}
+
+// Netns makes a network namespace with lo up. It ends with the test, when nothing else holds it.
+func Netns(t testing.TB) *netns.NetNS {
+	t.Helper()
+	ns, err := create()
+	if err != nil {
+		t.Fatalf("create network namespace: %v", err)
+	}
+	t.Cleanup(func() { _ = ns.Close() })
+	h := Handle(t, ns)
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		t.Fatalf("find lo: %v", err)
+	}
+	if err := h.LinkSetUp(lo); err != nil {
+		t.Fatalf("set lo up: %v", err)
+	}
+	return ns
+}
+
+// create unshares on a thread that dies with its goroutine: it never serves another one.
+func create() (*netns.NetNS, error) {
+	type result struct {
+		ns  *netns.NetNS
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- result{err: fmt.Errorf("unshare: %w", err)}
+			return
+		}
+		ns, err := netns.OpenPath(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+		done <- result{ns, err}
+	}()
+	r := <-done
+	return r.ns, r.err
+}
+
+// Handle is a route netlink handle inside ns, closed with the test.
+func Handle(t testing.TB, ns *netns.NetNS) *netlink.Handle {
+	t.Helper()
+	var h *netlink.Handle
+	err := ns.Do(func() error {
+		var err error
+		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		t.Fatalf("open netlink in %v: %v", ns.ID(), err)
+	}
+	t.Cleanup(h.Close)
+	return h
+}
+
+// Bridge makes a bridge with the addresses inside ns and gives its name.
+func Bridge(t testing.TB, ns *netns.NetNS, prefix string, addrs ...netip.Prefix) string {
+	t.Helper()
+	h := Handle(t, ns)
+	br := name(prefix)
+	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: br}}
+	if err := h.LinkAdd(link); err != nil {
+		t.Fatalf("add bridge %s: %v", br, err)
+	}
+	configure(t, h, br, addrs)
+	return br
+}
+
+// Veth joins pod to the bridge of node: inside pod the end is eth0 with the addresses and default routes by the
+// gateways.
+func Veth(t testing.TB, node *netns.NetNS, bridge, prefix string, pod *netns.NetNS, addrs []netip.Prefix, gateways ...netip.Addr) {
+	t.Helper()
+	hn, hp := Handle(t, node), Handle(t, pod)
+	host := name(prefix)
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: host}, PeerName: "eth0", PeerNamespace: netlink.NsFd(pod.FD())}
+	if err := hn.LinkAdd(link); err != nil {
+		t.Fatalf("add veth %s: %v", host, err)
+	}
+	br, err := hn.LinkByName(bridge)
+	if err != nil {
+		t.Fatalf("find bridge %s: %v", bridge, err)
+	}
+	l, err := hn.LinkByName(host)
+	if err != nil {
+		t.Fatalf("find veth %s: %v", host, err)
+	}
+	if err := errors.Join(hn.LinkSetMaster(l, br), hn.LinkSetUp(l)); err != nil {
+		t.Fatalf("join veth %s to %s: %v", host, bridge, err)
+	}
+	configure(t, hp, "eth0", addrs)
+	eth, err := hp.LinkByName("eth0")
+	if err != nil {
+		t.Fatalf("find eth0: %v", err)
+	}
+	for _, gw := range gateways {
+		if err := hp.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: gw.AsSlice()}); err != nil {
+			t.Fatalf("add default route by %s: %v", gw, err)
+		}
+	}
+}
+
+func configure(t testing.TB, h *netlink.Handle, link string, addrs []netip.Prefix) {
+	t.Helper()
+	l, err := h.LinkByName(link)
+	if err != nil {
+		t.Fatalf("find %s: %v", link, err)
+	}
+	for _, p := range addrs {
+		a, err := netlink.ParseAddr(p.String())
+		if err != nil {
+			t.Fatalf("address %s: %v", p, err)
+		}
+		if p.Addr().Is6() {
+			a.Flags = unix.IFA_F_NODAD // usable at once
+		}
+		if err := h.AddrAdd(l, a); err != nil {
+			t.Fatalf("add address %s to %s: %v", p, link, err)
+		}
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		t.Fatalf("set %s up: %v", link, err)
+	}
+}
+
+// Cgroup2 is the mount point of the cgroup2 hierarchy.
+func Cgroup2(t testing.TB) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatalf("read mounts: %v", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		before, after, _ := strings.Cut(line, " - ")
+		f := strings.Fields(before)
+		if strings.HasPrefix(after, "cgroup2 ") && len(f) > 4 && f[3] == "/" {
+			return f[4]
+		}
+	}
+	t.Fatal("no cgroup2 hierarchy is mounted")
+	return ""
+}
+
+// Cgroup makes a cgroup below the one at parent and removes it with the test. Processes in it are moved to the parent.
+func Cgroup(t testing.TB, parent, prefix string) string {
+	t.Helper()
+	dir := filepath.Join(parent, name(prefix))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatalf("make cgroup: %v", err)
+	}
+	t.Cleanup(func() {
+		b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		for pid := range strings.FieldsSeq(string(b)) {
+			_ = os.WriteFile(filepath.Join(parent, "cgroup.procs"), []byte(pid), 0)
+		}
+		if err := os.Remove(dir); err != nil {
+			t.Errorf("remove cgroup %s: %v", dir, err)
+		}
+	})
+	return dir
+}
+
+// CgroupID is the id that BPF programs see.
+func CgroupID(t testing.TB, dir string) uint64 {
+	t.Helper()
+	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, dir, 0)
+	if err != nil {
+		t.Fatalf("read id of cgroup %s: %v", dir, err)
+	}
+	return binary.NativeEndian.Uint64(h.Bytes())
+}
+
+// BPFFS mounts a BPF file system of the test's own and unmounts it at the end, pins and all.
+func BPFFS(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
+		t.Fatalf("mount bpffs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount bpffs: %v", err)
+		}
+	})
+	return dir
+}
