@@ -139,6 +139,19 @@ func (r *recorder) get(uid string) (Workload, bool) {
 	return w, ok
 }
 
+func (r *recorder) deletions() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.deleted)
+}
+
+// idle reports that nothing was ever handed over.
+func (r *recorder) idle() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.pods)+len(r.deleted)+len(r.kept) == 0
+}
+
 func (r *recorder) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -244,8 +257,8 @@ func TestAddDelBothVersions(t *testing.T) {
 			if err := s.Del(t.Context(), "late"); err != nil {
 				t.Fatal(err)
 			}
-			if _, ok := h.get("late"); ok || !slices.Equal(h.deleted, []string{"late"}) {
-				t.Errorf("pod still there after Del, deleted: %v", h.deleted)
+			if _, ok := h.get("late"); ok || !slices.Equal(h.deletions(), []string{"late"}) {
+				t.Errorf("pod still there after Del, deleted: %v", h.deletions())
 			}
 		})
 	}
@@ -329,8 +342,8 @@ func TestNewestConnectionGetsNewPodsAllGetDeletions(t *testing.T) {
 	if err := s.Del(t.Context(), "b"); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Contains(older.deleted, "b") || !slices.Contains(newer.deleted, "b") {
-		t.Errorf("deletions: older %v, newer %v", older.deleted, newer.deleted)
+	if !slices.Contains(older.deletions(), "b") || !slices.Contains(newer.deletions(), "b") {
+		t.Errorf("deletions: older %v, newer %v", older.deletions(), newer.deletions())
 	}
 	stop()
 	eventually(t, "pods go to the older again", func() bool { return s.Add(t.Context(), pod(t, "c")) == nil })
@@ -534,7 +547,7 @@ func TestClientRefusesBadRequestsAndKeepsNoDescriptor(t *testing.T) {
 			if text, err := decodeResponse(out, 0); err != nil || text == "" {
 				t.Errorf("want a refusal, got %q, %v", text, err)
 			}
-			if len(h.pods)+len(h.deleted)+len(h.kept) != 0 {
+			if !h.idle() {
 				t.Error("the request reached the handler")
 			}
 		})
