@@ -1,0 +1,178 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/reason"
+	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/api/workloadapi"
+	"github.com/undermesh/undermesh/controller/client"
+)
+
+// Kind is how a connection travels (DESIGN §2, Paths).
+type Kind int
+
+// The zero Kind is Reject, so that a Path nobody decided refuses.
+const (
+	Reject      Kind = iota // refused; Path.Refused says why
+	Direct                  // kernel to kernel on one node; no decision of this build is Direct
+	Proxied                 // one pass through the node's ztunnel, no TLS: the kernel attests the source
+	Tunnel                  // HBONE: mutual TLS to the destination's tunnel port
+	Passthrough             // plain TCP to the address that was dialled
+)
+
+// String is the name that logs and explain use.
+func (k Kind) String() string {
+	switch k {
+	case Reject:
+		return "reject"
+	case Direct:
+		return "direct"
+	case Proxied:
+		return "proxied"
+	case Tunnel:
+		return "tunnel"
+	case Passthrough:
+		return "passthrough"
+	}
+	return "kind_" + strconv.Itoa(int(k))
+}
+
+// Path is the outcome of PathFor.
+type Path struct {
+	Kind        Kind
+	Reason      string        // why this kind, for explain and the connection log
+	Refused     reason.Reason // set when Kind is Reject
+	Destination *client.Workload
+	Port        uint16 // of the destination
+	TunnelPort  uint16 // set when Kind is Tunnel
+	// ServerIdentities are those that the server may prove, set when Kind is Tunnel: the destination's own and the same
+	// in each alias of the mesh's trust domain.
+	ServerIdentities []api.Identity
+}
+
+// PathQuery is what PathFor decides on.
+type PathQuery struct {
+	Snapshot            *client.Snapshot
+	Source, Destination *client.Workload // nil: not known to the mesh
+	Service             *client.Service  // the service that was dialled; nil for an address of a pod
+	Address             netip.AddrPort   // of the destination, after Pick
+	Local               bool             // the destination pod is served by this node's ztunnel
+}
+
+// PathFor decides how the source's ztunnel carries one connection. HTTP ports travel as TCP in this build.
+func PathFor(q PathQuery) Path {
+	p := Path{Destination: q.Destination, Port: q.Address.Port()}
+	reject := func(r reason.Reason, why string) Path {
+		p.Kind, p.Refused, p.Reason = Reject, r, why
+		return p
+	}
+	as := func(k Kind, why string) Path {
+		p.Kind, p.Reason = k, why
+		return p
+	}
+	dst := q.Destination
+	switch {
+	case q.Snapshot == nil:
+		return reject(reason.NotReady, "no snapshot of the mesh yet")
+	case dst == nil && q.Snapshot.Mesh().GetOutboundPolicy() == settings.OutboundPolicy_REGISTRY_ONLY:
+		return reject(reason.OutboundBlocked, "the destination is in no registry and the outbound policy is REGISTRY_ONLY")
+	case dst == nil:
+		return as(Passthrough, "the destination is not known to the mesh")
+	case dst.GetTunnelProtocol() != workloadapi.TunnelProtocol_HBONE:
+		return as(Passthrough, "the destination is not enrolled")
+	case dst.GetWaypoint() != nil || q.Service != nil && q.Service.GetWaypoint() != nil:
+		return reject(reason.PolicyUnenforceable, "the destination asks for a waypoint, whose policies this build cannot apply")
+	case q.Source == nil || q.Source.GetTunnelProtocol() != workloadapi.TunnelProtocol_HBONE:
+		return as(Passthrough, "the source is not enrolled")
+	case q.Source.GetNetwork() != dst.GetNetwork():
+		return reject(reason.NoEndpoint, "the destination is in another network")
+	case meshPort(dst, p.Port):
+		return reject(reason.MeshPort, "the port belongs to the mesh")
+	case q.Service != nil && !mayServe(q.Service, dst.Identity):
+		return reject(reason.PeerIdentity, "the destination's identity may not run the service")
+	}
+	mode := MtlsMode(dst, p.Port)
+	if mode == settings.MtlsMode_MTLS_DISABLE {
+		return as(Passthrough, "mutual TLS is disabled for the port")
+	}
+	if !q.Local {
+		return tunnel(q, p, "the destination is on another node")
+	}
+	switch sameNode(q) {
+	case settings.SameNode_SAME_NODE_TUNNEL:
+		return tunnel(q, p, "same node, sameNode is tunnel")
+	case settings.SameNode_SAME_NODE_PROXIED:
+		return as(Proxied, "same node, sameNode is proxied")
+	case settings.SameNode_SAME_NODE_DIRECT:
+		return as(Proxied, "same node, sameNode is direct, which this build carries proxied")
+	}
+	if mode == settings.MtlsMode_MTLS_STRICT {
+		return tunnel(q, p, "same node, the port is STRICT")
+	}
+	return as(Proxied, "same node")
+}
+
+func tunnel(q PathQuery, p Path, why string) Path {
+	p.Kind, p.Reason, p.TunnelPort = Tunnel, why, TunnelPort(p.Destination)
+	p.ServerIdentities = serverIdentities(q.Snapshot.Mesh(), p.Destination.Identity)
+	return p
+}
+
+// TunnelPort is the port of a workload's in-pod tunnel listener.
+func TunnelPort(w *client.Workload) uint16 {
+	if p := w.Settings.GetTunnelPort(); p != 0 {
+		return uint16(p)
+	}
+	return api.PortTunnel
+}
+
+// MtlsMode is the PeerAuthentication mode of one port of a workload.
+func MtlsMode(w *client.Workload, port uint16) settings.MtlsMode {
+	if m, ok := w.Settings.GetPortMtls()[uint32(port)]; ok {
+		return m
+	}
+	return w.Settings.GetMtls()
+}
+
+// meshPort reports whether the port is one of the listeners that the mesh keeps in an enrolled pod.
+func meshPort(w *client.Workload, port uint16) bool {
+	return port == api.PortOutbound || port == api.PortInbound || port == api.PortTunnel || port == TunnelPort(w)
+}
+
+// sameNode takes the destination's setting, else the source's, else the mesh's.
+func sameNode(q PathQuery) settings.SameNode {
+	for _, s := range []settings.SameNode{
+		q.Destination.Settings.GetSameNode(), q.Source.Settings.GetSameNode(), q.Snapshot.Mesh().GetSameNode(),
+	} {
+		if s != settings.SameNode_SAME_NODE_AUTO {
+			return s
+		}
+	}
+	return settings.SameNode_SAME_NODE_AUTO
+}
+
+// mayServe is secure naming (MT-15): a service that lists subject names is served by those alone.
+func mayServe(svc *client.Service, id api.Identity) bool {
+	names := svc.GetSubjectAltNames()
+	return len(names) == 0 || slices.Contains(names, id.String())
+}
+
+func serverIdentities(mesh *settings.MeshSettings, id api.Identity) []api.Identity {
+	out := []api.Identity{id}
+	bundle := append([]string{mesh.GetTrustDomain()}, mesh.GetTrustDomainAliases()...)
+	if !slices.Contains(bundle, id.TrustDomain) {
+		return out
+	}
+	for _, td := range bundle {
+		alias := id
+		alias.TrustDomain = td
+		if !slices.Contains(out, alias) {
+			out = append(out, alias)
+		}
+	}
+	return out
+}
