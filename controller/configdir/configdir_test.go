@@ -1,0 +1,215 @@
+package configdir
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+)
+
+const pod = `apiVersion: v1
+kind: Pod
+metadata: {name: a, namespace: foo, labels: {app: a}}
+status: {podIP: 10.0.0.1}
+`
+
+func write(t *testing.T, dir, name, text string) {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func load(t *testing.T, d *Dir) *View {
+	t.Helper()
+	v, err := d.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestBadFileKeepsItsLastGoodState(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "a.yaml", pod+"---\n"+strings.ReplaceAll(pod, "name: a", "name: b"))
+	write(t, dir, "sub/c.yaml", strings.ReplaceAll(pod, "name: a", "name: c"))
+	d := New(Config{Dir: dir})
+	before := load(t, d)
+	if n := len(List[*corev1.Pod](before)); n != 3 || len(before.Problems) != 0 {
+		t.Fatalf("%d pods, problems %v", n, before.Problems)
+	}
+	write(t, dir, "a.yaml", pod+"spec: {containers: [{name: x, imagee: y}]}\n")
+	write(t, dir, "sub/c.yaml", strings.ReplaceAll(pod, "name: a", "name: d"))
+	after := load(t, d)
+	if len(after.Problems) != 1 {
+		t.Fatalf("problems %v", after.Problems)
+	}
+	if got := after.Problems[0].Error(); got != "file a.yaml, document 1, Pod foo/a, field spec.containers[0].imagee: unknown field" {
+		t.Error(got)
+	}
+	key := Key{Kind: "Pod", Namespace: "foo", Name: "a"}
+	if after.Get(key) != before.Get(key) {
+		t.Error("the bad file's pod is not served from its last good state")
+	}
+	if diff := Diff(before, after); len(diff) != 2 || diff[0].Name != "c" || diff[1].Name != "d" {
+		t.Errorf("diff %v", diff)
+	}
+}
+
+func TestProblemsNameObjectAndField(t *testing.T) {
+	for name, c := range map[string]struct{ text, want string }{
+		"duplicate key": {pod + "kind: Pod\n", "file f.yaml, document 1: parse YAML"},
+		"kind":          {"apiVersion: v1\nkind: Podd\nmetadata: {name: x}\n", "document 1, Podd x, field kind: unknown kind \"Podd\""},
+		"type":          {pod + "spec: {hostNetwork: 7}\n", "Pod foo/a, field spec.hostNetwork: is a number, want bool"},
+		"name":          {"apiVersion: v1\nkind: Pod\nmetadata: {name: A_b}\n", "field metadata.name"},
+		"scalar":        {"hello\n", "document is not an object"},
+		"second":        {pod + "---\n" + pod, "object is defined already in file f.yaml, document 1"},
+		"istio":         {"apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\nspec: {hostss: [a]}\n", "field spec.hostss: unknown field"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir, "f.yaml", c.text)
+			v := load(t, New(Config{Dir: dir}))
+			if len(v.Problems) != 1 || !strings.Contains(v.Problems[0].Error(), c.want) {
+				t.Fatalf("got %v, want %q", v.Problems, c.want)
+			}
+		})
+	}
+}
+
+func TestPolicyCarriesItsIssues(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "p.yaml", `apiVersion: security.istio.io/v1beta1
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: foo}
+spec:
+  action: PERMIT
+  rules:
+  - from: [{source: {principals: ["*"], user: x}}]
+    to: [{operation: {ports: [9000, "9001"]}}]
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: q, namespace: foo}
+spec: {portLevelMtls: {80: {mode: DISABLE}, x: {mode: STRICT}}}
+`)
+	v := load(t, New(Config{Dir: dir}))
+	e := v.Get(Key{Group: securityGroup, Kind: "AuthorizationPolicy", Namespace: "foo", Name: "p"})
+	if e == nil {
+		t.Fatal("the policy is lost:", v.Problems)
+	}
+	var fields []string
+	for _, i := range e.Issues {
+		fields = append(fields, i.Field)
+	}
+	if got := strings.Join(fields, " "); got != "spec.action spec.rules[0].from[0].source.user spec.rules[0].to[0].operation.ports[0]" {
+		t.Error(got)
+	}
+	ap := e.Object.(*securityv1.AuthorizationPolicy)
+	if got := ap.Spec.Rules[0].To[0].Operation.Ports; len(got) != 1 || got[0] != "9001" {
+		t.Errorf("ports %v", got)
+	}
+	pa := List[*securityv1.PeerAuthentication](v)
+	if len(pa) != 1 || pa[0].Spec.PortLevelMtls[80].GetMode().String() != "DISABLE" || len(pa[0].Spec.PortLevelMtls) != 1 {
+		t.Errorf("got %v", pa)
+	}
+	if len(v.Problems) != 4 {
+		t.Errorf("problems %v", v.Problems)
+	}
+}
+
+func TestOverlay(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "a.yaml", pod)
+	d := New(Config{Dir: dir})
+	load(t, d)
+	key, on := Key{Kind: "Pod", Namespace: "foo", Name: "a"}, "enabled"
+	o := Overlay{APIVersion: "v1", Key: key, Annotations: map[string]*string{"x": &on}, Status: map[string]any{"podIP": "10.0.0.2"}}
+	if err := WriteOverlay(dir, "agent-n1", o); err != nil {
+		t.Fatal(err)
+	}
+	merged := load(t, d).Get(key)
+	if p := merged.Object.(*corev1.Pod); p.Annotations["x"] != on || p.Status.PodIP != "10.0.0.2" || p.Labels["app"] != "a" {
+		t.Fatalf("got %+v", p)
+	}
+	if again := load(t, d).Get(key); again != merged {
+		t.Error("an unchanged directory made a new object")
+	}
+	write(t, dir, ".status/bad.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: foo}\nspec: {hostNetwork: true}\n")
+	if v := load(t, d); v.Get(key) != merged || len(v.Problems) != 1 || v.Problems[0].Field != "spec" {
+		t.Errorf("problems %v", v.Problems)
+	}
+	if err := RemoveOverlay(dir, "agent-n1", key); err != nil {
+		t.Fatal(err)
+	}
+	if p := load(t, d).Get(key).Object.(*corev1.Pod); p.Annotations["x"] != "" || p.Status.PodIP != "10.0.0.1" {
+		t.Errorf("got %+v", p)
+	}
+}
+
+func TestRunNotifies(t *testing.T) {
+	dir := t.TempDir()
+	d := New(Config{Dir: dir, Reread: time.Hour})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	changed, stop := d.Watch()
+	defer stop()
+	go func() { done <- d.Run(ctx) }()
+	wait := func(pods int) {
+		t.Helper()
+		deadline := time.After(10 * time.Second)
+		for {
+			select {
+			case <-changed:
+				if len(List[*corev1.Pod](d.View())) == pods {
+					return
+				}
+			case err := <-done:
+				t.Fatal(err)
+			case <-deadline:
+				t.Fatalf("never saw %d pods", pods)
+			}
+		}
+	}
+	wait(0)
+	write(t, dir, "a.yaml", pod)
+	wait(1)
+	write(t, dir, "new/b.yaml", strings.ReplaceAll(pod, "name: a", "name: b"))
+	wait(2)
+	if err := os.Remove(filepath.Join(dir, "a.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	wait(1)
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(pod)
+	f.Add("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {rules: [{from: [{source: {ipBlocks: [1]}}]}]}\n")
+	f.Add("a: &a [*a]\n---\n---\n[]\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		docs, problems := parseFile(rawFile{path: "f.yaml", data: text})
+		for _, d := range docs {
+			if d.entry.Object == nil || d.entry.Object.GetName() != d.entry.Key.Name {
+				t.Fatalf("entry %+v", d.entry)
+			}
+		}
+		for _, p := range problems {
+			if p.Message == "" {
+				t.Fatalf("problem without a message: %+v", p)
+			}
+		}
+	})
+}
