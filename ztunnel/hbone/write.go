@@ -1,12 +1,17 @@
 package hbone
 
 import (
+	"errors"
 	"net"
 	"runtime"
 	"sync"
 )
 
+// errGone is sendData's answer for a stream that was reset.
+var errGone = errors.New("stream is gone")
+
 const (
+	largeFrame = 256 << 10 // the largest DATA frame that is sent
 	queueCap   = 256 << 10 // writers wait while more than this is queued
 	controlCap = 512 << 10 // answers queued for a peer that does not read them: the connection ends
 	directMin  = 16 << 10  // payloads from this size on are written from the caller's buffer when the line is free
@@ -57,17 +62,18 @@ func (w *writer) kickLocked() {
 	}
 }
 
-// send queues b (whole frames) and flushes unless somebody is doing so. It waits while the queue is full.
-func (w *writer) send(b []byte) error {
+// sendEnd sends END_STREAM, unless s was reset. It waits while the queue is full.
+func (w *writer) sendEnd(s *Stream) error {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	if err := w.awaitRoomLocked(); err != nil {
-		w.mu.Unlock()
 		return err
 	}
-	w.q = append(w.q, b...)
-	err := w.flushOwnLocked()
-	w.mu.Unlock()
-	return err
+	if s.gone.Load() {
+		return nil
+	}
+	w.q = appendFrameHeader(w.q, 0, frameData, flagEndStream, s.id)
+	return w.flushOwnLocked()
 }
 
 func (w *writer) awaitRoomLocked() error {
@@ -91,10 +97,15 @@ func (w *writer) flushOwnLocked() error {
 }
 
 // sendData sends n payload bytes of b, which begin at frameHeaderLen, in frames of at most frame bytes. b's bytes are
-// overwritten by frame headers; b is free again on return.
-func (w *writer) sendData(b []byte, n, frame int, id uint32) error {
+// overwritten by frame headers; b is free again on return. It returns errGone, having sent nothing, after a reset.
+func (w *writer) sendData(s *Stream, b []byte, n, frame int) error {
+	id := s.id
 	w.mu.Lock()
-	if err := w.awaitRoomLocked(); err != nil {
+	err := w.awaitRoomLocked()
+	if err == nil && s.gone.Load() {
+		err = errGone
+	}
+	if err != nil {
 		w.mu.Unlock()
 		return err
 	}
@@ -111,7 +122,7 @@ func (w *writer) sendData(b []byte, n, frame int, id uint32) error {
 	}
 	w.busy = true
 	w.mu.Unlock()
-	err := w.writeFrames(b, n, frame, id)
+	err = w.writeFrames(b, n, frame, id)
 	w.mu.Lock()
 	if err != nil {
 		w.failLocked(err)

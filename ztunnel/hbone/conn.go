@@ -1,0 +1,298 @@
+package hbone
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"github.com/undermesh/undermesh/ztunnel/clock"
+)
+
+// conn is one tunnel connection, either side. Two goroutines live as long as it does: the read loop and the background
+// flusher. Lock order: Stream.rmu, writer.mu, conn.mu, recvWindow.mu.
+type conn struct {
+	cfg    Config
+	nc     net.Conn
+	tr     *Transport // nil: nc is not TLS over a Transport
+	client bool
+	w      writer
+	hdr    *block
+	recv   recvWindow
+	rd     reader
+	// onHeaders handles a decoded header block; the error ends the connection. Called by the read loop.
+	onHeaders func(h frameHeader, m *message) error
+	// onPingAck is the server's, called by the read loop; nil on the client side.
+	onPingAck func(data [8]byte)
+
+	reads atomic.Uint64 // reads that brought bytes: the peer lives
+	done  chan struct{} // closed when both goroutines ended
+
+	mu        sync.Mutex // protects below
+	streams   map[uint32]*Stream
+	peer      peerSettings
+	sendWin   int64     // the peer's connection window
+	starved   []*Stream // wait for sendWin, in order
+	nextID    uint32    // client: the next stream
+	lastID    uint32    // server: the highest stream that the peer opened
+	promised  uint32    // what our last GOAWAY named as the last stream; maxStreamID: none yet
+	goneAway  bool      // client: the peer sent GOAWAY
+	draining  bool      // no new streams
+	dead      error     // set once
+	linger    bool      // a GOAWAY with an error is on its way: read on until the peer closes
+	keepalive clock.Timer
+	forced    clock.Timer
+}
+
+// peerSettings is what the peer advertised.
+type peerSettings struct {
+	initialWindow int64
+	maxFrame      int
+	maxStreams    int
+	maxHeaderList int64
+}
+
+func newConn(nc net.Conn, cfg Config, client bool) *conn {
+	c := &conn{
+		cfg: cfg, nc: nc, client: client, hdr: newBlock(), nextID: 1, promised: maxStreamID,
+		done: make(chan struct{}), streams: map[uint32]*Stream{}, sendWin: defaultWindow,
+		peer: peerSettings{initialWindow: defaultWindow, maxFrame: minMaxFrame, maxStreams: 100, maxHeaderList: -1},
+	}
+	if tc, ok := nc.(*tls.Conn); ok {
+		c.tr, _ = tc.NetConn().(*Transport)
+	}
+	if !client {
+		c.peer.maxStreams = 0
+	}
+	c.w.init(nc, c.tr, c.hdr)
+	c.rd.init(c)
+	c.recv.init(cfg)
+	return c
+}
+
+// start queues the preface and starts the two goroutines.
+func (c *conn) start() {
+	var b []byte
+	if c.client {
+		b = append(b, clientPreface...)
+	}
+	s := []setting{
+		{settingMaxFrame, uint32(c.cfg.MaxFrame)},
+		{settingInitialWindow, uint32(c.cfg.StreamWindow)},
+		{settingMaxHeaderList, uint32(c.cfg.MaxHeaderList)},
+	}
+	if c.client {
+		s = append(s, setting{settingEnablePush, 0})
+	} else {
+		s = append(s, setting{settingMaxStreams, uint32(c.cfg.MaxStreams)})
+	}
+	b = appendSettings(b, s...)
+	if inc := c.cfg.ConnWindow - defaultWindow; inc > 0 {
+		b = appendWindowUpdate(b, 0, uint32(inc))
+	}
+	_ = c.w.post(b) // a new writer has neither an error nor a full queue
+	c.armKeepalive()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		err := c.w.run()
+		if err != nil {
+			c.end(err)
+		}
+		c.closeNet(err == nil)
+	})
+	wg.Go(func() {
+		err := c.rd.loop()
+		if err == io.EOF {
+			err = errPeerClosed
+		}
+		c.end(err)
+		if c.lingers() {
+			_, _ = io.Copy(io.Discard, nc{c.nc})
+			c.hardClose()
+		}
+	})
+	go func() {
+		wg.Wait()
+		_ = c.nc.Close()
+		c.stopTimers()
+		close(c.done)
+	}()
+}
+
+// nc hides every method of a conn but Read, so that io.Copy takes no short cut.
+type nc struct{ r io.Reader }
+
+func (n nc) Read(p []byte) (int, error) { return n.r.Read(p) }
+
+var errPeerClosed = errors.New("tunnel closed by peer")
+
+// end makes the connection dead; the first error wins and reaches every stream. It does not wait.
+func (c *conn) end(err error) {
+	c.mu.Lock()
+	if c.dead != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.dead = err
+	var ce *ConnError
+	local := errors.As(err, &ce) && !ce.Remote
+	c.linger = local
+	victims := make([]*Stream, 0, len(c.streams))
+	for _, s := range c.streams {
+		victims = append(victims, s)
+	}
+	last := min(c.lastID, c.promised)
+	if c.keepalive != nil {
+		c.keepalive.Stop()
+	}
+	c.forced = c.cfg.Clock.AfterFunc(c.cfg.CloseTimeout, c.hardClose)
+	c.mu.Unlock()
+
+	switch {
+	case local:
+		c.cfg.Log.Debug("tunnel protocol error", "peer", addrString(c.nc), "err", err)
+		c.w.finish(appendGoAway(nil, last, ce.Code, ce.Reason))
+	case errors.Is(err, ErrClosed):
+		c.w.finish(appendGoAway(nil, last, CodeNo, ""))
+	default:
+		c.w.fail(err)
+	}
+	for _, s := range victims {
+		s.terminate(err)
+	}
+	c.notify()
+}
+
+func addrString(c net.Conn) string {
+	if a := c.RemoteAddr(); a != nil {
+		return a.String()
+	}
+	return ""
+}
+
+func (c *conn) lingers() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.linger
+}
+
+// closeNet closes the connection after the last write. A peer that was told of an error gets the time to read it.
+func (c *conn) closeNet(clean bool) {
+	if !clean {
+		c.hardClose()
+		return
+	}
+	if cw, ok := c.nc.(interface{ CloseWrite() error }); ok && c.lingers() {
+		_ = cw.CloseWrite()
+		return
+	}
+	_ = c.nc.Close()
+}
+
+// hardClose closes the socket without a word: a TLS close_notify could block.
+func (c *conn) hardClose() {
+	if tc, ok := c.nc.(*tls.Conn); ok {
+		_ = tc.NetConn().Close()
+		return
+	}
+	_ = c.nc.Close()
+}
+
+func (c *conn) stopTimers() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.keepalive != nil {
+		c.keepalive.Stop()
+	}
+	if c.forced != nil {
+		c.forced.Stop()
+	}
+}
+
+func (c *conn) notify() {
+	if f := c.cfg.onStreamDone; f != nil {
+		f()
+	}
+}
+
+// close ends the connection at once: open streams fail with ErrClosed, the peer gets GOAWAY and close_notify. It
+// returns when both goroutines have ended.
+func (c *conn) close() {
+	c.end(ErrClosed)
+	<-c.done
+}
+
+func (c *conn) err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dead
+}
+
+// drain refuses new streams and closes the connection when the last one has ended.
+func (c *conn) drain() {
+	c.mu.Lock()
+	c.draining = true
+	idle := len(c.streams) == 0
+	c.mu.Unlock()
+	if idle {
+		c.end(ErrClosed)
+	}
+}
+
+// removeLocked forgets a stream that has ended. The returned func must be called without locks.
+func (c *conn) removeLocked(s *Stream) (after func()) {
+	if c.streams[s.id] != s {
+		return func() {}
+	}
+	delete(c.streams, s.id)
+	last := c.draining && len(c.streams) == 0
+	return func() {
+		if last && c.client {
+			c.end(ErrClosed)
+		}
+		c.notify()
+	}
+}
+
+// armKeepalive asks a silent peer whether it lives.
+func (c *conn) armKeepalive() {
+	if c.cfg.PingInterval < 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	seen, asked := c.reads.Load(), false
+	c.keepalive = c.cfg.Clock.AfterFunc(c.cfg.PingInterval, func() {
+		now := c.reads.Load()
+		switch {
+		case now != seen:
+			seen, asked = now, false
+		case asked:
+			c.end(ErrPeerDead)
+			return
+		default:
+			asked = true
+			if err := c.w.post(appendPing(nil, 0, pingKeepalive)); err != nil {
+				c.end(err)
+				return
+			}
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.dead != nil {
+			return
+		}
+		if asked {
+			c.keepalive.Reset(c.cfg.PingTimeout)
+		} else {
+			c.keepalive.Reset(c.cfg.PingInterval)
+		}
+	})
+}
+
+var (
+	pingKeepalive = [8]byte{'a', 'l', 'i', 'v', 'e'}
+	pingDrain     = [8]byte{'d', 'r', 'a', 'i', 'n'}
+)
