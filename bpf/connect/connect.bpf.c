@@ -16,6 +16,8 @@
 #define ALLOW 1
 #define REFUSE 0 /* EPERM */
 
+#define SHOWN 4096 /* bytes of an option's value that every kernel shows: the smallest page */
+
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 /* Is this process in an exempt cgroup, or below one? Level 0 is the root, which every process is below. */
@@ -193,18 +195,18 @@ int mesh_setsockopt(struct bpf_sockopt *ctx)
 	__u32 zero = 0;
 	__u64 cookie;
 
-	/* optlen 0: the kernel goes on with the caller's own buffer */
-	if (ctx->level != SOL_SOCKET || ctx->optname != SO_MARK || !sk || (void *)(value + 1) > ctx->optval_end) {
+	/*
+	 * The kernel shows a page of a longer value and refuses the call unless optlen is made 0, which means the caller's own
+	 * buffer. A short value is left as it is: it may be another program's work.
+	 */
+	if (ctx->optlen > SHOWN)
 		ctx->optlen = 0;
+	if (ctx->level != SOL_SOCKET || ctx->optname != SO_MARK || !sk || (void *)(value + 1) > ctx->optval_end)
 		return ALLOW;
-	}
 	cookie = bpf_get_netns_cookie(ctx);
 	node = bpf_map_lookup_elem(&mesh_node, &zero);
-	if (!node || !bpf_map_lookup_elem(&mesh_pods, &cookie) || exempt()) {
-		ctx->optlen = 0;
+	if (!node || !bpf_map_lookup_elem(&mesh_pods, &cookie) || exempt())
 		return ALLOW;
-	}
 	*value = (*value & ~node->mask) | (sk->mark & node->mask);
-	ctx->optlen = sizeof(*value);
 	return ALLOW;
 }

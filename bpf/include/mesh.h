@@ -126,7 +126,7 @@ struct mesh_node {
 _Static_assert(sizeof(struct mesh_node) == 32, "mesh_node");
 
 struct mesh_flow_key {
-	__u8 saddr[16];
+	__u8 saddr[16] __attribute__((aligned(8))); /* compared by 8 bytes on the stack */
 	__u8 daddr[16];
 	__u16 sport;
 	__u16 dport;

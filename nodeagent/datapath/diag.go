@@ -1,0 +1,138 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// From linux/inet_diag.h and linux/sock_diag.h.
+const (
+	diagByFamily   = 20 // SOCK_DIAG_BY_FAMILY
+	diagAttrMark   = 15 // INET_DIAG_MARK, told to those with NET_ADMIN
+	diagRequestLen = 56 // struct inet_diag_req_v2
+	diagMessageLen = 72 // struct inet_diag_msg
+)
+
+// tcpLive are the states in which a connection still has packets to send: all but LISTEN, SYN_RECV, TIME_WAIT and CLOSE.
+const tcpLive = 1<<1 | 1<<2 | 1<<4 | 1<<5 | 1<<8 | 1<<9 | 1<<11
+
+// LiveCaptured is the number of connections in the pod's namespace whose packets need its rules and routes: sockets
+// with the capture mark, both ends of one connection counted once. Returns ErrNetnsGone if the namespace is gone.
+func (h *PodHandle) LiveCaptured() (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return 0, fmt.Errorf("list sockets of pod %s: %w", h.uid, ErrNotOpen)
+	}
+	if h.ns == nil {
+		return 0, fmt.Errorf("list sockets of pod %s: %w", h.uid, ErrNetnsGone)
+	}
+	fd := -1
+	err := h.ns.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("open sock_diag of pod %s: %w", h.uid, err)
+	}
+	defer unix.Close(fd)
+	seen := map[[2]netip.AddrPort]bool{}
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		if err := h.cfg.markedSockets(fd, family, seen); err != nil {
+			return 0, fmt.Errorf("list sockets of pod %s: %w", h.uid, err)
+		}
+	}
+	return len(seen), nil
+}
+
+// markedSockets adds the connections of the family whose sockets carry the capture mark.
+func (c Config) markedSockets(fd int, family uint8, seen map[[2]netip.AddrPort]bool) error {
+	req := make([]byte, unix.NLMSG_HDRLEN+diagRequestLen)
+	binary.NativeEndian.PutUint32(req, uint32(len(req)))
+	binary.NativeEndian.PutUint16(req[4:], diagByFamily)
+	binary.NativeEndian.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	req[16], req[17] = family, unix.IPPROTO_TCP
+	binary.NativeEndian.PutUint32(req[20:], tcpLive)
+	if err := unix.Sendto(fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("ask sock_diag: %w", err)
+	}
+	buf := make([]byte, 32<<10)
+	for {
+		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read sock_diag: %w", err)
+		}
+		done, err := c.parseDiag(buf[:n], seen)
+		if err != nil || done {
+			return err
+		}
+	}
+}
+
+// parseDiag reads one datagram of a dump.
+func (c Config) parseDiag(b []byte, seen map[[2]netip.AddrPort]bool) (done bool, err error) {
+	msgs, err := syscall.ParseNetlinkMessage(b)
+	if err != nil {
+		return false, fmt.Errorf("parse sock_diag answer: %w", err)
+	}
+	for _, m := range msgs {
+		switch m.Header.Type {
+		case unix.NLMSG_DONE:
+			return true, nil
+		case unix.NLMSG_ERROR:
+			if len(m.Data) < 4 {
+				return false, errors.New("parse sock_diag answer: short error")
+			}
+			if code := int32(binary.NativeEndian.Uint32(m.Data)); code != 0 {
+				return false, fmt.Errorf("ask sock_diag: %w", unix.Errno(-code))
+			}
+		case diagByFamily:
+			if len(m.Data) < diagMessageLen {
+				return false, fmt.Errorf("parse sock_diag answer: socket of %d bytes", len(m.Data))
+			}
+			if diagMark(m.Data[diagMessageLen:])&c.Mask == c.Mark {
+				local, remote := diagEnds(m.Data)
+				if remote.Compare(local) < 0 {
+					local, remote = remote, local
+				}
+				seen[[2]netip.AddrPort{local, remote}] = true
+			}
+		}
+	}
+	return false, nil
+}
+
+// diagEnds reads the addresses of a struct inet_diag_msg: family, ..., sport and dport at 4, src at 8, dst at 24.
+func diagEnds(m []byte) (local, remote netip.AddrPort) {
+	addr := func(b []byte) netip.Addr {
+		if m[0] == unix.AF_INET {
+			return netip.AddrFrom4([4]byte(b[:4]))
+		}
+		return netip.AddrFrom16([16]byte(b[:16])).Unmap()
+	}
+	return netip.AddrPortFrom(addr(m[8:]), binary.BigEndian.Uint16(m[4:])),
+		netip.AddrPortFrom(addr(m[24:]), binary.BigEndian.Uint16(m[6:]))
+}
+
+// diagMark finds the mark among the attributes.
+func diagMark(b []byte) uint32 {
+	for len(b) >= 4 {
+		size, kind := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
+		if size < 4 || size > len(b) {
+			return 0
+		}
+		if kind == diagAttrMark && size >= 8 {
+			return binary.NativeEndian.Uint32(b[4:])
+		}
+		b = b[min(len(b), (size+3)&^3):]
+	}
+	return 0
+}

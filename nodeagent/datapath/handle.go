@@ -1,0 +1,351 @@
+package datapath
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/undermesh/undermesh/bpf/types"
+	"github.com/undermesh/undermesh/nodeagent/maps"
+	"github.com/undermesh/undermesh/nodeagent/netns"
+)
+
+// PodHandle is one pod in the datapath. Its steps are idempotent and safe for concurrent use. In the order of
+// enrolment: PreparePod (rules, routes, sysctls, listeners), AttachInbound, CaptureOutbound(true); of un-enrolment:
+// CaptureOutbound(false), DetachInbound, and Cleanup once LiveCaptured is 0 or a deadline has passed.
+type PodHandle struct {
+	cfg    Config
+	uid    string
+	cookie uint64
+	dir    string // of the pod's pins
+	tables *tables
+	load   func(config, listeners *ebpf.Map) (*ebpf.Program, error)
+
+	mu        sync.Mutex // protects below
+	rec       record
+	ns        *netns.NetNS // nil: not found since the agent's restart, or gone
+	config    *ebpf.Map
+	listeners *ebpf.Map
+	link      link.Link // nil: inbound is not attached
+	files     map[Kind]*os.File
+	ports     map[types.BPFMeshPortKey]uint32 // what is in mesh_ports
+	cidrs     map[types.BPFMeshCidrKey]uint32
+	closed    bool
+}
+
+// tables are the node's maps that hold entries of pods; nil in a handle that is only good for cleaning up.
+type tables struct {
+	pods  maps.Table[uint64, types.BPFMeshPod]
+	usage maps.Table[uint64, uint32]
+	ports maps.Table[types.BPFMeshPortKey, uint32]
+	cidrs maps.Table[types.BPFMeshCidrKey, uint32]
+}
+
+func (d *Datapath) tablesLocked() *tables {
+	if d.maps == nil {
+		return nil
+	}
+	return &tables{
+		pods:  maps.NewTable[uint64, types.BPFMeshPod](mapPods, d.maps[mapPods]),
+		usage: maps.NewTable[uint64, uint32](mapUsage, d.maps[mapUsage]),
+		ports: maps.NewTable[types.BPFMeshPortKey, uint32](mapPorts, d.maps[mapPorts]),
+		cidrs: maps.NewTable[types.BPFMeshCidrKey, uint32](mapExcluded, d.maps[mapExcluded]),
+	}
+}
+
+func cookieBytes(c uint64) (b [8]uint8) {
+	binary.NativeEndian.PutUint64(b[:], c)
+	return b
+}
+
+// PreparePod brings rules, routes, sysctls, listeners and tables of a pod into being, and captures nothing yet. For a
+// pod that is already known, from this run or from pins of an earlier one, it brings it up to date instead: links that
+// are attached stay, capture that is on stays on, and listeners are not made again (see EnsureListeners).
+func (d *Datapath) PreparePod(ctx context.Context, pod Pod) (*PodHandle, error) {
+	if err := pod.Validate(); err != nil {
+		return nil, err
+	}
+	if pod.Netns == nil {
+		return nil, fmt.Errorf("prepare pod %s: Netns is not given: %w", pod.UID, ErrNetnsGone)
+	}
+	cookie, err := pod.Netns.Cookie()
+	if err != nil {
+		return nil, fmt.Errorf("prepare pod %s: %w", pod.UID, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.open {
+		return nil, ErrNotOpen
+	}
+	h, err := d.handleLocked(pod.UID)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if h != nil && h.cookie != cookie { // the same pod in a new sandbox
+		if err := h.cleanup(); err != nil {
+			return nil, fmt.Errorf("clean up former namespace of pod %s: %w", pod.UID, err)
+		}
+		delete(d.handles, pod.UID)
+		h = nil
+	}
+	fresh := h == nil
+	if fresh {
+		h = d.newHandleLocked(record{UID: pod.UID, Cookie: cookie, Netns: pod.Netns.ID(), Path: pod.Netns.Path()})
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := h.prepare(pod, fresh); err != nil {
+		if fresh {
+			err = errors.Join(err, h.cleanup())
+		}
+		return nil, fmt.Errorf("prepare pod %s: %w", pod.UID, err)
+	}
+	d.handles[pod.UID] = h
+	return h, nil
+}
+
+func (d *Datapath) newHandleLocked(r record) *PodHandle {
+	return &PodHandle{cfg: d.cfg, uid: r.UID, cookie: r.Cookie, dir: d.podDir(r.UID), tables: d.tablesLocked(), rec: r,
+		load: d.loadLookup, files: map[Kind]*os.File{}}
+}
+
+// loadLookup makes one instance of the sk_lookup program. What it reads of d does not change while d is open.
+func (d *Datapath) loadLookup(config, listeners *ebpf.Map) (*ebpf.Program, error) {
+	spec := d.lookupSpec.Copy()
+	o := d.loadOptionsLocked(spec)
+	o.MapReplacements[mapConfig], o.MapReplacements[mapListeners] = config, listeners
+	coll, err := ebpf.NewCollectionWithOptions(spec, o)
+	if err != nil {
+		return nil, fmt.Errorf("load sk_lookup program: %w", err)
+	}
+	defer coll.Close()
+	return coll.DetachProgram(progLookup), nil
+}
+
+func (h *PodHandle) prepare(pod Pod, fresh bool) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ns == nil {
+		ns, err := pod.Netns.Dup()
+		if err != nil {
+			return err
+		}
+		h.ns = ns
+	}
+	if err := os.MkdirAll(h.dir, 0o700); err != nil {
+		return fmt.Errorf("make pin directory: %w", err)
+	}
+	if err := h.openMapsLocked(); err != nil {
+		return err
+	}
+	if err := h.updateLocked(pod); err != nil {
+		return err
+	}
+	if fresh {
+		return h.ensureListenersLocked()
+	}
+	return nil
+}
+
+// openMapsLocked adopts or creates the pod's own maps.
+func (h *PodHandle) openMapsLocked() (err error) {
+	if h.config == nil {
+		spec := &ebpf.MapSpec{Name: mapConfig, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(binary.Size(types.BPFMeshPod{})), MaxEntries: 1}
+		if h.config, err = adoptMap(filepath.Join(h.dir, mapConfig), spec); err != nil {
+			return err
+		}
+	}
+	if h.listeners == nil {
+		spec := &ebpf.MapSpec{Name: mapListeners, Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: uint32(types.BPFMeshListenerMESH_LISTENER_COUNT)}
+		h.listeners, err = adoptMap(filepath.Join(h.dir, mapListeners), spec)
+	}
+	return err
+}
+
+// UpdateConfig brings addresses, ports, exclusions and probes up to date; pod.Netns is not looked at. Connections that
+// are already established keep their way.
+func (h *PodHandle) UpdateConfig(pod Pod) error {
+	if err := pod.Validate(); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.usableLocked(); err != nil {
+		return fmt.Errorf("update pod %s: %w", h.uid, err)
+	}
+	if err := h.updateLocked(pod); err != nil {
+		return fmt.Errorf("update pod %s: %w", h.uid, err)
+	}
+	return nil
+}
+
+func (h *PodHandle) updateLocked(pod Pod) error {
+	if tunnel := pod.tunnelPort(h.cfg); !slices.Equal(h.rec.IPs, pod.IPs) || h.rec.Tunnel != tunnel {
+		if h.rec.Sysctls != nil { // routes name the addresses
+			if err := h.cfg.removeRoutingOf(h.ns, h.rec.IPs, pod.IPs); err != nil {
+				return err
+			}
+		}
+		h.rec.IPs, h.rec.Tunnel = slices.Clone(pod.IPs), tunnel
+		if h.rec.Sysctls != nil {
+			if err := h.rec.write(h.dir); err != nil {
+				return err
+			}
+		}
+	}
+	if err := h.applyNetworkLocked(); err != nil {
+		return err
+	}
+	return h.writeTablesLocked(pod)
+}
+
+// writeTablesLocked writes exclusions before the pod's own entry, so that no connect sees the pod without them.
+func (h *PodHandle) writeTablesLocked(pod Pod) error {
+	ports, cidrs := pod.portEntries(h.cookie), pod.cidrEntries(h.cookie)
+	if _, _, err := h.tables.ports.Apply(h.ports, ports); err != nil {
+		return err
+	}
+	h.ports = ports
+	if _, _, err := h.tables.cidrs.Apply(h.cidrs, cidrs); err != nil {
+		return err
+	}
+	h.cidrs = cidrs
+	if _, ok, err := h.tables.usage.Lookup(h.cookie); err != nil {
+		return err
+	} else if !ok {
+		if err := h.tables.usage.Update(h.cookie, 0); err != nil {
+			return err
+		}
+	}
+	old, _, err := h.tables.pods.Lookup(h.cookie)
+	if err != nil {
+		return err
+	}
+	v := pod.value(h.cookie, h.cfg)
+	v.Flags = old.Flags
+	if err := h.config.Put(uint32(0), v); err != nil {
+		return fmt.Errorf("write %s: %w", mapConfig, err)
+	}
+	return h.tables.pods.Update(h.cookie, v)
+}
+
+func (h *PodHandle) usableLocked() error {
+	switch {
+	case h.closed || h.tables == nil:
+		return ErrNotOpen
+	case h.ns == nil:
+		return ErrNetnsGone
+	}
+	return nil
+}
+
+// UID is the pod's.
+func (h *PodHandle) UID() string { return h.uid }
+
+// Cookie is the number of the pod's network namespace.
+func (h *PodHandle) Cookie() uint64 { return h.cookie }
+
+// AttachInbound puts the sk_lookup program onto the pod's namespace: from now on new connections to the pod go to its
+// listeners. If a link is pinned its program is replaced by this build's.
+func (h *PodHandle) AttachInbound() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.usableLocked(); err != nil {
+		return fmt.Errorf("attach inbound of pod %s: %w", h.uid, err)
+	}
+	if err := h.attachLocked(); err != nil {
+		return fmt.Errorf("attach inbound of pod %s: %w", h.uid, err)
+	}
+	return nil
+}
+
+func (h *PodHandle) attachLocked() error {
+	prog, err := h.load(h.config, h.listeners)
+	if err != nil {
+		return err
+	}
+	defer prog.Close()
+	if h.link != nil {
+		return h.link.Update(prog)
+	}
+	l, err := link.AttachNetNs(h.ns.FD(), prog)
+	if err != nil {
+		return err
+	}
+	if err := l.Pin(filepath.Join(h.dir, progLookup)); err != nil {
+		_ = l.Close()
+		return fmt.Errorf("pin link: %w", err)
+	}
+	h.link = l
+	return nil
+}
+
+// InboundAttached reports whether the pod's namespace has the sk_lookup program.
+func (h *PodHandle) InboundAttached() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.link != nil
+}
+
+// DetachInbound takes the program off: new connections reach the application directly.
+func (h *PodHandle) DetachInbound() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.detachLocked()
+}
+
+func (h *PodHandle) detachLocked() error {
+	if h.link == nil {
+		return nil
+	}
+	if err := h.link.Close(); err != nil {
+		return fmt.Errorf("close link of pod %s: %w", h.uid, err)
+	}
+	h.link = nil
+	return dropLink(filepath.Join(h.dir, progLookup))
+}
+
+// CaptureOutbound switches the capture of new outbound connections.
+func (h *PodHandle) CaptureOutbound(on bool) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed || h.tables == nil {
+		return fmt.Errorf("capture pod %s: %w", h.uid, ErrNotOpen)
+	}
+	v, ok, err := h.tables.pods.Lookup(h.cookie)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		if on {
+			return fmt.Errorf("capture pod %s: it is not prepared", h.uid)
+		}
+		return nil
+	}
+	v.Flags &^= uint32(types.BPFMeshPodFlagsMESH_POD_CAPTURE_OUT)
+	if on {
+		v.Flags |= uint32(types.BPFMeshPodFlagsMESH_POD_CAPTURE_OUT)
+	}
+	return h.tables.pods.Update(h.cookie, v)
+}
+
+// OutboundCaptured reports whether new outbound connections are captured.
+func (h *PodHandle) OutboundCaptured() (bool, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed || h.tables == nil {
+		return false, ErrNotOpen
+	}
+	v, _, err := h.tables.pods.Lookup(h.cookie)
+	return v.Flags&uint32(types.BPFMeshPodFlagsMESH_POD_CAPTURE_OUT) != 0, err
+}

@@ -1,0 +1,146 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/undermesh/undermesh/bpf/types"
+	"github.com/undermesh/undermesh/nodeagent/netns"
+)
+
+// Probe is a port that the pod spec declares for a kubelet probe or hook.
+type Probe struct {
+	Port uint16
+	HTTP bool // goes to the probe listener; others go straight to the application
+}
+
+// Pod is what the datapath needs to know of a pod.
+type Pod struct {
+	UID             string         // names the pins: letters, digits, - and _
+	Netns           *netns.NetNS   // the handle keeps a duplicate
+	IPs             []netip.Addr   // 1 to 4
+	TunnelPort      uint16         // default: that of Config
+	ExcludeOutCIDRs []netip.Prefix // destinations that are not captured
+	IncludeOutPorts []uint16       // captured whatever ExcludeOutCIDRs says
+	ExcludeOutPorts []uint16       // never captured
+	ExcludeInPorts  []uint16       // passed to the application unseen
+	Probes          []Probe
+}
+
+// Validate reports the first field that cannot be used.
+func (p Pod) Validate() error {
+	if p.UID == "" || len(p.UID) > 128 || strings.Trim(p.UID, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
+		return fmt.Errorf("pod %q: UID is empty, too long or has other characters than letters, digits, - and _", p.UID)
+	}
+	if len(p.IPs) == 0 || len(p.IPs) > len(types.BPFMeshPod{}.Ips) {
+		return fmt.Errorf("pod %s: IPs has %d addresses, not 1 to %d", p.UID, len(p.IPs), len(types.BPFMeshPod{}.Ips))
+	}
+	for _, ip := range p.IPs {
+		if !ip.IsValid() || ip.Unmap().IsLoopback() || ip.Unmap().IsUnspecified() || ip.IsMulticast() || ip.Zone() != "" {
+			return fmt.Errorf("pod %s: IPs has %q, which is no pod's address", p.UID, ip)
+		}
+	}
+	for _, c := range p.ExcludeOutCIDRs {
+		if !c.IsValid() {
+			return fmt.Errorf("pod %s: ExcludeOutCIDRs has an invalid prefix", p.UID)
+		}
+	}
+	for _, f := range []struct {
+		name  string
+		ports []uint16
+	}{{"IncludeOutPorts", p.IncludeOutPorts}, {"ExcludeOutPorts", p.ExcludeOutPorts}, {"ExcludeInPorts", p.ExcludeInPorts}} {
+		for _, port := range f.ports {
+			if port == 0 {
+				return fmt.Errorf("pod %s: %s has port 0", p.UID, f.name)
+			}
+		}
+	}
+	for _, pr := range p.Probes {
+		if pr.Port == 0 {
+			return fmt.Errorf("pod %s: Probes has port 0", p.UID)
+		}
+	}
+	return nil
+}
+
+// portEntries are the pod's entries of mesh_ports.
+func (p Pod) portEntries(cookie uint64) map[types.BPFMeshPortKey]uint32 {
+	all := map[types.BPFMeshPortKey]uint32{}
+	add := func(port uint16, flag types.BPFMeshPortFlags) {
+		all[types.BPFMeshPortKey{Cookie: cookie, Port: port}] |= uint32(flag)
+	}
+	for _, port := range p.IncludeOutPorts {
+		add(port, types.BPFMeshPortFlagsMESH_PORT_INCLUDE_OUT)
+	}
+	for _, port := range p.ExcludeOutPorts {
+		add(port, types.BPFMeshPortFlagsMESH_PORT_EXCLUDE_OUT)
+	}
+	for _, port := range p.ExcludeInPorts {
+		add(port, types.BPFMeshPortFlagsMESH_PORT_EXCLUDE_IN)
+	}
+	for _, pr := range p.Probes {
+		add(pr.Port, types.BPFMeshPortFlagsMESH_PORT_PROBE)
+		if pr.HTTP {
+			add(pr.Port, types.BPFMeshPortFlagsMESH_PORT_PROBE_HTTP)
+		}
+	}
+	return all
+}
+
+// cidrEntries are the pod's entries of mesh_excluded.
+func (p Pod) cidrEntries(cookie uint64) map[types.BPFMeshCidrKey]uint32 {
+	all := map[types.BPFMeshCidrKey]uint32{}
+	for _, c := range p.ExcludeOutCIDRs {
+		bits := c.Bits()
+		if c.Addr().Is4() {
+			bits += 96 // in the v4-mapped range
+		}
+		all[types.BPFMeshCidrKey{PrefixLen: uint32(64 + bits), Cookie: cookieBytes(cookie), Addr: c.Masked().Addr().As16()}] = 1
+	}
+	return all
+}
+
+// value is the pod's struct mesh_pod without flags.
+func (p Pod) value(cookie uint64, cfg Config) types.BPFMeshPod {
+	v := types.BPFMeshPod{Cookie: cookie, Budget: cfg.FlowBudget, OwnPorts: cfg.ownPorts(), TunnelPort: p.tunnelPort(cfg)}
+	for i, ip := range p.IPs {
+		v.Ips[i] = ip.As16()
+	}
+	return v
+}
+
+func (p Pod) tunnelPort(cfg Config) uint16 {
+	if p.TunnelPort != 0 {
+		return p.TunnelPort
+	}
+	return cfg.TunnelPort
+}
+
+// applyNetwork brings sysctls, routes and rules of the pod's namespace to those of enrolment. The record of what was
+// there before is pinned first.
+func (h *PodHandle) applyNetworkLocked() error {
+	if h.rec.Sysctls == nil {
+		before, err := readSysctls(h.ns)
+		if err != nil {
+			return err
+		}
+		h.rec.Sysctls = before
+		if err := h.rec.write(h.dir); err != nil {
+			return err
+		}
+	}
+	if err := writeSysctls(h.ns, wantedSysctls(h.rec.Sysctls)); err != nil {
+		return err
+	}
+	return h.cfg.addRouting(h.ns, h.rec.IPs)
+}
+
+// revertNetwork restores what applyNetwork changed.
+func (h *PodHandle) revertNetworkLocked() error {
+	if h.rec.Sysctls == nil {
+		return nil
+	}
+	return errors.Join(h.cfg.removeRouting(h.ns, h.rec.IPs), writeSysctls(h.ns, h.rec.Sysctls))
+}
