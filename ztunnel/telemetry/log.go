@@ -1,0 +1,106 @@
+package telemetry
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/undermesh/undermesh/controller/api/reason"
+)
+
+// Line is the record of one connection, written when it ended or was refused. Empty values are left out.
+type Line struct {
+	Direction string // "outbound", "inbound"
+	Src, Dst  netip.AddrPort
+	// HBONE is the address inside the tunnel when Dst is a tunnel's.
+	HBONE                            netip.AddrPort
+	SrcWorkload, SrcNamespace, SrcID string // pod, namespace, SPIFFE ID
+	DstService                       string
+	DstWorkload, DstNamespace, DstID string
+	Sent, Received                   int64 // bytes as this side of the connection sees them
+	Duration                         time.Duration
+	Reason                           reason.Reason
+	Policy                           string // namespace/name
+	Rule                             int    // index in Policy; -1: none
+	DryRun                           []string
+	Path                             string
+	Generation                       uint64
+	Err                              error
+}
+
+// Log queues a line. It never blocks: when the buffer is full the line is dropped and counted.
+func (r *Registry) Log(l Line) {
+	select {
+	case r.lines <- l:
+	default:
+		r.dropped.Add(1)
+	}
+}
+
+// Run writes the queued lines until ctx ends, and then those that wait.
+func (r *Registry) Run(ctx context.Context) error {
+	log := r.cfg.AccessLog.With("scope", "access")
+	for {
+		select {
+		case l := <-r.lines:
+			l.write(ctx, log)
+		case <-ctx.Done():
+			for {
+				select {
+				case l := <-r.lines:
+					l.write(ctx, log)
+				default:
+					return nil
+				}
+			}
+		}
+	}
+}
+
+func (l Line) write(ctx context.Context, log *slog.Logger) {
+	attrs := make([]slog.Attr, 0, 24)
+	text := func(key, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.String(key, value))
+		}
+	}
+	addr := func(key string, a netip.AddrPort) {
+		if a.IsValid() {
+			attrs = append(attrs, slog.String(key, a.String()))
+		}
+	}
+	addr("src.addr", l.Src)
+	text("src.workload", l.SrcWorkload)
+	text("src.namespace", l.SrcNamespace)
+	text("src.identity", l.SrcID)
+	addr("dst.addr", l.Dst)
+	addr("dst.hbone_addr", l.HBONE)
+	text("dst.service", l.DstService)
+	text("dst.workload", l.DstWorkload)
+	text("dst.namespace", l.DstNamespace)
+	text("dst.identity", l.DstID)
+	text("direction", l.Direction)
+	attrs = append(attrs, slog.Int64("bytes_sent", l.Sent), slog.Int64("bytes_recv", l.Received),
+		slog.String("duration", l.Duration.Round(time.Microsecond).String()))
+	if l.Reason != reason.None {
+		text("reason", l.Reason.String())
+	}
+	if l.Policy != "" {
+		text("policy", l.Policy)
+		if l.Rule >= 0 {
+			attrs = append(attrs, slog.Int("rule", l.Rule))
+		}
+	}
+	if len(l.DryRun) > 0 {
+		attrs = append(attrs, slog.Any("dry_run", l.DryRun))
+	}
+	text("path", l.Path)
+	attrs = append(attrs, slog.Uint64("generation", l.Generation))
+	level := slog.LevelInfo
+	if l.Err != nil {
+		attrs = append(attrs, slog.String("error", l.Err.Error()))
+		level = slog.LevelError
+	}
+	log.LogAttrs(ctx, level, "connection complete", attrs...)
+}
