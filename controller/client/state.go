@@ -1,0 +1,150 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/securityapi"
+	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/api/workloadapi"
+)
+
+// maxNack bounds the text of a refusal.
+const maxNack = 4 << 10
+
+// state is what one subscriber knows: the snapshot under way and the versions to resume from. One goroutine uses it.
+type state struct {
+	types    []string
+	arrived  map[string]bool              // types that were answered once, on any stream
+	versions map[string]map[string]string // type -> resource name -> version
+	current  *Snapshot
+}
+
+func newState(types []string) state {
+	s := state{types: types, arrived: map[string]bool{}, versions: map[string]map[string]string{}, current: empty()}
+	for _, t := range types {
+		s.versions[t] = map[string]string{}
+	}
+	return s
+}
+
+// apply takes one response. It returns the snapshot to publish (nil while a type has not arrived), whether it differs
+// from the last, and an error that names each resource that was refused.
+func (s *state) apply(resp *discovery.DeltaDiscoveryResponse) (*Snapshot, bool, error) {
+	typ := resp.GetTypeUrl()
+	versions, ok := s.versions[typ]
+	if !ok {
+		return nil, false, fmt.Errorf("apply response: type %q was not asked for", typ)
+	}
+	var bad []error
+	var good []parsed
+	for _, r := range resp.GetResources() {
+		p, err := decode(typ, r)
+		if err != nil {
+			bad = append(bad, err)
+			continue
+		}
+		good = append(good, p)
+		versions[r.GetName()] = r.GetVersion()
+	}
+	removed := make([]Key, 0, len(resp.GetRemovedResources()))
+	for _, n := range resp.GetRemovedResources() {
+		removed = append(removed, Key{Type: typ, Name: n})
+		delete(versions, n)
+	}
+	first := !s.arrived[typ]
+	s.arrived[typ] = true
+	if len(good)+len(removed) == 0 && !first {
+		return nil, false, errors.Join(bad...)
+	}
+	s.current = s.current.with(s.current.generation, good, removed)
+	s.current.generation = s.generation(resp)
+	for _, t := range s.types {
+		if !s.arrived[t] {
+			return nil, false, errors.Join(bad...)
+		}
+	}
+	return s.current, true, errors.Join(bad...)
+}
+
+// generation is what the controller stamped the response with, or the mesh settings; a foreign controller stamps
+// neither, then changes are counted.
+func (s *state) generation(resp *discovery.DeltaDiscoveryResponse) uint64 {
+	if g, err := strconv.ParseUint(resp.GetSystemVersionInfo(), 10, 64); err == nil {
+		return g
+	}
+	if g := s.current.mesh.GetGeneration(); g > 0 {
+		return g
+	}
+	return s.current.generation + 1
+}
+
+// newMessage returns an empty message of a resource type, nil for an unknown one.
+func newMessage(typ string) proto.Message {
+	switch typ {
+	case api.AddressType:
+		return &workloadapi.Address{}
+	case api.AuthorizationType:
+		return &securityapi.Authorization{}
+	case api.MeshSettingsType:
+		return &settings.MeshSettings{}
+	case api.WorkloadSettingsType:
+		return &settings.WorkloadSettings{}
+	}
+	return nil
+}
+
+func decode(typ string, r *discovery.Resource) (parsed, error) {
+	msg := newMessage(typ)
+	if r.GetResource() == nil || r.GetName() == "" {
+		return parsed{}, fmt.Errorf("decode resource %q: no name or no content", r.GetName())
+	}
+	if got := r.GetResource().GetTypeUrl(); got != typ {
+		return parsed{}, fmt.Errorf("decode resource %q: type %q in a response of %q", r.GetName(), got, typ)
+	}
+	if err := proto.Unmarshal(r.GetResource().GetValue(), msg); err != nil {
+		return parsed{}, fmt.Errorf("decode resource %q: %w", r.GetName(), err)
+	}
+	return parse(Resource{Name: r.GetName(), Message: msg})
+}
+
+func nack(err error) *rpcstatus.Status {
+	text := err.Error()
+	if len(text) > maxNack {
+		text = text[:maxNack]
+	}
+	return &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: strings.ToValidUTF8(text, "")}
+}
+
+type metrics struct {
+	terminations prometheus.Counter
+	messages     *prometheus.CounterVec
+	rejected     *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer) metrics {
+	m := metrics{
+		terminations: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "istio_xds_connection_terminations_total", Help: "Streams to the controller that ended.",
+		}),
+		messages: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istio_xds_message_total", Help: "Responses received from the controller.",
+		}, []string{"url"}),
+		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "undermesh_xds_message_rejected_total", Help: "Responses with a resource that was refused.",
+		}, []string{"url"}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.terminations, m.messages, m.rejected)
+	}
+	return m
+}
