@@ -9,8 +9,8 @@ import (
 func TestIDs(t *testing.T) {
 	known := map[string]bool{"MT-04": true, "MT-05": true, "AZ-10": true}
 	for name, want := range map[string][]string{
-		"TestMT04StrictMesh":                       {"MT-04"},
-		"TestMT04MT05":                             {"MT-04", "MT-05"},
+		"TestMT04StrictMesh": {"MT-04"},
+		"TestMT04MT05":       {"MT-04", "MT-05"},
 		"TestAuthorizationTCP/AZ-10_ports_(AZ-10)": {"AZ-10"},
 		"TestAuthorizationTCP/(MT-05)_x":           {"MT-05"},
 		"TestXX04":                                 nil,

@@ -17,6 +17,9 @@ const (
 	AssignFailed     Reason = 4 // the kernel refused to hand the connection to the listener
 	FlowBudget       Reason = 5 // the pod has too many handshakes under way
 	StorageExhausted Reason = 6 // no memory for the socket's note
+	MarkFailed       Reason = 7 // the capture mark could not be set or cleared
+	BoundDevice      Reason = 8 // bound to a device, and this kernel cannot undo that in the hook
+	FlowTableFull    Reason = 9 // the node's table of handshakes is full
 )
 
 // Proxy reasons (layer "proxy").
@@ -57,6 +60,9 @@ var registry = map[Reason]entry{
 	AssignFailed:        {"assign_failed", "NETWORK_POLICY"},
 	FlowBudget:          {"flow_budget", "-"},
 	StorageExhausted:    {"storage_exhausted", "DENY"},
+	MarkFailed:          {"mark_failed", "NETWORK_POLICY"},
+	BoundDevice:         {"bound_device", "NETWORK_POLICY"},
+	FlowTableFull:       {"flow_table_full", "-"},
 	PolicyDenied:        {"policy_denied", "DENY"},
 	PolicyNotAllowed:    {"policy_not_allowed", "DENY"},
 	PolicyUnenforceable: {"policy_unenforceable", "DENY"},
