@@ -18,6 +18,9 @@ const (
 	FlowBudget       Reason = 5 // the pod has too many handshakes under way
 	StorageExhausted Reason = 6 // no memory for the socket's note
 	MarkFailed       Reason = 7 // the capture mark could not be set or cleared
+	BoundDevice      Reason = 8 // bound to a device, and this kernel cannot undo that
+	FlowTableFull    Reason = 9 // the node has too many handshakes under way
+	MarkFailed       Reason = 7 // the capture mark could not be set or cleared
 	BoundDevice      Reason = 8 // bound to a device, and this kernel cannot undo that in the hook
 	FlowTableFull    Reason = 9 // the node's table of handshakes is full
 )
@@ -60,6 +63,9 @@ var registry = map[Reason]entry{
 	AssignFailed:        {"assign_failed", "NETWORK_POLICY"},
 	FlowBudget:          {"flow_budget", "-"},
 	StorageExhausted:    {"storage_exhausted", "DENY"},
+	MarkFailed:          {"mark_failed", "DENY"},
+	BoundDevice:         {"bound_device", "DENY"},
+	FlowTableFull:       {"flow_table_full", "-"},
 	MarkFailed:          {"mark_failed", "NETWORK_POLICY"},
 	BoundDevice:         {"bound_device", "NETWORK_POLICY"},
 	FlowTableFull:       {"flow_table_full", "-"},
