@@ -20,9 +20,6 @@ const (
 	MarkFailed       Reason = 7 // the capture mark could not be set or cleared
 	BoundDevice      Reason = 8 // bound to a device, and this kernel cannot undo that
 	FlowTableFull    Reason = 9 // the node has too many handshakes under way
-	MarkFailed       Reason = 7 // the capture mark could not be set or cleared
-	BoundDevice      Reason = 8 // bound to a device, and this kernel cannot undo that in the hook
-	FlowTableFull    Reason = 9 // the node's table of handshakes is full
 )
 
 // Proxy reasons (layer "proxy").
@@ -65,9 +62,6 @@ var registry = map[Reason]entry{
 	StorageExhausted:    {"storage_exhausted", "DENY"},
 	MarkFailed:          {"mark_failed", "DENY"},
 	BoundDevice:         {"bound_device", "DENY"},
-	FlowTableFull:       {"flow_table_full", "-"},
-	MarkFailed:          {"mark_failed", "NETWORK_POLICY"},
-	BoundDevice:         {"bound_device", "NETWORK_POLICY"},
 	FlowTableFull:       {"flow_table_full", "-"},
 	PolicyDenied:        {"policy_denied", "DENY"},
 	PolicyNotAllowed:    {"policy_not_allowed", "DENY"},
