@@ -71,12 +71,8 @@ func cleanField(value any, fd protoreflect.FieldDescriptor, path string) (any, [
 		for i, v := range in {
 			at := fmt.Sprintf("%s[%d]", path, i)
 			if v == nil {
-				// An element that is null is an empty one, as the API server's YAML users expect of "- source:".
-				if fd.Message() == nil {
-					issues = append(issues, Issue{at, "is null"})
-					continue
-				}
-				v = map[string]any{}
+				issues = append(issues, Issue{at, "is null"})
+				continue
 			}
 			clean, found := cleanSingular(v, fd, at)
 			issues = append(issues, found...)

@@ -1,0 +1,110 @@
+// Package model keeps the registry that resources are compiled from: pods, services, endpoints, nodes, policies and the
+// mesh's configuration, with the indexes that make a change cost what depends on it and no more. Pure data, no I/O.
+//
+// A Registry has one user at a time; the records in it are immutable and replaced as a whole.
+package model
+
+import (
+	"net/netip"
+	"time"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/undermesh/undermesh/controller/validate"
+)
+
+// Kind of an object that the registry knows.
+type Kind string
+
+// Kinds.
+const (
+	KindPod                 Kind = "Pod"
+	KindService             Kind = "Service"
+	KindEndpointSlice       Kind = "EndpointSlice"
+	KindNode                Kind = "Node"
+	KindConfigMap           Kind = "ConfigMap"
+	KindPeerAuthentication  Kind = "PeerAuthentication"
+	KindAuthorizationPolicy Kind = "AuthorizationPolicy"
+)
+
+// Name is the namespace and the name of an object; Namespace is "" for a node.
+type Name struct{ Namespace, Name string }
+
+// String is namespace/name.
+func (n Name) String() string { return n.Namespace + "/" + n.Name }
+
+// Event says what an object is now.
+type Event struct {
+	Kind   Kind
+	Name   Name
+	Object any              // *corev1.Pod, …; nil: the object is gone. Never modified afterwards
+	Issues []validate.Field // fields of a policy that the decoder did not understand
+}
+
+// Pod is what the mesh needs of a pod.
+type Pod struct {
+	Name
+	UID            string
+	Labels         map[string]string
+	Node           string
+	ServiceAccount string
+	IPs            []netip.Addr
+	Ports          map[string]uint32 // named TCP ports of the containers
+	OwnerKind      string
+	OwnerName      string
+	HostNetwork    bool
+	Captured       bool // the node agent finished its redirection
+	Ready          bool // ready and not terminating
+}
+
+// Service is a Kubernetes service; Skipped says why it is none of the mesh's ("" when it is).
+type Service struct {
+	*corev1.Service
+	Skipped string
+}
+
+// Slice is a manual EndpointSlice.
+type Slice struct {
+	*discoveryv1.EndpointSlice
+	Service Name
+}
+
+// Locality is where a node is.
+type Locality struct{ Region, Zone, Subzone string }
+
+// PeerAuthentication with what is wrong with it.
+type PeerAuthentication struct {
+	*securityv1.PeerAuthentication
+	Findings []validate.Finding
+}
+
+// AuthorizationPolicy with what is wrong with it and the workloads it is for.
+type AuthorizationPolicy struct {
+	*securityv1.AuthorizationPolicy
+	Findings []validate.Finding
+	// Targets are alternatives; none means the whole namespace, or the mesh for the root namespace.
+	Targets []Target
+}
+
+// Target selects workloads by labels or by a service of the policy's namespace.
+type Target struct {
+	Labels  map[string]string
+	Service string
+}
+
+// Mesh is what the ConfigMap of the mesh says, or the defaults.
+type Mesh struct {
+	TrustDomain        string
+	TrustDomainAliases []string
+	RootNamespace      string
+	RegistryOnly       bool
+}
+
+func olderThan(aTime, bTime time.Time, a, b Name) bool {
+	if !aTime.Equal(bTime) {
+		return aTime.Before(bTime)
+	}
+	return a.String() < b.String()
+}

@@ -1,0 +1,193 @@
+package model
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/validate"
+)
+
+const (
+	labelGatewayName = "gateway.networking.k8s.io/gateway-name"
+	labelSubzone     = "topology.istio.io/subzone"
+	meshKey          = "mesh"
+)
+
+// NewPod reads a pod. It returns nil for a pod that has finished: its addresses may belong to another one.
+func NewPod(p *corev1.Pod) *Pod {
+	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return nil
+	}
+	out := &Pod{
+		Name: Name{p.Namespace, p.Name}, UID: string(p.UID), Labels: p.Labels, Node: p.Spec.NodeName,
+		ServiceAccount: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
+		Captured: p.Annotations[api.AnnotationRedirection] == api.RedirectionEnabled && !p.Spec.HostNetwork,
+		Ports:    namedPorts(p), IPs: podIPs(p),
+	}
+	if out.ServiceAccount == "" {
+		out.ServiceAccount = "default"
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && p.DeletionTimestamp == nil {
+			out.Ready = true
+		}
+	}
+	out.OwnerKind, out.OwnerName = owner(p)
+	return out
+}
+
+func podIPs(p *corev1.Pod) []netip.Addr {
+	var ips []netip.Addr
+	texts := []string{p.Status.PodIP}
+	for _, ip := range p.Status.PodIPs {
+		texts = append(texts, ip.IP)
+	}
+	for _, text := range texts {
+		if ip, err := netip.ParseAddr(text); err == nil && !slices.Contains(ips, ip.Unmap()) {
+			ips = append(ips, ip.Unmap())
+		}
+	}
+	return ips
+}
+
+func namedPorts(p *corev1.Pod) map[string]uint32 {
+	ports := map[string]uint32{}
+	add := func(c *corev1.Container) {
+		for _, port := range c.Ports {
+			if _, taken := ports[port.Name]; port.Name != "" && !taken && isTCP(port.Protocol) {
+				ports[port.Name] = uint32(port.ContainerPort)
+			}
+		}
+	}
+	for i := range p.Spec.Containers {
+		add(&p.Spec.Containers[i])
+	}
+	for i, c := range p.Spec.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			add(&p.Spec.InitContainers[i])
+		}
+	}
+	return ports
+}
+
+func isTCP(p corev1.Protocol) bool { return p == "" || p == corev1.ProtocolTCP }
+
+// owner names the workload a pod belongs to as users know it: the Deployment of a ReplicaSet, the CronJob of a Job.
+func owner(p *corev1.Pod) (kind, name string) {
+	ref := metav1.GetControllerOfNoCopy(p)
+	if ref == nil {
+		return "Pod", p.Name
+	}
+	switch ref.Kind {
+	case "ReplicaSet":
+		if base, ok := strings.CutSuffix(ref.Name, "-"+p.Labels["pod-template-hash"]); ok && p.Labels["pod-template-hash"] != "" {
+			return "Deployment", base
+		}
+	case "Job":
+		base, number, _ := cutLast(ref.Name, "-")
+		if len(number) >= 8 && strings.Trim(number, "0123456789") == "" {
+			return "CronJob", base
+		}
+	}
+	return ref.Kind, ref.Name
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+func newService(s *corev1.Service) *Service {
+	out := &Service{Service: s}
+	if s.Spec.Type == corev1.ServiceTypeExternalName {
+		out.Skipped = "type ExternalName has no endpoints: connections go to what its name resolves to"
+	}
+	return out
+}
+
+// newSlice returns nil for a slice that belongs to no service or that Kubernetes made from a selector: members of those
+// are found by their labels.
+func newSlice(s *discoveryv1.EndpointSlice) *Slice {
+	service := s.Labels[discoveryv1.LabelServiceName]
+	if service == "" || s.Labels[discoveryv1.LabelManagedBy] == "endpointslice-controller.k8s.io" {
+		return nil
+	}
+	return &Slice{s, Name{s.Namespace, service}}
+}
+
+func newLocality(n *corev1.Node) Locality {
+	return Locality{n.Labels[corev1.LabelTopologyRegion], n.Labels[corev1.LabelTopologyZone], n.Labels[labelSubzone]}
+}
+
+func newAuthorization(p *securityv1.AuthorizationPolicy, issues []validate.Field) *AuthorizationPolicy {
+	out := &AuthorizationPolicy{AuthorizationPolicy: p, Findings: validate.AuthorizationPolicy(p, issues)}
+	refs := p.Spec.GetTargetRefs()
+	if p.Spec.GetTargetRef() != nil {
+		refs = append(refs[:len(refs):len(refs)], p.Spec.GetTargetRef())
+	}
+	for _, f := range out.Findings {
+		// What the policy is for is not certain: it is for the whole namespace then, and denies.
+		if f.Severity == validate.Error && (strings.HasPrefix(f.Field, "spec.selector") || strings.HasPrefix(f.Field, "spec.targetRef")) {
+			return out
+		}
+	}
+	for _, ref := range refs {
+		if ref.GetKind() == "Service" {
+			out.Targets = append(out.Targets, Target{Service: ref.GetName()})
+		} else {
+			out.Targets = append(out.Targets, Target{Labels: map[string]string{labelGatewayName: ref.GetName()}})
+		}
+	}
+	if labels := p.Spec.GetSelector().GetMatchLabels(); len(labels) > 0 {
+		out.Targets = append(out.Targets, Target{Labels: labels})
+	}
+	return out
+}
+
+// parseMesh reads the mesh's ConfigMap over the defaults. It returns an error that names the field when it is bad.
+func parseMesh(cm *corev1.ConfigMap, base Mesh) (Mesh, error) {
+	var in struct {
+		TrustDomain        string   `json:"trustDomain"`
+		TrustDomainAliases []string `json:"trustDomainAliases"`
+		RootNamespace      string   `json:"rootNamespace"`
+		Outbound           struct {
+			Mode string `json:"mode"`
+		} `json:"outboundTrafficPolicy"`
+	}
+	if err := yaml.Unmarshal([]byte(cm.Data[meshKey]), &in); err != nil {
+		return base, fmt.Errorf("data.mesh: %w", err)
+	}
+	out := base
+	if in.TrustDomain != "" {
+		out.TrustDomain = in.TrustDomain
+	}
+	out.TrustDomainAliases = slices.Clone(in.TrustDomainAliases)
+	if in.RootNamespace != "" {
+		out.RootNamespace = in.RootNamespace
+	}
+	for _, td := range append([]string{out.TrustDomain}, out.TrustDomainAliases...) {
+		if _, err := api.ParseIdentity("spiffe://" + td + "/ns/a/sa/a"); err != nil {
+			return base, fmt.Errorf("data.mesh.trustDomain: %q is not a trust domain", td)
+		}
+	}
+	switch in.Outbound.Mode {
+	case "", "ALLOW_ANY":
+		out.RegistryOnly = false
+	case "REGISTRY_ONLY":
+		out.RegistryOnly = true
+	default:
+		return base, fmt.Errorf("data.mesh.outboundTrafficPolicy.mode: unknown value %q", in.Outbound.Mode)
+	}
+	return out, nil
+}

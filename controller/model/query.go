@@ -1,0 +1,127 @@
+package model
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/undermesh/undermesh/controller/validate"
+)
+
+// Mesh returns the configuration in force.
+func (r *Registry) Mesh() Mesh { return r.mesh }
+
+// MeshFindings says what is wrong with the mesh's ConfigMap.
+func (r *Registry) MeshFindings() []validate.Finding { return r.meshBad }
+
+// Pod returns nil when there is none.
+func (r *Registry) Pod(n Name) *Pod { return r.pods[n] }
+
+// Service returns nil when there is none.
+func (r *Registry) Service(n Name) *Service { return r.services[n] }
+
+// Slice returns nil when there is none.
+func (r *Registry) Slice(n Name) *Slice { return r.slices[n] }
+
+// Peer returns nil when there is none.
+func (r *Registry) Peer(n Name) *PeerAuthentication { return r.peers[n] }
+
+// Policy returns nil when there is none.
+func (r *Registry) Policy(n Name) *AuthorizationPolicy { return r.policies[n] }
+
+// Locality of a node; zero when it is not known.
+func (r *Registry) Locality(node string) Locality { return r.nodes[node] }
+
+// HasPod reports whether a pod that is not on the host network has the address.
+func (r *Registry) HasPod(ip netip.Addr) bool { return len(r.podsByIP[ip]) > 0 }
+
+// ServicesOf returns the services whose selector matches the pod, sorted.
+func (r *Registry) ServicesOf(p *Pod) []*Service {
+	var all []*Service
+	r.servicesByPair.candidates(p.Namespace, p.Labels, func(n Name) {
+		s := r.services[n]
+		if s.Skipped == "" && len(s.Spec.Selector) > 0 && Matches(s.Spec.Selector, p.Labels) {
+			all = append(all, s)
+		}
+	})
+	slices.SortFunc(all, func(a, b *Service) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// SlicesOf returns the manual slices that list an address of the pod, sorted.
+func (r *Registry) SlicesOf(p *Pod) []*Slice {
+	if p.HostNetwork {
+		return nil
+	}
+	seen := map[Name]bool{}
+	var all []*Slice
+	for _, ip := range p.IPs {
+		for n := range r.slicesByIP[ip] {
+			if !seen[n] {
+				seen[n] = true
+				all = append(all, r.slices[n])
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b *Slice) int {
+		return strings.Compare(a.Namespace+"/"+a.EndpointSlice.Name, b.Namespace+"/"+b.EndpointSlice.Name)
+	})
+	return all
+}
+
+// SelectorPolicies returns the policies that name the pod by labels or by one of its services, sorted and once each.
+func (r *Registry) SelectorPolicies(p *Pod, services []*Service) []Name {
+	var all []Name
+	check := func(n Name) {
+		for _, t := range r.policies[n].Targets {
+			if t.Service == "" && Matches(t.Labels, p.Labels) {
+				all = append(all, n)
+				return
+			}
+		}
+	}
+	r.policiesByPair.candidates(p.Namespace, p.Labels, check)
+	if root := r.mesh.RootNamespace; root != p.Namespace {
+		r.policiesByPair.candidates(root, p.Labels, check)
+	}
+	for _, s := range services {
+		for n := range r.policiesOf[Name{s.Namespace, s.Name}] {
+			all = append(all, n)
+		}
+	}
+	slices.SortFunc(all, func(a, b Name) int { return strings.Compare(a.String(), b.String()) })
+	return slices.Compact(all)
+}
+
+// PeersOf returns the PeerAuthentications in force for the pod, nil where there is none: of several of one level the
+// oldest counts (MT-11).
+func (r *Registry) PeersOf(p *Pod) (mesh, namespace, workload *PeerAuthentication) {
+	mesh = r.Oldest(r.mesh.RootNamespace)
+	if p.Namespace != r.mesh.RootNamespace {
+		namespace = r.Oldest(p.Namespace)
+	}
+	r.peersByPair.candidates(p.Namespace, p.Labels, func(n Name) {
+		pa := r.peers[n]
+		if labels := pa.Spec.GetSelector().GetMatchLabels(); len(labels) > 0 && Matches(labels, p.Labels) {
+			workload = older(workload, pa)
+		}
+	})
+	return mesh, namespace, workload
+}
+
+// Oldest returns the PeerAuthentication without a selector that counts in the namespace, nil when there is none.
+func (r *Registry) Oldest(namespace string) *PeerAuthentication {
+	var oldest *PeerAuthentication
+	for n := range r.peersByPair[namespace][""] {
+		oldest = older(oldest, r.peers[n])
+	}
+	return oldest
+}
+
+func older(a, b *PeerAuthentication) *PeerAuthentication {
+	if a == nil || olderThan(b.CreationTimestamp.Time, a.CreationTimestamp.Time, Name{b.Namespace, b.PeerAuthentication.Name},
+		Name{a.Namespace, a.PeerAuthentication.Name}) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,348 @@
+package model
+
+import (
+	"net/netip"
+	"slices"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/validate"
+)
+
+// Config holds what the mesh's ConfigMap may change and what it may not.
+type Config struct {
+	Mesh             Mesh   // defaults
+	InstallNamespace string // where the mesh's ConfigMap is
+}
+
+// Registry is the state of all objects.
+type Registry struct {
+	cfg      Config
+	mesh     Mesh
+	meshBad  []validate.Finding
+	pods     map[Name]*Pod
+	services map[Name]*Service
+	slices   map[Name]*Slice
+	nodes    map[string]Locality
+	peers    map[Name]*PeerAuthentication
+	policies map[Name]*AuthorizationPolicy
+
+	podsByLabel    labelIndex
+	podsByNode     map[string]map[Name]*Pod
+	podsByIP       map[netip.Addr]map[Name]*Pod // not those on the host network
+	servicesByPair selectorIndex
+	slicesByIP     map[netip.Addr]map[Name]bool
+	slicesOf       map[Name]map[Name]bool // service → slices
+	policiesByPair selectorIndex          // those with label targets
+	policiesOf     map[Name]map[Name]bool // service → policies that target it
+	peersByPair    selectorIndex
+}
+
+// Dirty names what must be compiled again.
+type Dirty struct {
+	All      bool // everything
+	Mesh     bool
+	Pods     map[Name]bool
+	Services map[Name]bool
+	Slices   map[Name]bool
+	Policies map[Name]bool
+	Peers    map[Name]bool
+}
+
+func newDirty() *Dirty {
+	return &Dirty{Pods: map[Name]bool{}, Services: map[Name]bool{}, Slices: map[Name]bool{}, Policies: map[Name]bool{},
+		Peers: map[Name]bool{}}
+}
+
+// New returns an empty registry.
+func New(cfg Config) *Registry {
+	return &Registry{cfg: cfg, mesh: cfg.Mesh, pods: map[Name]*Pod{}, services: map[Name]*Service{},
+		slices: map[Name]*Slice{}, nodes: map[string]Locality{}, peers: map[Name]*PeerAuthentication{},
+		policies: map[Name]*AuthorizationPolicy{}, podsByLabel: labelIndex{}, podsByNode: map[string]map[Name]*Pod{},
+		podsByIP: map[netip.Addr]map[Name]*Pod{}, servicesByPair: selectorIndex{}, slicesByIP: map[netip.Addr]map[Name]bool{},
+		slicesOf: map[Name]map[Name]bool{}, policiesByPair: selectorIndex{}, policiesOf: map[Name]map[Name]bool{},
+		peersByPair: selectorIndex{}}
+}
+
+// Apply takes in the events and returns what depends on them, on the objects as they were and as they are.
+// An object of the wrong type for its kind panics: it is a defect of the caller.
+func (r *Registry) Apply(events []Event) *Dirty {
+	d := newDirty()
+	for _, e := range events {
+		switch e.Kind {
+		case KindPod:
+			r.applyPod(e, d)
+		case KindService:
+			r.applyService(e, d)
+		case KindEndpointSlice:
+			r.applySlice(e, d)
+		case KindNode:
+			r.applyNode(e, d)
+		case KindConfigMap:
+			r.applyMesh(e, d)
+		case KindPeerAuthentication:
+			r.applyPeer(e, d)
+		case KindAuthorizationPolicy:
+			r.applyPolicy(e, d)
+		}
+	}
+	if d.All {
+		r.markAll(d)
+	}
+	return d
+}
+
+func (r *Registry) markAll(d *Dirty) {
+	for n := range r.pods {
+		d.Pods[n] = true
+	}
+	for n := range r.services {
+		d.Services[n] = true
+	}
+	for n := range r.slices {
+		d.Slices[n] = true
+	}
+	for n := range r.policies {
+		d.Policies[n] = true
+	}
+	for n := range r.peers {
+		d.Peers[n] = true
+	}
+	d.Mesh = true
+}
+
+func (r *Registry) applyPod(e Event, d *Dirty) {
+	d.Pods[e.Name] = true
+	if old := r.pods[e.Name]; old != nil {
+		delete(r.pods, e.Name)
+		r.podsByLabel.remove(old)
+		unlink(r.podsByNode, old.Node, old.Name)
+		for _, ip := range old.IPs {
+			unlink(r.podsByIP, ip, old.Name)
+			r.dirtyAddress(ip, d)
+		}
+	}
+	if e.Object == nil {
+		return
+	}
+	pod := NewPod(e.Object.(*corev1.Pod))
+	if pod == nil {
+		return
+	}
+	r.pods[e.Name] = pod
+	r.podsByLabel.add(pod)
+	link(r.podsByNode, pod.Node, pod.Name, pod)
+	for _, ip := range pod.IPs {
+		if !pod.HostNetwork {
+			link(r.podsByIP, ip, pod.Name, pod)
+		}
+		r.dirtyAddress(ip, d)
+	}
+}
+
+// dirtyAddress marks what depends on whether a pod has the address: slices that list it, and the other pods with it.
+func (r *Registry) dirtyAddress(ip netip.Addr, d *Dirty) {
+	for n := range r.slicesByIP[ip] {
+		d.Slices[n] = true
+	}
+}
+
+func (r *Registry) applyService(e Event, d *Dirty) {
+	d.Services[e.Name] = true
+	mark := func(s *Service) {
+		if len(s.Spec.Selector) > 0 {
+			r.podsByLabel.selected(s.Namespace, s.Spec.Selector, func(p *Pod) { d.Pods[p.Name] = true })
+		}
+	}
+	if old := r.services[e.Name]; old != nil {
+		mark(old)
+		delete(r.services, e.Name)
+		r.servicesByPair.remove(e.Name, old.Spec.Selector)
+	}
+	if e.Object != nil {
+		s := newService(e.Object.(*corev1.Service))
+		r.services[e.Name] = s
+		r.servicesByPair.add(e.Name, s.Spec.Selector)
+		mark(s)
+	}
+	for n := range r.slicesOf[e.Name] {
+		r.dirtySlice(r.slices[n], d)
+	}
+}
+
+func (r *Registry) dirtySlice(s *Slice, d *Dirty) {
+	d.Slices[Name{s.Namespace, s.EndpointSlice.Name}] = true
+	for _, ip := range s.Addresses() {
+		for n := range r.podsByIP[ip] {
+			d.Pods[n] = true
+		}
+	}
+}
+
+func (r *Registry) applySlice(e Event, d *Dirty) {
+	d.Slices[e.Name] = true
+	if old := r.slices[e.Name]; old != nil {
+		r.dirtySlice(old, d)
+		delete(r.slices, e.Name)
+		unlink(r.slicesOf, old.Service, e.Name)
+		for _, ip := range old.Addresses() {
+			unlink(r.slicesByIP, ip, e.Name)
+		}
+	}
+	if e.Object == nil {
+		return
+	}
+	s := newSlice(e.Object.(*discoveryv1.EndpointSlice))
+	if s == nil {
+		return
+	}
+	r.slices[e.Name] = s
+	link(r.slicesOf, s.Service, e.Name, true)
+	for _, ip := range s.Addresses() {
+		link(r.slicesByIP, ip, e.Name, true)
+	}
+	r.dirtySlice(s, d)
+}
+
+func (r *Registry) applyNode(e Event, d *Dirty) {
+	old := r.nodes[e.Name.Name]
+	var now Locality
+	delete(r.nodes, e.Name.Name)
+	if e.Object != nil {
+		now = newLocality(e.Object.(*corev1.Node))
+		r.nodes[e.Name.Name] = now
+	}
+	if old != now {
+		for n := range r.podsByNode[e.Name.Name] {
+			d.Pods[n] = true
+		}
+	}
+}
+
+func (r *Registry) applyMesh(e Event, d *Dirty) {
+	if e.Name != (Name{r.cfg.InstallNamespace, api.MeshConfigMap}) {
+		return
+	}
+	now := r.cfg.Mesh
+	r.meshBad = nil
+	if e.Object != nil {
+		var err error
+		if now, err = parseMesh(e.Object.(*corev1.ConfigMap), r.cfg.Mesh); err != nil {
+			now = r.mesh // what was good before stays
+			r.meshBad = []validate.Finding{{Severity: validate.Error, Kind: string(KindConfigMap), Namespace: e.Name.Namespace,
+				Name: e.Name.Name, Field: "data.mesh", Message: err.Error()}}
+		}
+	}
+	d.Mesh = true
+	if now.TrustDomain != r.mesh.TrustDomain || now.RootNamespace != r.mesh.RootNamespace ||
+		!slices.Equal(now.TrustDomainAliases, r.mesh.TrustDomainAliases) {
+		d.All = true
+	}
+	r.mesh = now
+}
+
+func link[K, I comparable, V any](index map[K]map[I]V, key K, item I, value V) {
+	if index[key] == nil {
+		index[key] = map[I]V{}
+	}
+	index[key][item] = value
+}
+
+func unlink[K, I comparable, V any](index map[K]map[I]V, key K, item I) {
+	delete(index[key], item)
+	if len(index[key]) == 0 {
+		delete(index, key)
+	}
+}
+
+// Addresses of the slice that are IP addresses.
+func (s *Slice) Addresses() []netip.Addr {
+	var all []netip.Addr
+	for _, e := range s.Endpoints {
+		for _, text := range e.Addresses {
+			if ip, err := netip.ParseAddr(text); err == nil {
+				all = append(all, ip.Unmap())
+			}
+		}
+	}
+	return all
+}
+
+func (r *Registry) applyPeer(e Event, d *Dirty) {
+	mark := func(p *PeerAuthentication) {
+		labels := p.Spec.GetSelector().GetMatchLabels()
+		if len(labels) == 0 && p.Namespace == r.mesh.RootNamespace {
+			for n := range r.pods {
+				d.Pods[n] = true
+			}
+			return
+		}
+		r.podsByLabel.selected(p.Namespace, labels, func(p *Pod) { d.Pods[p.Name] = true })
+	}
+	if old := r.peers[e.Name]; old != nil {
+		mark(old)
+		delete(r.peers, e.Name)
+		r.peersByPair.remove(e.Name, old.Spec.GetSelector().GetMatchLabels())
+	}
+	if e.Object != nil {
+		p := e.Object.(*securityv1.PeerAuthentication)
+		now := &PeerAuthentication{p, validate.PeerAuthentication(p, e.Issues)}
+		r.peers[e.Name] = now
+		r.peersByPair.add(e.Name, p.Spec.GetSelector().GetMatchLabels())
+		mark(now)
+	}
+	d.Peers[e.Name] = true
+	for n := range r.peersByPair[e.Name.Namespace][""] { // which of them is the oldest may have changed
+		d.Peers[n] = true
+	}
+}
+
+func (r *Registry) applyPolicy(e Event, d *Dirty) {
+	d.Policies[e.Name] = true
+	if old := r.policies[e.Name]; old != nil {
+		r.dirtyTargets(old, d)
+		delete(r.policies, e.Name)
+		for _, t := range old.Targets {
+			if t.Service != "" {
+				unlink(r.policiesOf, Name{e.Name.Namespace, t.Service}, e.Name)
+			} else {
+				r.policiesByPair.remove(e.Name, t.Labels)
+			}
+		}
+	}
+	if e.Object == nil {
+		return
+	}
+	p := newAuthorization(e.Object.(*securityv1.AuthorizationPolicy), e.Issues)
+	r.policies[e.Name] = p
+	for _, t := range p.Targets {
+		if t.Service != "" {
+			link(r.policiesOf, Name{e.Name.Namespace, t.Service}, e.Name, true)
+		} else {
+			r.policiesByPair.add(e.Name, t.Labels)
+		}
+	}
+	r.dirtyTargets(p, d)
+}
+
+func (r *Registry) dirtyTargets(p *AuthorizationPolicy, d *Dirty) {
+	mark := func(p *Pod) { d.Pods[p.Name] = true }
+	for _, t := range p.Targets {
+		if t.Service != "" {
+			if s := r.services[Name{p.Namespace, t.Service}]; s != nil && len(s.Spec.Selector) > 0 {
+				r.podsByLabel.selected(p.Namespace, s.Spec.Selector, mark)
+			}
+			continue
+		}
+		if p.Namespace != r.mesh.RootNamespace {
+			r.podsByLabel.selected(p.Namespace, t.Labels, mark)
+			continue
+		}
+		for ns := range r.podsByLabel {
+			r.podsByLabel.selected(ns, t.Labels, mark)
+		}
+	}
+}

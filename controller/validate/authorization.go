@@ -1,0 +1,212 @@
+package validate
+
+import (
+	"fmt"
+	"strings"
+
+	securitybeta "istio.io/api/security/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+)
+
+// ConditionKind says what a condition of `when` can be judged by on a TCP connection.
+type ConditionKind int
+
+// Kinds of condition.
+const (
+	ConditionUnknown ConditionKind = iota // no such key
+	ConditionHTTP                         // needs an HTTP request
+	ConditionSourceIP
+	ConditionSourceNamespace
+	ConditionSourcePrincipal
+	ConditionSourceAccount
+	ConditionDestinationIP
+	ConditionDestinationPort
+	ConditionUnsupported // known, and not supported by this mesh
+)
+
+// Condition classifies a key of `when`.
+func Condition(key string) ConditionKind {
+	switch key {
+	case "source.ip":
+		return ConditionSourceIP
+	case "source.namespace":
+		return ConditionSourceNamespace
+	case "source.principal":
+		return ConditionSourcePrincipal
+	case "source.serviceAccount":
+		return ConditionSourceAccount
+	case "destination.ip":
+		return ConditionDestinationIP
+	case "destination.port":
+		return ConditionDestinationPort
+	case "remote.ip":
+		return ConditionHTTP
+	case "connection.sni":
+		return ConditionUnsupported
+	}
+	switch {
+	case strings.HasPrefix(key, "request."):
+		return ConditionHTTP
+	case strings.HasPrefix(key, "experimental."):
+		return ConditionUnsupported
+	}
+	return ConditionUnknown
+}
+
+// HTTPFields names the fields of the operation that only an HTTP request has, as paths below it.
+func HTTPFields(op *securitybeta.Operation) []string {
+	return nonEmpty("hosts", op.GetHosts(), "notHosts", op.GetNotHosts(), "methods", op.GetMethods(),
+		"notMethods", op.GetNotMethods(), "paths", op.GetPaths(), "notPaths", op.GetNotPaths())
+}
+
+// HTTPSourceFields names the fields of the source that only an HTTP request has, as paths below it.
+func HTTPSourceFields(src *securitybeta.Source) []string {
+	return nonEmpty("requestPrincipals", src.GetRequestPrincipals(), "notRequestPrincipals", src.GetNotRequestPrincipals(),
+		"remoteIpBlocks", src.GetRemoteIpBlocks(), "notRemoteIpBlocks", src.GetNotRemoteIpBlocks())
+}
+
+// UnsupportedSourceFields names fields of the source that this mesh does not judge, as paths below it.
+func UnsupportedSourceFields(src *securitybeta.Source) []string {
+	return nonEmpty("trustDomains", src.GetTrustDomains(), "notTrustDomains", src.GetNotTrustDomains())
+}
+
+func nonEmpty(pairs ...any) []string {
+	var names []string
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if values, _ := pairs[i+1].([]string); len(values) > 0 {
+			name, _ := pairs[i].(string)
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// AuthorizationPolicy checks one policy; issues are fields that its decoder did not understand.
+func AuthorizationPolicy(p *securityv1.AuthorizationPolicy, issues []Field) []Finding {
+	c := &collector{kind: "AuthorizationPolicy", namespace: p.Namespace, name: p.Name}
+	c.fields(issues)
+	spec := &p.Spec
+	c.selector(spec.GetSelector().GetMatchLabels(), "spec.selector.matchLabels")
+	targets := spec.GetTargetRefs()
+	if spec.GetTargetRef() != nil {
+		targets = append(targets[:len(targets):len(targets)], spec.GetTargetRef())
+	}
+	if len(targets) > 0 && spec.GetSelector() != nil {
+		c.add(Error, "spec.selector", "excludes targetRefs")
+	}
+	for i, t := range targets {
+		if (t.GetKind() != "Service" && t.GetKind() != "Gateway") || t.GetName() == "" {
+			c.add(Error, fmt.Sprintf("spec.targetRefs[%d]", i), "kind %q with name %q is not supported", t.GetKind(), t.GetName())
+		}
+		if t.GetNamespace() != "" && t.GetNamespace() != p.Namespace {
+			c.add(Error, fmt.Sprintf("spec.targetRefs[%d].namespace", i), "must be the policy's own namespace")
+		}
+	}
+	switch spec.GetAction() {
+	case securitybeta.AuthorizationPolicy_ALLOW, securitybeta.AuthorizationPolicy_DENY:
+		if spec.GetProvider() != nil {
+			c.add(Error, "spec.provider", "is for the action CUSTOM only")
+		}
+	case securitybeta.AuthorizationPolicy_AUDIT:
+		c.add(Warning, "spec.action", "AUDIT is not supported: nothing is recorded, and nothing is refused")
+	default:
+		c.add(Error, "spec.action", "%s is not supported", spec.GetAction())
+	}
+	for i, rule := range spec.GetRules() {
+		c.rule(rule, p.Namespace, fmt.Sprintf("spec.rules[%d]", i))
+	}
+	return c.found
+}
+
+const (
+	tcpMeaning  = "is an HTTP field and connections are judged as TCP: a rule of an ALLOW policy is ignored, in a DENY policy the field is"
+	unsupported = "is not supported: a rule of an ALLOW policy is ignored, in a DENY policy the field is"
+)
+
+func (c *collector) rule(rule *securitybeta.Rule, namespace, path string) {
+	if rule == nil {
+		return
+	}
+	for i, from := range rule.GetFrom() {
+		at := fmt.Sprintf("%s.from[%d].source", path, i)
+		if from.GetSource() == nil {
+			c.add(Error, at, "is missing")
+			continue
+		}
+		c.source(from.GetSource(), namespace, at)
+	}
+	for i, to := range rule.GetTo() {
+		op, at := to.GetOperation(), fmt.Sprintf("%s.to[%d].operation", path, i)
+		if op == nil {
+			c.add(Error, at, "is missing")
+			continue
+		}
+		c.each(op.GetPorts(), at+".ports", portError)
+		c.each(op.GetNotPorts(), at+".notPorts", portError)
+		fields := HTTPFields(op)
+		for _, f := range fields {
+			c.add(Warning, at+"."+f, tcpMeaning)
+		}
+		if len(fields) == 0 && len(op.GetPorts())+len(op.GetNotPorts()) == 0 {
+			c.add(Error, at, "is empty")
+		}
+	}
+	for i, cond := range rule.GetWhen() {
+		c.condition(cond, namespace, fmt.Sprintf("%s.when[%d]", path, i))
+	}
+}
+
+func (c *collector) source(src *securitybeta.Source, namespace, at string) {
+	account := func(v string) error { _, _, err := ServiceAccount(v, namespace); return err }
+	c.each(src.GetPrincipals(), at+".principals", Pattern)
+	c.each(src.GetNotPrincipals(), at+".notPrincipals", Pattern)
+	c.each(src.GetNamespaces(), at+".namespaces", Pattern)
+	c.each(src.GetNotNamespaces(), at+".notNamespaces", Pattern)
+	c.each(src.GetServiceAccounts(), at+".serviceAccounts", account)
+	c.each(src.GetNotServiceAccounts(), at+".notServiceAccounts", account)
+	c.each(src.GetIpBlocks(), at+".ipBlocks", blockError)
+	c.each(src.GetNotIpBlocks(), at+".notIpBlocks", blockError)
+	c.each(src.GetRemoteIpBlocks(), at+".remoteIpBlocks", blockError)
+	c.each(src.GetNotRemoteIpBlocks(), at+".notRemoteIpBlocks", blockError)
+	http, other := HTTPSourceFields(src), UnsupportedSourceFields(src)
+	for _, f := range http {
+		c.add(Warning, at+"."+f, tcpMeaning)
+	}
+	for _, f := range other {
+		c.add(Warning, at+"."+f, unsupported)
+	}
+	judged := nonEmpty("", src.GetPrincipals(), "", src.GetNotPrincipals(), "", src.GetNamespaces(), "", src.GetNotNamespaces(),
+		"", src.GetServiceAccounts(), "", src.GetNotServiceAccounts(), "", src.GetIpBlocks(), "", src.GetNotIpBlocks())
+	if len(judged)+len(http)+len(other) == 0 {
+		c.add(Error, at, "is empty")
+	}
+}
+
+func (c *collector) condition(cond *securitybeta.Condition, namespace, at string) {
+	check := func(string) error { return nil }
+	switch Condition(cond.GetKey()) {
+	case ConditionUnknown:
+		c.add(Error, at+".key", "unknown key %q", cond.GetKey())
+	case ConditionHTTP:
+		c.add(Warning, at+".key", "%q %s", cond.GetKey(), tcpMeaning)
+	case ConditionUnsupported:
+		c.add(Warning, at+".key", "%q %s", cond.GetKey(), unsupported)
+	case ConditionSourceIP, ConditionDestinationIP:
+		check = blockError
+	case ConditionDestinationPort:
+		check = portError
+	case ConditionSourceNamespace, ConditionSourcePrincipal:
+		check = Pattern
+	case ConditionSourceAccount:
+		check = func(v string) error { _, _, err := ServiceAccount(v, namespace); return err }
+	}
+	c.each(cond.GetValues(), at+".values", check)
+	c.each(cond.GetNotValues(), at+".notValues", check)
+	if len(cond.GetValues())+len(cond.GetNotValues()) == 0 {
+		c.add(Error, at, "has neither values nor notValues")
+	}
+}
+
+func portError(text string) error { _, err := Port(text); return err }
+
+func blockError(text string) error { _, err := IPBlock(text); return err }

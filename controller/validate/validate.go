@@ -1,0 +1,146 @@
+// Package validate finds what is wrong with mesh objects: pure functions from typed objects to findings that name object
+// and field. Controller, admission and CLI share them. A finding of severity Error on a policy means that the policy
+// cannot be enforced as it is written; the compiler makes it deny then.
+package validate
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Severity of a finding.
+type Severity int
+
+// Severities.
+const (
+	Info    Severity = iota // nothing to do
+	Warning                 // works, but perhaps not as meant
+	Error                   // cannot be done as written
+)
+
+// String is info, warning or error.
+func (s Severity) String() string {
+	if s < Info || s > Error {
+		return "severity_" + strconv.Itoa(int(s))
+	}
+	return [...]string{"info", "warning", "error"}[s]
+}
+
+// Finding is one remark about one object.
+type Finding struct {
+	Severity  Severity
+	Kind      string
+	Namespace string
+	Name      string
+	Field     string // path below the object; "" when the whole object is meant
+	Message   string
+}
+
+// Error makes a finding an error: SEVERITY KIND NS/NAME FIELD: MESSAGE.
+func (f Finding) Error() string {
+	name := f.Name
+	if f.Namespace != "" {
+		name = f.Namespace + "/" + name
+	}
+	field := ""
+	if f.Field != "" {
+		field = " " + f.Field
+	}
+	return fmt.Sprintf("%s %s %s%s: %s", f.Severity, f.Kind, name, field, f.Message)
+}
+
+// Field is the path of a field with a message, as decoders report what they did not understand.
+type Field struct{ Path, Message string }
+
+// Worst returns the highest severity of the findings, Info when there are none.
+func Worst(findings []Finding) Severity {
+	worst := Info
+	for _, f := range findings {
+		worst = max(worst, f.Severity)
+	}
+	return worst
+}
+
+// Port reads a port number from 1 to 65535.
+func Port(text string) (uint32, error) {
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is not a port number from 1 to 65535", text)
+	}
+	return uint32(n), nil
+}
+
+// IPBlock reads one address or one network in CIDR notation. Bits beyond the prefix length are ignored.
+func IPBlock(text string) (netip.Prefix, error) {
+	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
+		addr = addr.Unmap()
+		return netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil || (prefix.Addr().Is4In6() && prefix.Bits() < 96) {
+		return netip.Prefix{}, fmt.Errorf("%q is not an IP address or a network in CIDR notation", text)
+	}
+	if prefix.Addr().Is4In6() {
+		prefix = netip.PrefixFrom(prefix.Addr().Unmap(), prefix.Bits()-96)
+	}
+	return prefix.Masked(), nil
+}
+
+// Pattern checks a value that may be exact, "prefix*", "*suffix" or "*".
+func Pattern(text string) error {
+	switch inner := strings.TrimSuffix(strings.TrimPrefix(text, "*"), "*"); {
+	case text == "":
+		return fmt.Errorf("is empty")
+	case text == "*":
+		return nil
+	case strings.Contains(inner, "*"), strings.HasPrefix(text, "*") && strings.HasSuffix(text, "*"):
+		return fmt.Errorf("%q may have one * only, at its beginning or at its end", text)
+	}
+	return nil
+}
+
+// ServiceAccount reads ACCOUNT (of the policy's namespace) or NAMESPACE/ACCOUNT.
+func ServiceAccount(text, namespace string) (ns, account string, err error) {
+	ns, account, found := strings.Cut(text, "/")
+	if !found {
+		ns, account = namespace, text
+	}
+	if ns == "" || account == "" || strings.ContainsAny(ns+account, "/*") {
+		return "", "", fmt.Errorf("%q is not ACCOUNT or NAMESPACE/ACCOUNT", text)
+	}
+	return ns, account, nil
+}
+
+// collector gathers the findings of one object.
+type collector struct {
+	kind, namespace, name string
+	found                 []Finding
+}
+
+func (c *collector) add(s Severity, field, format string, args ...any) {
+	c.found = append(c.found, Finding{s, c.kind, c.namespace, c.name, field, fmt.Sprintf(format, args...)})
+}
+
+func (c *collector) each(values []string, field string, check func(string) error) {
+	for i, v := range values {
+		if err := check(v); err != nil {
+			c.add(Error, fmt.Sprintf("%s[%d]", field, i), "%s", err)
+		}
+	}
+}
+
+func (c *collector) fields(issues []Field) {
+	for _, i := range issues {
+		c.add(Error, i.Path, "%s", i.Message)
+	}
+}
+
+func (c *collector) selector(labels map[string]string, path string) {
+	for k, v := range labels {
+		if k == "" || strings.Contains(k, "*") || strings.Contains(v, "*") {
+			c.add(Error, path+"."+k, "wildcards and empty keys are not supported in label selectors")
+		}
+	}
+}
