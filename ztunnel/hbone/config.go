@@ -44,6 +44,8 @@ type Config struct {
 
 	// onStreamDone is called without locks whenever a stream ends or the connection changes state (Pool).
 	onStreamDone func()
+	// onEnd is called without locks when the connection's goroutines have ended, just before Done (Pool).
+	onEnd func()
 }
 
 func orDefault[T int | time.Duration](v *T, d T) {

@@ -117,6 +117,9 @@ func (c *conn) start() {
 		wg.Wait()
 		_ = c.nc.Close()
 		c.stopTimers()
+		if f := c.cfg.onEnd; f != nil {
+			f()
+		}
 		close(c.done)
 	}()
 }
