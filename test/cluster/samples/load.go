@@ -1,0 +1,242 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// loadConfig is what load is asked to do.
+type loadConfig struct {
+	addr     string        // line echo server
+	url      string        // when set, new connections are HTTP GETs of it
+	long     int           // connections that stay open
+	interval time.Duration // between two messages on a long connection
+	rate     int           // new connections a second
+	length   time.Duration // how long, 0 until a signal
+	timeout  time.Duration // of one connect, and of one answer
+	reopen   bool          // open a long connection again after a failure
+}
+
+// failure is one thing that went wrong, with its time as milliseconds since 1970, so that it can be laid beside other events.
+type failure struct {
+	AtMS int64  `json:"atMS"`
+	Conn int    `json:"conn"`
+	Seq  int    `json:"seq"`
+	Op   string `json:"op"` // connect, write, read, check, status
+	Err  string `json:"err"`
+}
+
+// tally is one half of the report.
+type tally struct {
+	Started  int       `json:"started"` // connections tried
+	OK       int       `json:"ok"`      // answers that were right
+	Failed   int       `json:"failed"`
+	Failures []failure `json:"failures"` // the first 1000
+	P50MS    float64   `json:"p50MS"`    // of right answers; on new connections with the connect
+	P99MS    float64   `json:"p99MS"`
+	MaxMS    float64   `json:"maxMS"`
+
+	mu    sync.Mutex // protects all fields
+	times []float64
+}
+
+const keptFailures = 1000
+
+func (t *tally) start() { t.mu.Lock(); t.Started++; t.mu.Unlock() }
+
+func (t *tally) ok(d time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.OK++
+	t.times = append(t.times, float64(d.Microseconds())/1000)
+}
+
+func (t *tally) fail(conn, seq int, op string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.Failed++
+	if len(t.Failures) < keptFailures {
+		t.Failures = append(t.Failures, failure{time.Now().UnixMilli(), conn, seq, op, err.Error()})
+	}
+}
+
+func (t *tally) finish() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	slices.Sort(t.times)
+	if n := len(t.times); n > 0 {
+		t.P50MS, t.P99MS, t.MaxMS = t.times[n/2], t.times[n*99/100], t.times[n-1]
+	}
+}
+
+// load holds connections open with numbered lines on them and opens new ones at a steady rate, against a server that answers
+// each line with "PREFIX line" (tcp-echo). At the end, or on SIGTERM, it prints one JSON report; it fails when anything failed.
+func load(ctx context.Context, args []string) error {
+	var c loadConfig
+	flags := flag.NewFlagSet("load", flag.ContinueOnError)
+	flags.StringVar(&c.addr, "addr", "", "host:port of a tcp-echo server")
+	flags.StringVar(&c.url, "url", "", "URL that new connections get instead of a line to -addr; 200 is right")
+	flags.IntVar(&c.long, "long", 0, "connections that stay open")
+	flags.DurationVar(&c.interval, "interval", 100*time.Millisecond, "time between messages on a long connection")
+	flags.IntVar(&c.rate, "rate", 0, "new connections a second")
+	flags.DurationVar(&c.length, "for", 0, "how long; 0 is until SIGTERM")
+	flags.DurationVar(&c.timeout, "timeout", 5*time.Second, "limit of a connect and of an answer")
+	flags.BoolVar(&c.reopen, "reopen", true, "open a long connection again after it failed")
+	if err := flags.Parse(args); err != nil {
+		return fmt.Errorf("parse arguments: %w", err)
+	}
+	if c.long > 0 && c.addr == "" || c.rate > 0 && c.addr == "" && c.url == "" || c.long+c.rate == 0 || c.long < 0 || c.rate < 0 ||
+		c.rate > 10000 || c.interval <= 0 || c.timeout <= 0 {
+		return fmt.Errorf("check arguments: -long or -rate (at most 10000), and -addr (or -url for new ones) are needed, times are above 0")
+	}
+	if c.length > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.length)
+		defer cancel()
+	}
+	var report struct {
+		StartMS int64  `json:"startMS"`
+		EndMS   int64  `json:"endMS"`
+		Long    *tally `json:"long"`
+		New     *tally `json:"new"`
+	}
+	report.StartMS, report.Long, report.New = time.Now().UnixMilli(), &tally{Failures: []failure{}}, &tally{Failures: []failure{}}
+	var all sync.WaitGroup
+	for i := range c.long {
+		all.Go(func() { c.keepOpen(ctx, i, report.Long) })
+	}
+	all.Go(func() { c.openNew(ctx, report.New) })
+	all.Wait()
+	report.EndMS = time.Now().UnixMilli()
+	report.Long.finish()
+	report.New.finish()
+	if err := json.NewEncoder(os.Stdout).Encode(report); err != nil {
+		return fmt.Errorf("print report: %w", err)
+	}
+	if n := report.Long.Failed + report.New.Failed; n > 0 {
+		return fmt.Errorf("%d failures", n)
+	}
+	return nil
+}
+
+func (c loadConfig) keepOpen(ctx context.Context, id int, t *tally) {
+	tick := time.NewTicker(c.interval)
+	defer tick.Stop()
+	for seq := 0; ctx.Err() == nil; {
+		t.start()
+		seq = c.converse(ctx, id, seq, t, tick.C)
+		if !c.reopen {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+}
+
+// converse sends numbered lines on one connection until it fails or ctx ends, and returns the next number.
+func (c loadConfig) converse(ctx context.Context, id, seq int, t *tally, tick <-chan time.Time) int {
+	conn, err := net.DialTimeout("tcp", c.addr, c.timeout)
+	if err != nil {
+		t.fail(id, seq, "connect", err)
+		return seq
+	}
+	defer conn.Close()
+	r := bufio.NewReader(conn)
+	for ctx.Err() == nil {
+		seq++
+		begin := time.Now()
+		if op, err := c.exchange(conn, r, fmt.Sprintf("long-%d-%d", id, seq)); err != nil {
+			t.fail(id, seq, op, err)
+			return seq
+		}
+		t.ok(time.Since(begin))
+		select {
+		case <-ctx.Done():
+		case <-tick:
+		}
+	}
+	return seq
+}
+
+// exchange sends one line and checks its echo. It returns what it was doing when it failed.
+func (c loadConfig) exchange(conn net.Conn, r *bufio.Reader, line string) (string, error) {
+	if err := conn.SetDeadline(time.Now().Add(c.timeout)); err != nil {
+		return "write", err
+	}
+	if _, err := io.WriteString(conn, line+"\n"); err != nil {
+		return "write", err
+	}
+	got, err := r.ReadString('\n')
+	if err != nil {
+		return "read", err
+	}
+	if !strings.HasSuffix(got, " "+line+"\n") {
+		return "check", fmt.Errorf("got %q for %q", got, line)
+	}
+	return "", nil
+}
+
+// openNew opens connections on schedule: a slow one does not delay the next.
+func (c loadConfig) openNew(ctx context.Context, t *tally) {
+	if c.rate == 0 {
+		return
+	}
+	var all sync.WaitGroup
+	defer all.Wait()
+	client := &http.Client{Timeout: c.timeout, Transport: &http.Transport{DisableKeepAlives: true}}
+	tick := time.NewTicker(time.Second / time.Duration(c.rate))
+	defer tick.Stop()
+	for n := 1; ; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		all.Go(func() {
+			t.start()
+			begin := time.Now()
+			op, err := c.once(client, n)
+			if err != nil {
+				t.fail(n, 0, op, err)
+				return
+			}
+			t.ok(time.Since(begin))
+		})
+	}
+}
+
+func (c loadConfig) once(client *http.Client, n int) (string, error) {
+	if c.url != "" {
+		res, err := client.Get(c.url)
+		if err != nil {
+			return "read", err
+		}
+		defer res.Body.Close()
+		if _, err := io.Copy(io.Discard, res.Body); err != nil {
+			return "read", err
+		}
+		if res.StatusCode != http.StatusOK {
+			return "status", fmt.Errorf("%s", res.Status)
+		}
+		return "", nil
+	}
+	conn, err := net.DialTimeout("tcp", c.addr, c.timeout)
+	if err != nil {
+		return "connect", err
+	}
+	defer conn.Close()
+	return c.exchange(conn, bufio.NewReader(conn), fmt.Sprintf("new-%d", n))
+}
