@@ -61,6 +61,9 @@ type PathQuery struct {
 	Service             *client.Service  // the service that was dialled; nil for an address of a pod
 	Address             netip.AddrPort   // of the destination, after Pick
 	Local               bool             // the destination pod is served by this node's ztunnel
+	// Captured: the source is served by this node's ztunnel, so that it is enrolled whatever the control plane says of it at
+	// the moment. A pod's first connections come before its annotation has made the round.
+	Captured bool
 }
 
 // PathFor decides how the source's ztunnel carries one connection. HTTP ports travel as TCP in this build.
@@ -86,7 +89,7 @@ func PathFor(q PathQuery) Path {
 		return as(Passthrough, "the destination is not enrolled")
 	case dst.GetWaypoint() != nil || q.Service != nil && q.Service.GetWaypoint() != nil:
 		return reject(reason.PolicyUnenforceable, "the destination asks for a waypoint, whose policies this build cannot apply")
-	case q.Source == nil || q.Source.GetTunnelProtocol() != workloadapi.TunnelProtocol_HBONE:
+	case q.Source == nil || !q.Captured && q.Source.GetTunnelProtocol() != workloadapi.TunnelProtocol_HBONE:
 		return as(Passthrough, "the source is not enrolled")
 	case q.Source.GetNetwork() != dst.GetNetwork():
 		return reject(reason.NoEndpoint, "the destination is in another network")
