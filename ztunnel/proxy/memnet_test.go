@@ -1,0 +1,237 @@
+package proxy
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// memHalf is one direction of a connection in memory.
+type memHalf struct {
+	mu       sync.Mutex
+	cond     *sync.Cond
+	buf      []byte
+	eof      bool
+	err      error // reset
+	deadline bool
+	timer    *time.Timer
+}
+
+func newMemHalf() *memHalf {
+	h := &memHalf{}
+	h.cond = sync.NewCond(&h.mu)
+	return h
+}
+
+func (h *memHalf) read(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for {
+		switch {
+		case h.err != nil:
+			return 0, h.err
+		case len(h.buf) > 0:
+			n := copy(p, h.buf)
+			h.buf = h.buf[n:]
+			h.cond.Broadcast()
+			return n, nil
+		case h.eof:
+			return 0, io.EOF
+		case h.deadline:
+			return 0, os.ErrDeadlineExceeded
+		}
+		h.cond.Wait()
+	}
+}
+
+func (h *memHalf) write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for len(h.buf) > 256<<10 && h.err == nil && !h.eof {
+		h.cond.Wait()
+	}
+	switch {
+	case h.err != nil:
+		return 0, h.err
+	case h.eof:
+		return 0, syscall.EPIPE
+	}
+	h.buf = append(h.buf, p...)
+	h.cond.Broadcast()
+	return len(p), nil
+}
+
+func (h *memHalf) end(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.err == nil && err != nil {
+		h.err = err
+	}
+	h.eof = true
+	h.cond.Broadcast()
+}
+
+func (h *memHalf) setDeadline(t time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.timer != nil {
+		h.timer.Stop()
+	}
+	h.deadline = false
+	if t.IsZero() {
+		return
+	}
+	h.timer = time.AfterFunc(time.Until(t), func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.deadline = true
+		h.cond.Broadcast()
+	})
+}
+
+// memConn behaves as a TCP socket as far as the proxy can tell.
+type memConn struct {
+	in, out       *memHalf
+	local, remote netip.AddrPort
+
+	mu     sync.Mutex
+	linger bool
+	closed bool
+}
+
+func memPair(a, b netip.AddrPort) (at, to *memConn) {
+	x, y := newMemHalf(), newMemHalf()
+	return &memConn{in: x, out: y, local: a, remote: b}, &memConn{in: y, out: x, local: b, remote: a}
+}
+
+func (c *memConn) Read(p []byte) (int, error)         { return c.in.read(p) }
+func (c *memConn) Write(p []byte) (int, error)        { return c.out.write(p) }
+func (c *memConn) LocalAddr() net.Addr                { return net.TCPAddrFromAddrPort(c.local) }
+func (c *memConn) RemoteAddr() net.Addr               { return net.TCPAddrFromAddrPort(c.remote) }
+func (c *memConn) SetReadDeadline(t time.Time) error  { c.in.setDeadline(t); return nil }
+func (c *memConn) SetWriteDeadline(t time.Time) error { return nil }
+func (c *memConn) SetDeadline(t time.Time) error      { return c.SetReadDeadline(t) }
+func (c *memConn) CloseWrite() error                  { c.out.end(nil); return nil }
+
+func (c *memConn) SetLinger(sec int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.linger = sec == 0
+	return nil
+}
+
+func (c *memConn) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return net.ErrClosed
+	}
+	c.closed = true
+	linger := c.linger
+	c.mu.Unlock()
+	c.in.mu.Lock()
+	unread := len(c.in.buf) > 0
+	c.in.mu.Unlock()
+	if linger || unread {
+		c.out.end(syscall.ECONNRESET)
+	} else {
+		c.out.end(nil)
+	}
+	c.in.end(net.ErrClosed)
+	return nil
+}
+
+// memListener hands out connections that a test pushes.
+type memListener struct {
+	addr netip.AddrPort
+	ch   chan net.Conn
+	done chan struct{}
+	once sync.Once
+}
+
+func newMemListener(addr netip.AddrPort) *memListener {
+	return &memListener{addr: addr, ch: make(chan net.Conn, 128), done: make(chan struct{})}
+}
+
+func (l *memListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.ch:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+func (l *memListener) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
+func (l *memListener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.addr) }
+
+// memNet is a network of listeners by address.
+type memNet struct {
+	mu    sync.Mutex
+	at    map[netip.AddrPort]*memListener
+	port  uint16
+	dials []netip.AddrPort
+}
+
+func newMemNet() *memNet { return &memNet{at: map[netip.AddrPort]*memListener{}, port: 40000} }
+
+func (n *memNet) listen(addr netip.AddrPort) *memListener {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l := newMemListener(addr)
+	n.at[addr] = l
+	return l
+}
+
+func (n *memNet) dial(from netip.Addr, to netip.AddrPort) (net.Conn, error) {
+	n.mu.Lock()
+	n.port++
+	src := netip.AddrPortFrom(from, n.port)
+	l := n.at[to]
+	n.dials = append(n.dials, to)
+	n.mu.Unlock()
+	if l == nil {
+		return nil, syscall.ECONNREFUSED
+	}
+	near, far := memPair(src, to)
+	select {
+	case l.ch <- far:
+		return near, nil
+	case <-l.done:
+		return nil, syscall.ECONNREFUSED
+	}
+}
+
+func (n *memNet) dialled(port uint16) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	count := 0
+	for _, d := range n.dials {
+		if d.Port() == port {
+			count++
+		}
+	}
+	return count
+}
+
+// memSockets are the sockets of the pod at addr.
+type memSockets struct {
+	net  *memNet
+	addr netip.Addr
+	bad  func() // called before each Deliver
+}
+
+func (s *memSockets) Dial(_ context.Context, to netip.AddrPort) (net.Conn, error) {
+	return s.net.dial(s.addr, to)
+}
+
+func (s *memSockets) Deliver(_ context.Context, client netip.Addr, to netip.AddrPort) (net.Conn, error) {
+	if s.bad != nil {
+		s.bad()
+	}
+	return s.net.dial(client, to)
+}

@@ -1,0 +1,190 @@
+package proxy
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/reason"
+	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/ztunnel/telemetry"
+)
+
+// route is what an outbound connection was decided to do, by one snapshot.
+type route struct {
+	snap   *client.Snapshot
+	source *client.Workload
+	svc    *client.Service // nil: not addressed by a service's address
+	addr   netip.AddrPort  // of the endpoint
+	path   policy.Path
+	local  *Pod // the endpoint, when it is served here
+}
+
+// outbound carries a connection of one of the pod's own processes.
+func (s *session) outbound() error {
+	s.line.Direction = Outbound.String()
+	if !s.dst.IsValid() || !s.src.IsValid() {
+		return refusedf(reason.Internal, "accepted socket has no address")
+	}
+	r, err := s.route()
+	if err != nil {
+		return err
+	}
+	switch r.path.Kind {
+	case policy.Reject:
+		return refusedf(r.path.Refused, "%s", r.path.Reason)
+	case policy.Tunnel:
+		return s.tunnelOut(r)
+	case policy.Proxied, policy.Direct:
+		return s.proxied(r)
+	case policy.Passthrough:
+		if r.local != nil {
+			// The pod's kernel side takes what comes from here as judged, so judge it, whatever the control plane
+			// says of its protocol at the moment.
+			return s.proxied(r)
+		}
+		return s.passthrough(r)
+	}
+	return refusedf(reason.Internal, "path of kind %v", r.path.Kind)
+}
+
+// route waits until the mesh knows the pod, and a destination that is served here, and decides.
+func (s *session) route() (*route, error) {
+	if meshPort(nil, s.dst.Port()) && s.pod.hasAddr(s.dst.Addr()) {
+		return nil, refusedf(reason.MeshPort, "port %d is the mesh's own", s.dst.Port())
+	}
+	r := &route{}
+	if !s.p.await(s.ctx, func(snap *client.Snapshot) bool {
+		r.snap, r.source = snap, s.pod.workload(snap)
+		if local := s.p.podAt(s.dst.Addr()); local != nil && local.workload(snap) == nil {
+			return false
+		}
+		return r.source != nil
+	}) {
+		return nil, ended(s.ctx, reason.NotReady, errors.New("the mesh does not know this pod or its destination yet"))
+	}
+	s.line.Generation = r.snap.Generation()
+	s.source(r.source, r.source.Identity)
+	if meshPort(r.source, s.dst.Port()) && s.pod.owns(r.source, s.dst.Addr()) {
+		return nil, refusedf(reason.MeshPort, "port %d is the mesh's own", s.dst.Port())
+	}
+	w, err := s.endpoint(r)
+	s.label(r, w, telemetry.NoTLS)
+	if err != nil {
+		return nil, err
+	}
+	r.local = s.p.pod(w)
+	if r.local == nil {
+		if pod := s.p.podAt(r.addr.Addr()); pod != nil {
+			return nil, refusedf(reason.NotReady, "%s is pod %s/%s of this node, which the mesh knows by other names", r.addr, pod.cfg.Namespace, pod.cfg.Name)
+		}
+	}
+	r.path = policy.PathFor(policy.PathQuery{
+		Snapshot: r.snap, Source: r.source, Destination: w, Service: r.svc, Address: r.addr, Local: r.local != nil, Captured: true,
+	})
+	s.line.Path = r.path.Kind.String()
+	return r, nil
+}
+
+// endpoint resolves the original destination: a service's address to one of its workloads, a workload's to itself,
+// everything else to nil.
+func (s *session) endpoint(r *route) (*client.Workload, error) {
+	network := r.source.GetNetwork()
+	r.addr = s.dst
+	if r.svc = r.snap.ServiceByIP(network, s.dst.Addr()); r.svc == nil {
+		return r.snap.WorkloadByIP(network, s.dst.Addr()), nil
+	}
+	choice, why := policy.Pick(r.snap, r.svc, s.dst.Port(), r.source, s.src.Addr(), s.p.cfg.Rand)
+	if why != reason.None {
+		return nil, refusedf(why, "service %s has no endpoint for port %d", r.svc.GetHostname(), s.dst.Port())
+	}
+	addr := addrOf(choice.Workload, s.dst.Addr())
+	if !addr.IsValid() {
+		return choice.Workload, refusedf(reason.NoEndpoint, "workload %s has no address", choice.Workload.GetUid())
+	}
+	r.addr = netip.AddrPortFrom(addr, choice.Port)
+	return choice.Workload, nil
+}
+
+// label fills in the record and the labels of the source reporter.
+func (s *session) label(r *route, w *client.Workload, security telemetry.Security) {
+	var id api.Identity
+	if security != telemetry.NoTLS && w != nil {
+		id = w.Identity
+	}
+	s.line.Dst = r.addr
+	s.destination(w, id, r.svc)
+	var src api.Identity
+	if security != telemetry.NoTLS {
+		src = r.source.Identity
+	}
+	s.labels = []telemetry.Labels{{
+		Reporter: telemetry.Source, Security: security, Service: serviceOf(r.svc),
+		Source: s.p.peerOf(r.source, src), Destination: s.p.peerOf(w, id),
+	}}
+}
+
+// proxied carries a connection to a pod of this node: both sides' work in one pass.
+func (s *session) proxied(r *route) error {
+	w := r.path.Destination
+	s.label(r, w, telemetry.SameNode)
+	both := s.labels[0]
+	both.Reporter = telemetry.Destination
+	s.labels = append(s.labels, both)
+	if r.local == nil || w == nil {
+		return refusedf(reason.UnknownPod, "%s is not a pod that is served here", r.addr)
+	}
+	if meshPort(w, r.addr.Port()) {
+		return refusedf(reason.MeshPort, "port %d is the mesh's own", r.addr.Port())
+	}
+	c := policy.Connection{Source: s.judgedSource(r.addr.Addr()), Destination: r.addr, Peer: r.source.Identity}
+	defer r.local.live.add(c, s.kill)()
+	if err := s.admit(r.local, c); err != nil {
+		return err
+	}
+	return s.relayTo(r.addr)
+}
+
+// judgedSource is the address that the destination will see: the pod's own, whatever address its process bound.
+func (s *session) judgedSource(dst netip.Addr) netip.AddrPort {
+	if len(s.pod.cfg.Addrs) == 0 || s.pod.hasAddr(s.src.Addr()) {
+		return s.src
+	}
+	for _, a := range s.pod.cfg.Addrs {
+		if a.Is4() == dst.Is4() {
+			return netip.AddrPortFrom(a, s.src.Port())
+		}
+	}
+	return netip.AddrPortFrom(s.pod.cfg.Addrs[0], s.src.Port())
+}
+
+// passthrough carries a connection to where no proxy of the mesh is.
+func (s *session) passthrough(r *route) error { return s.relayTo(r.addr) }
+
+// relayTo dials addr as the pod and relays.
+func (s *session) relayTo(addr netip.AddrPort) error {
+	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.ConnectTimeout)
+	defer cancel()
+	up, err := s.pod.cfg.Sockets.Dial(ctx, addr)
+	if err != nil {
+		return ended(s.ctx, reason.UpstreamConnect, err)
+	}
+	return s.relay(up)
+}
+
+// podAt returns the pod of this node that has the address a.
+func (p *Proxy) podAt(a netip.Addr) *Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.addrs[a]
+}
+
+// relay copies between the client and up until both are closed.
+func (s *session) relay(up net.Conn) error {
+	tune(up)
+	s.relayed = true
+	s.open()
+	return s.copyBoth(s.client, up)
+}

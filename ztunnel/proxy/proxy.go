@@ -1,0 +1,137 @@
+package proxy
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/ztunnel/hbone"
+)
+
+// Proxy is what the pods of one node share: limits, the pods by name, and the watch on the mesh's configuration.
+// Safe for concurrent use.
+type Proxy struct {
+	cfg        Config
+	conns      atomic.Int64
+	refusals   atomic.Int64
+	handshakes chan struct{}
+	buffers    buffers
+	serving    hbone.Config // of tunnel servers: their streams end with the pod's connections, not earlier
+
+	mu      sync.Mutex // protects below
+	pods    map[podName]*Pod
+	addrs   map[netip.Addr]*Pod
+	all     map[*Pod]struct{} // also pods that were removed and still have connections
+	changed chan struct{}     // closed at the next change
+}
+
+type podName struct{ namespace, name string }
+
+// New returns a Proxy; it does nothing until Run. It panics on a Config that Validate refuses, since that is a fault of the
+// program.
+func New(cfg Config) *Proxy {
+	if err := cfg.Validate(); err != nil {
+		panic(err)
+	}
+	cfg = cfg.withDefaults()
+	serving := cfg.Tunnel
+	serving.DrainTimeout = max(cfg.DrainTimeout, cfg.RemovedGrace)
+	return &Proxy{
+		cfg: cfg, serving: serving, handshakes: make(chan struct{}, cfg.MaxHandshakes),
+		pods: map[podName]*Pod{}, addrs: map[netip.Addr]*Pod{}, all: map[*Pod]struct{}{}, changed: make(chan struct{}),
+	}
+}
+
+// Run wakes connections that wait for the configuration and judges the live ones again, whenever it changes, until ctx
+// ends. Pods are run by their owner.
+func (p *Proxy) Run(ctx context.Context) error {
+	changed, stop := p.cfg.Changed()
+	defer stop()
+	for {
+		p.announce()
+		p.judgeAgain()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+func (p *Proxy) announce() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+func (p *Proxy) nextChange() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.changed
+}
+
+// await calls ready with each snapshot until it reports true, for at most Config.HoldTimeout. It returns false when the
+// time is up or ctx ended. ready is not called with nil.
+func (p *Proxy) await(ctx context.Context, ready func(*client.Snapshot) bool) bool {
+	try := func() bool { s := p.cfg.Snapshot(); return s != nil && ready(s) }
+	if try() {
+		return true
+	}
+	ctx, cancel := p.timeout(ctx, p.cfg.HoldTimeout)
+	defer cancel()
+	for {
+		next := p.nextChange()
+		if try() {
+			return true
+		}
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// timeout is context.WithTimeout on the Proxy's clock.
+func (p *Proxy) timeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	t := p.cfg.Clock.AfterFunc(d, func() { cancel(context.DeadlineExceeded) })
+	return ctx, func() { t.Stop(); cancel(nil) }
+}
+
+// pod returns the pod of this node that is the workload, nil when it is not served here.
+func (p *Proxy) pod(w *client.Workload) *Pod {
+	if w == nil {
+		return nil
+	}
+	p.mu.Lock()
+	pod := p.pods[podName{w.GetNamespace(), w.GetName()}]
+	p.mu.Unlock()
+	if pod == nil || !pod.is(w) {
+		return nil
+	}
+	return pod
+}
+
+// take counts one more connection of the node and of pod; false when a limit is reached.
+func (p *Proxy) take(pod *Pod) bool {
+	if p.conns.Add(1) > int64(p.cfg.MaxConns) {
+		p.conns.Add(-1)
+		return false
+	}
+	if pod.conns.Add(1) > int64(p.cfg.MaxConnsPerPod) {
+		pod.conns.Add(-1)
+		p.conns.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (p *Proxy) give(pod *Pod) {
+	pod.conns.Add(-1)
+	p.conns.Add(-1)
+}

@@ -1,0 +1,192 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/undermesh/undermesh/controller/api/reason"
+	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/ztunnel/hbone"
+	"github.com/undermesh/undermesh/ztunnel/telemetry"
+)
+
+// session is one connection: an accepted socket or a stream of a tunnel. It belongs to one goroutine.
+type session struct {
+	p    *Proxy
+	pod  *Pod
+	ctx  context.Context // ends with a *Refusal as cause when the mesh ends the connection
+	kill context.CancelCauseFunc
+
+	client   net.Conn       // nil for a stream
+	src, dst netip.AddrPort // of the accepted socket
+	begin    time.Time
+	relayed  bool // the client is in the hands of a relay, which closes it
+
+	line           telemetry.Line
+	labels         []telemetry.Labels
+	flow           *telemetry.Flow
+	received, sent atomic.Int64  // from and to the client
+	stream         *hbone.Stream // when set it counts instead: its peer is the client (accepted) or the upstream (dialed)
+	accepted       bool
+	silent         bool // a tunnel that served streams: they were recorded
+}
+
+func (pod *Pod) session(ctx context.Context, src, dst netip.AddrPort) *session {
+	s := &session{p: pod.p, pod: pod, src: src, dst: dst, begin: pod.p.cfg.Clock.Now()}
+	s.ctx, s.kill = context.WithCancelCause(ctx)
+	s.line = telemetry.Line{Src: src, Dst: dst, Rule: -1}
+	return s
+}
+
+// serve owns an accepted connection from beginning to end.
+func (pod *Pod) serve(r *run, kind Kind, c net.Conn) {
+	s := pod.session(r.conns, addrPort(c.RemoteAddr()), addrPort(c.LocalAddr()))
+	s.client = c
+	defer s.kill(nil)
+	if !pod.p.take(pod) {
+		s.finish(refusedf(reason.Overload, "too many connections"))
+		reset(c)
+		return
+	}
+	defer pod.p.give(pod)
+	tune(c)
+	err := s.guard(func() error {
+		switch kind {
+		case Outbound:
+			return s.outbound()
+		case Inbound:
+			return s.inbound()
+		case Probes:
+			return s.probe()
+		case Tunnel:
+			return s.tunnel(r)
+		}
+		return refusedf(reason.Internal, "listener of kind %d", kind)
+	})
+	s.finish(err)
+	switch {
+	case s.relayed && refusalOf(err) != nil:
+		reset(c)
+	case s.relayed:
+	case err != nil && kind == Tunnel:
+		_ = c.Close() // a peer that speaks TLS got its alert
+	case err != nil:
+		pod.p.refuse(r.conns, c)
+	default:
+		_ = c.Close()
+	}
+}
+
+// guard turns a panic into a Refusal.
+func (s *session) guard(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.p.cfg.Log.Error("connection handler panicked", "src", s.src.String(), "dst", s.dst.String(), "err", v, "stack", string(debug.Stack()))
+			err = refused(reason.Internal, fmt.Errorf("panic: %v", v))
+		}
+	}()
+	return f()
+}
+
+// finish records the connection's end.
+func (s *session) finish(err error) {
+	r := refusalOf(err)
+	if s.flow != nil {
+		s.flow.Close()
+	} else if r != nil {
+		s.p.cfg.Telemetry.Failed(r.Reason, s.labels...)
+	}
+	if r != nil {
+		s.line.Reason = r.Reason
+		if r.Policy != "" {
+			s.line.Policy, s.line.Rule = r.Policy, r.Rule
+		}
+		if r.Reason != reason.UpstreamReset && r.Reason != reason.DownstreamReset {
+			s.p.cfg.Telemetry.Refused(r.Reason)
+		}
+	}
+	if s.silent && r == nil {
+		return
+	}
+	s.line.Err = err
+	s.line.Duration = s.p.cfg.Clock.Now().Sub(s.begin)
+	received, sent := s.bytes()
+	s.line.Sent, s.line.Received = int64(sent), int64(received)
+	if s.line.Direction == Outbound.String() { // as the client sees them
+		s.line.Sent, s.line.Received = s.line.Received, s.line.Sent
+	}
+	s.p.cfg.Telemetry.Log(s.line)
+}
+
+// open counts the connection as opened; before it a refusal counts as failed.
+func (s *session) open() { s.flow = s.p.cfg.Telemetry.Open(s.bytes, s.labels...) }
+
+// bytes returns what came from the client and what went to it. Safe for concurrent use once the session is open.
+func (s *session) bytes() (received, sent uint64) {
+	received, sent = uint64(s.received.Load()), uint64(s.sent.Load())
+	if s.stream == nil {
+		return received, sent
+	}
+	st := s.stream.Stats()
+	if s.accepted {
+		return received + st.Received, sent + st.Sent
+	}
+	return received + st.Sent, sent + st.Received
+}
+
+// admit decides whether the policies of dest let c through; it waits for them. The connection must be watched before
+// (liveSet.add), so that no change falls between decision and watch.
+func (s *session) admit(dest *Pod, c policy.Connection) error {
+	var w *client.Workload
+	var now *client.Snapshot
+	if !s.p.await(s.ctx, func(snap *client.Snapshot) bool {
+		now, w = snap, dest.workload(snap)
+		return w != nil && snap.PoliciesComplete(w)
+	}) {
+		return ended(s.ctx, reason.NotReady, fmt.Errorf("policies of pod %s/%s are not known", dest.cfg.Namespace, dest.cfg.Name))
+	}
+	s.line.Generation = now.Generation()
+	v := policy.Authorize(now.Policies(w), now.Mesh(), c)
+	s.line.Policy, s.line.Rule, s.line.DryRun = v.Policy, v.Rule, v.DryRun
+	if !v.Allow {
+		return &Refusal{Reason: v.Reason, Policy: v.Policy, Rule: v.Rule}
+	}
+	return nil
+}
+
+// addrPort reads an address of a TCP socket, or of a connection in memory whose address prints as one. IPv4 in IPv6 is
+// unmapped. The zero value when it is neither.
+func addrPort(a net.Addr) netip.AddrPort {
+	var ap netip.AddrPort
+	switch t := a.(type) {
+	case *net.TCPAddr:
+		ap = t.AddrPort()
+	case interface{ AddrPort() netip.AddrPort }:
+		ap = t.AddrPort()
+	case nil:
+		return ap
+	default:
+		parsed, err := netip.ParseAddrPort(a.String())
+		if err != nil {
+			return netip.AddrPort{}
+		}
+		ap = parsed
+	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// tune sets what every TCP connection of the mesh has; TCP_NODELAY is Go's default.
+func tune(c net.Conn) {
+	if k, ok := c.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	}); ok {
+		// fails only when the peer is gone already, which the next read tells
+		_ = k.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9})
+	}
+}

@@ -1,0 +1,152 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net/netip"
+	"strings"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/reason"
+	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/ztunnel/hbone"
+	"github.com/undermesh/undermesh/ztunnel/identity"
+	"github.com/undermesh/undermesh/ztunnel/telemetry"
+)
+
+// tunnel serves one accepted connection of the tunnel port: TLS, then streams.
+func (s *session) tunnel(r *run) error {
+	s.line.Direction, s.line.Path = Inbound.String(), policy.Tunnel.String()
+	stop := context.AfterFunc(s.ctx, func() { reset(s.client) })
+	defer stop()
+	own, tc, err := s.handshake()
+	if err != nil {
+		return err
+	}
+	peer, err := identity.PeerIdentity(tc.ConnectionState())
+	if err != nil {
+		return refused(identity.ReasonOf(err), err)
+	}
+	s.silent, s.relayed = true, true
+	err = hbone.Serve(r.accepting, tc, s.p.serving, func(ctx context.Context, req *hbone.ServerRequest) {
+		s.pod.stream(s.ctx, ctx, own, peer, req)
+	})
+	if err != nil && s.ctx.Err() == nil {
+		s.p.cfg.Log.Debug("tunnel ended", "src", s.src.String(), "dst", s.dst.String(), "peer", peer.String(), "err", err)
+	}
+	return nil
+}
+
+// handshake waits for the pod's identity and does TLS. It holds one of a bounded number of places meanwhile.
+func (s *session) handshake() (api.Identity, *tls.Conn, error) {
+	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.HandshakeTimeout)
+	defer cancel()
+	select {
+	case s.p.handshakes <- struct{}{}:
+		defer func() { <-s.p.handshakes }()
+	case <-ctx.Done():
+		return api.Identity{}, nil, ended(s.ctx, reason.Overload, errors.New("too many handshakes"))
+	}
+	var own *client.Workload
+	if !s.p.await(ctx, func(snap *client.Snapshot) bool {
+		own = s.pod.workload(snap)
+		return own != nil
+	}) {
+		return api.Identity{}, nil, ended(s.ctx, reason.NotReady, errors.New("the mesh does not know this pod yet"))
+	}
+	s.describeInbound(s.dst, api.Identity{}, "", telemetry.NoTLS)
+	tc := tls.Server(hbone.NewTransport(s.client), s.p.cfg.Identity.ServerTLS(own.Identity))
+	if err := tc.HandshakeContext(ctx); err != nil {
+		if errors.Is(err, io.EOF) {
+			return api.Identity{}, nil, ended(s.ctx, reason.TLSHandshake, errors.New("peer closed before its certificate"))
+		}
+		return api.Identity{}, nil, ended(s.ctx, identity.ReasonOf(err), err)
+	}
+	return own.Identity, tc, nil
+}
+
+// stream carries one CONNECT to the application. conns is the pod's life, request the stream's.
+func (pod *Pod) stream(conns, request context.Context, own, peer api.Identity, req *hbone.ServerRequest) {
+	s := pod.session(conns, addrPort(req.RemoteAddr()), addrPort(req.LocalAddr()))
+	defer s.kill(nil)
+	stop := context.AfterFunc(request, func() { s.kill(refusedf(reason.DownstreamReset, "tunnel stream was reset")) })
+	defer stop()
+	if !pod.p.take(pod) {
+		req.Reject(503, nil)
+		s.finish(refusedf(reason.Overload, "too many connections"))
+		return
+	}
+	defer pod.p.give(pod)
+	answered := false
+	err := s.guard(func() error { return s.connect(own, peer, req, &answered) })
+	if r := refusalOf(err); r != nil && !answered {
+		req.Reject(statusOf(r.Reason), hbone.Header{{Name: reasonHeader, Value: r.Reason.String()}})
+	}
+	s.finish(err)
+}
+
+// reasonHeader tells our own peers why a CONNECT was refused; others do not look at it.
+const reasonHeader = "x-undermesh-reason"
+
+func statusOf(why reason.Reason) int {
+	switch why {
+	case reason.AuthorityMismatch, reason.BadRequest, reason.MeshPort:
+		return 400
+	case reason.PolicyDenied, reason.PolicyNotAllowed, reason.PolicyUnenforceable, reason.StrictMTLS, reason.PolicyChanged, reason.PeerIdentity:
+		return 401
+	}
+	return 503
+}
+
+// connect decides about a CONNECT, and relays it when it is allowed and the application has accepted.
+func (s *session) connect(own, peer api.Identity, req *hbone.ServerRequest, answered *bool) error {
+	s.line.Direction, s.line.Path = Inbound.String(), policy.Tunnel.String()
+	target, err := netip.ParseAddrPort(req.Authority)
+	w := s.describeInbound(s.dst, peer, forwardedHost(req.Header), telemetry.MutualTLS)
+	if err != nil {
+		return refusedf(reason.AuthorityMismatch, "authority %q is not an address of this pod", req.Authority)
+	}
+	target = netip.AddrPortFrom(target.Addr().Unmap(), target.Port())
+	s.line.HBONE = target
+	switch {
+	case w == nil || w.Identity != own:
+		return refusedf(reason.NotReady, "the pod is no longer known as %s", own)
+	case !s.pod.owns(w, target.Addr()):
+		return refusedf(reason.AuthorityMismatch, "authority %s is not an address of this pod", target)
+	case meshPort(w, target.Port()):
+		return refusedf(reason.MeshPort, "port %d is the mesh's own", target.Port())
+	}
+	c := policy.Connection{Source: s.src, Destination: target, Peer: peer}
+	defer s.pod.live.add(c, s.kill)()
+	if err := s.admit(s.pod, c); err != nil {
+		return err
+	}
+	up, err := s.deliver(target)
+	if err != nil {
+		return err
+	}
+	tune(up)
+	*answered = true
+	stream, err := req.Accept(nil)
+	if err != nil {
+		_ = up.Close()
+		return ended(s.ctx, reason.DownstreamReset, err)
+	}
+	s.stream, s.accepted = stream, true
+	s.open()
+	_, err = hbone.Relay(s.ctx, stream, up)
+	return s.relayEnd(err, reason.DownstreamReset, reason.UpstreamReset)
+}
+
+// forwardedHost is the service that the client's proxy says it was asked for.
+func forwardedHost(h hbone.Header) string {
+	for part := range strings.SplitSeq(h.Get("forwarded"), ";") {
+		if host, ok := strings.CutPrefix(strings.TrimSpace(part), "host="); ok {
+			return strings.Trim(host, `"`)
+		}
+	}
+	return ""
+}

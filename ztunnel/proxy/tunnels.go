@@ -1,0 +1,233 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/reason"
+	"github.com/undermesh/undermesh/ztunnel/hbone"
+	"github.com/undermesh/undermesh/ztunnel/identity"
+	"github.com/undermesh/undermesh/ztunnel/telemetry"
+)
+
+// tunnels are the tunnel connections that one pod's processes use. Source address and netns are the pod's, so they are not
+// in the key.
+type tunnels struct {
+	pod *Pod
+
+	mu     sync.Mutex // protects below
+	conns  map[tunnelKey]*tunnel
+	closed bool
+}
+
+type tunnelKey struct {
+	source  api.Identity
+	servers string // sorted SPIFFE IDs
+	addr    netip.AddrPort
+}
+
+// tunnel is one connection, or the attempt to make it.
+type tunnel struct {
+	ready  chan struct{}
+	client *hbone.Client // after ready; nil when err is not
+	err    error
+}
+
+func newTunnels(pod *Pod) *tunnels {
+	return &tunnels{pod: pod, conns: map[tunnelKey]*tunnel{}}
+}
+
+func serverKey(ids []api.Identity) string {
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = id.String()
+	}
+	slices.Sort(names)
+	return strings.Join(names, " ")
+}
+
+// connect opens a stream to req's authority through the tunnel at addr, whose server must prove one of servers.
+func (t *tunnels) connect(ctx context.Context, source api.Identity, servers []api.Identity, addr netip.AddrPort, req hbone.Request) (*hbone.Stream, error) {
+	key := tunnelKey{source, serverKey(servers), addr}
+	for {
+		tn, err := t.get(ctx, key, servers)
+		if err != nil {
+			return nil, err
+		}
+		s, err := tn.client.Connect(ctx, req)
+		if err == nil || !hbone.Retryable(err) || ctx.Err() != nil {
+			return s, err
+		}
+		t.drop(key, tn)
+	}
+}
+
+func (t *tunnels) get(ctx context.Context, key tunnelKey, servers []api.Identity) (*tunnel, error) {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return nil, refused(reason.PodRemoved, nil)
+	}
+	tn := t.conns[key]
+	if tn == nil {
+		tn = &tunnel{ready: make(chan struct{})}
+		t.conns[key] = tn
+		t.mu.Unlock()
+		tn.client, tn.err = t.dial(ctx, key, servers)
+		close(tn.ready)
+		if tn.err != nil {
+			t.drop(key, tn)
+		}
+		return tn, tn.err
+	}
+	t.mu.Unlock()
+	select {
+	case <-tn.ready:
+		return tn, tn.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (t *tunnels) drop(key tunnelKey, tn *tunnel) {
+	t.mu.Lock()
+	if t.conns[key] == tn {
+		delete(t.conns, key)
+	}
+	t.mu.Unlock()
+	if tn.client != nil {
+		tn.client.Drain()
+	}
+}
+
+// dial makes a tunnel connection: from the pod, proved on both sides.
+func (t *tunnels) dial(ctx context.Context, key tunnelKey, servers []api.Identity) (*hbone.Client, error) {
+	cfg, err := t.pod.p.cfg.Identity.ClientTLS(ctx, key.source, servers)
+	if err != nil {
+		return nil, refused(identity.ReasonOf(err), err)
+	}
+	raw, err := t.pod.cfg.Sockets.Dial(ctx, key.addr)
+	if err != nil {
+		return nil, refused(reason.UpstreamConnect, err)
+	}
+	tune(raw)
+	tc := tls.Client(hbone.NewTransport(raw), cfg)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, refused(identity.ReasonOf(err), fmt.Errorf("open tunnel to %s: %w", key.addr, err))
+	}
+	return hbone.NewClient(tc, t.pod.p.cfg.Tunnel), nil
+}
+
+// close ends every tunnel and refuses new ones.
+func (t *tunnels) close() {
+	t.mu.Lock()
+	t.closed = true
+	all := t.conns
+	t.conns = map[tunnelKey]*tunnel{}
+	t.mu.Unlock()
+	for _, tn := range all {
+		<-tn.ready
+		if tn.client != nil {
+			_ = tn.client.Close() // returns nil
+		}
+	}
+}
+
+// tunnelOut carries a connection through a tunnel to its destination's node.
+func (s *session) tunnelOut(r *route) error {
+	w := r.path.Destination
+	s.label(r, w, telemetry.MutualTLS)
+	tunnelAddr := netip.AddrPortFrom(r.addr.Addr(), r.path.TunnelPort)
+	s.line.Dst, s.line.HBONE = tunnelAddr, r.addr
+	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.ConnectTimeout)
+	defer cancel()
+	stream, err := s.pod.tunnels.connect(ctx, r.source.Identity, r.path.ServerIdentities, tunnelAddr, hbone.Request{
+		Authority: r.addr.String(), Header: s.tunnelHeader(r),
+	})
+	if err != nil {
+		return s.tunnelRefusal(err)
+	}
+	s.relayed, s.stream = true, stream
+	s.open()
+	_, err = hbone.Relay(s.ctx, stream, s.client)
+	return s.relayEnd(err, reason.UpstreamReset, reason.DownstreamReset)
+}
+
+// tunnelRefusal names why no stream could be opened.
+func (s *session) tunnelRefusal(err error) error {
+	if r := refusalOf(err); r != nil {
+		return ended(s.ctx, r.Reason, err)
+	}
+	var status *hbone.StatusError
+	if errors.As(err, &status) {
+		if status.Code == 503 {
+			return ended(s.ctx, reason.UpstreamConnect, err)
+		}
+		return ended(s.ctx, reason.TunnelRejected, err)
+	}
+	return ended(s.ctx, reason.UpstreamConnect, err)
+}
+
+// relayEnd names the side that ended a relay over a tunnel: far is the tunnel's peer, near the socket.
+func (s *session) relayEnd(err error, far, near reason.Reason) error {
+	if err == nil {
+		return nil
+	}
+	var se *hbone.StreamError
+	if errors.As(err, &se) && !se.Remote {
+		return ended(s.ctx, near, err)
+	}
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return ended(s.ctx, near, err)
+	}
+	return ended(s.ctx, far, err)
+}
+
+// tunnelHeader are the headers that Istio's ztunnel sends: who calls, and by which service name.
+func (s *session) tunnelHeader(r *route) hbone.Header {
+	w := r.source
+	kind := map[string]string{"DEPLOYMENT": "deployment", "CRONJOB": "cronjob", "POD": "pod", "JOB": "job"}[w.GetWorkloadType().String()]
+	cluster := w.GetClusterId()
+	if cluster == "" {
+		cluster = s.p.cfg.ClusterID
+	}
+	var b strings.Builder
+	for _, kv := range [][2]string{
+		{"k8s.cluster.name", cluster}, {"k8s.namespace.name", w.GetNamespace()}, {"k8s." + kind + ".name", w.GetWorkloadName()},
+		{"service.name", w.GetCanonicalName()}, {"service.version", w.GetCanonicalRevision()},
+		{"cloud.region", w.GetLocality().GetRegion()}, {"cloud.availability_zone", w.GetLocality().GetZone()},
+	} {
+		if kv[1] == "" {
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(kv[0] + "=" + headerSafe(kv[1]))
+	}
+	forwarded := `for="` + s.src.String() + `"`
+	if r.svc != nil {
+		forwarded += ";host=" + headerSafe(r.svc.GetHostname())
+	}
+	return hbone.Header{{Name: "baggage", Value: b.String()}, {Name: "forwarded", Value: forwarded}}
+}
+
+// headerSafe drops what would end a value early; the names of Kubernetes objects have none of it.
+func headerSafe(v string) string {
+	return strings.Map(func(r rune) rune {
+		if r <= ' ' || r >= 0x7f || strings.ContainsRune(`,;="\`, r) {
+			return -1
+		}
+		return r
+	}, v)
+}
