@@ -65,19 +65,10 @@ func (c *cache) read(r rawFile) *file {
 	}
 	docs, problems := parseFile(r)
 	f.data, f.problems = r.data, problems
-	if len(problems) == 0 || onlyIssues(docs, problems) {
+	if !slices.ContainsFunc(problems, func(p Problem) bool { return !p.Carried }) {
 		f.docs = docs
 	}
 	return f
-}
-
-// onlyIssues reports whether all problems are issues that the documents carry themselves.
-func onlyIssues(docs []*document, problems []Problem) bool {
-	n := 0
-	for _, d := range docs {
-		n += len(d.entry.Issues)
-	}
-	return n == len(problems)
 }
 
 func (c *cache) merge(view *View, bases, overlays []*document) {

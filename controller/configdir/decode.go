@@ -73,7 +73,7 @@ func parseFile(r rawFile) ([]*document, []Problem) {
 			}
 			for _, i := range d.entry.Issues {
 				problems = append(problems, Problem{File: r.path, Document: index, Object: d.entry.Key.String(),
-					Field: i.Field, Message: i.Message})
+					Field: i.Field, Message: i.Message, Carried: true})
 			}
 			docs = append(docs, d)
 		}

@@ -58,6 +58,7 @@ type Problem struct {
 	Object   string // "Kind namespace/name" as far as it is known
 	Field    string // "" when no single field is to blame
 	Message  string
+	Carried  bool // the object is served all the same and carries the problem as an Issue
 }
 
 // Error makes a Problem an error.
