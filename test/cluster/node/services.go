@@ -131,7 +131,9 @@ func (c Config) controlPlane() []service {
 		{name: "controller-manager", args: append([]string{kubeall, "kube-controller-manager",
 			"--root-ca-file=" + pki("ca.crt"), "--service-account-private-key-file=" + pki("sa.key"),
 			"--use-service-account-credentials=true", "--cluster-signing-cert-file=" + pki("ca.crt"),
-			"--cluster-signing-key-file=" + pki("ca.key"), "--allocate-node-cidrs=false"},
+			"--cluster-signing-key-file=" + pki("ca.key"), "--allocate-node-cidrs=false",
+			// Its dozens of controllers each fetch a token at the start, which the default of 20 requests a second draws out.
+			"--kube-api-qps=500", "--kube-api-burst=1000"},
 			kubeconfigs("controller-manager")...)},
 		{name: "scheduler", args: append([]string{kubeall, "kube-scheduler"}, kubeconfigs("scheduler")...)},
 	}
