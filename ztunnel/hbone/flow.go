@@ -13,7 +13,7 @@ type recvWindow struct {
 
 	mu       sync.Mutex // protects below
 	avail    int64      // the peer's credit
-	buffered int64      // held for slow readers
+	buffered int64      // received and neither consumed nor thrown away
 }
 
 func (r *recvWindow) init(cfg Config) {
@@ -21,19 +21,21 @@ func (r *recvWindow) init(cfg Config) {
 	r.avail = max(r.window, defaultWindow)
 }
 
-// take accounts a DATA frame of n bytes. It reports false when the peer had no such credit.
+// take accounts a DATA frame of n bytes: they are held from here on, so that a frame that is still arriving counts.
+// It reports false when the peer had no such credit.
 func (r *recvWindow) take(n int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.avail -= int64(n)
+	r.buffered += int64(n)
 	return r.avail >= 0
 }
 
-// hold changes the number of bytes held by n and returns the credit to give to the peer, 0 when it is not worth a frame.
-func (r *recvWindow) hold(n int) uint32 {
+// release lets go of n held bytes and returns the credit to give to the peer, 0 when it is not worth a frame.
+func (r *recvWindow) release(n int) uint32 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.buffered += int64(n)
+	r.buffered -= int64(n)
 	want := min(r.window, r.budget-r.buffered)
 	inc := want - r.avail
 	if inc < max(minCredit, want/4) {
@@ -43,9 +45,9 @@ func (r *recvWindow) hold(n int) uint32 {
 	return uint32(inc)
 }
 
-// credit adjusts what is held and tells the peer. The error ends the connection.
+// credit lets go of n held bytes and tells the peer when that is worth it. Without locks.
 func (c *conn) credit(n int) {
-	if inc := c.recv.hold(n); inc > 0 {
+	if inc := c.recv.release(n); inc > 0 {
 		c.postOrEnd(appendWindowUpdate(make([]byte, 0, 13), 0, inc))
 	}
 }

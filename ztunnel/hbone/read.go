@@ -206,23 +206,24 @@ func (r *reader) data(h frameHeader) error {
 	if err != nil {
 		return err
 	}
+	done := h.length - n // padding
 	s = c.accountData(s, h, n)
 	if s == nil {
 		err = r.skip(n)
+		done += n
 	} else {
-		err = r.payload(s, n)
+		var k int
+		k, err = r.payload(s, n)
+		done += k
 	}
 	if err == nil {
 		err = r.skip(pad)
 	}
-	if err != nil {
-		return err
-	}
-	if s != nil && h.has(flagEndStream) {
+	if err == nil && s != nil && h.has(flagEndStream) {
 		s.deliverEOF()
 	}
-	c.credit(0)
-	return nil
+	c.credit(done)
+	return err
 }
 
 // accountData checks a DATA frame against its stream. It returns nil when the payload is to be thrown away.
@@ -253,16 +254,17 @@ func (c *conn) accountData(s *Stream, h frameHeader, n int) *Stream {
 	return s
 }
 
-// payload delivers n bytes to s: from the buffer when they are there, else in chunks as large as what has arrived.
-func (r *reader) payload(s *Stream, n int) error {
+// payload delivers n bytes to s: from the buffer when they are there, else in chunks as large as what has arrived. It
+// returns how many bytes are not held any more.
+func (r *reader) payload(s *Stream, n int) (done int, err error) {
 	for n > 0 {
 		if have := r.w - r.r; have >= n || n <= smallChunk {
 			p, err := r.need(n)
 			if err != nil {
-				return err
+				return done + n, err
 			}
-			s.deliver(p, nil)
-			return nil
+			k, _ := s.deliver(p, nil)
+			return done + k, nil
 		}
 		ch := largePool.Get().(*chunk)
 		goal := min(n, len(ch.b))
@@ -272,16 +274,18 @@ func (r *reader) payload(s *Stream, n int) error {
 			k, err := r.read(ch.b[ch.w:goal])
 			if err != nil {
 				ch.free()
-				return err
+				return done + n, err
 			}
 			ch.w += k
 		}
 		n -= ch.w
-		if !s.deliver(ch.bytes(), ch) {
+		k, kept := s.deliver(ch.bytes(), ch)
+		if !kept {
 			ch.free()
 		}
+		done += k
 	}
-	return nil
+	return done, nil
 }
 
 // more reports whether a read would find bytes that have already left the socket.

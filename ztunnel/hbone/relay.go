@@ -150,7 +150,7 @@ func (k *sink) drain() {
 		n := len(ch.bytes())
 		_, err := k.app.Write(ch.bytes())
 		ch.free()
-		s.c.credit(-n)
+		s.c.credit(n)
 		s.rmu.Lock()
 		if err != nil {
 			s.rmu.Unlock()

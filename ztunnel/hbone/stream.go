@@ -116,7 +116,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 	s.received.Add(uint64(n))
 	s.consumedLocked(n)
 	s.rmu.Unlock()
-	s.c.credit(-n)
+	s.c.credit(n)
 	return n, nil
 }
 
@@ -198,7 +198,7 @@ func (s *Stream) Close() error {
 	s.readCond.Broadcast()
 	stopTimer(s.readTimer)
 	s.rmu.Unlock()
-	s.c.credit(-n)
+	s.c.credit(n)
 	s.c.mu.Lock()
 	stopTimer(s.writeTimer)
 	s.c.mu.Unlock()
@@ -259,7 +259,7 @@ func (s *Stream) terminate(err error) {
 	s.readCond.Broadcast()
 	sk := s.sink
 	s.rmu.Unlock()
-	c.credit(-dropped)
+	c.credit(dropped)
 	if sk != nil {
 		sk.abort(err)
 	}
@@ -270,13 +270,15 @@ func (s *Stream) terminate(err error) {
 }
 
 // deliver takes payload from the read loop: straight to the sink when it can take it, else to the backlog. own is the
-// chunk that p lies in, when the stream may keep it; it reports whether it did.
-func (s *Stream) deliver(p []byte, own *chunk) (kept bool) {
+// chunk that p lies in, when the stream may keep it; kept tells whether it did. done is the number of bytes that are
+// not held any more.
+func (s *Stream) deliver(p []byte, own *chunk) (done int, kept bool) {
 	s.rmu.Lock()
 	if s.rerr != nil || len(p) == 0 {
 		s.rmu.Unlock()
-		return false
+		return len(p), false
 	}
+	all := len(p)
 	if s.sink != nil && s.q.size == 0 && !s.sink.draining {
 		n, err := s.sink.try(p)
 		s.received.Add(uint64(n))
@@ -285,18 +287,17 @@ func (s *Stream) deliver(p []byte, own *chunk) (kept bool) {
 			sk := s.sink
 			s.rmu.Unlock()
 			sk.failed(err)
-			return false
+			return all, false
 		}
 		if p = p[n:]; len(p) == 0 {
 			s.rmu.Unlock()
-			return false
+			return all, false
 		}
 		if own != nil {
 			own.r += n
 		}
 	}
-	held := len(p)
-	if s.q.size+held > int(s.window/2) {
+	if s.q.size+len(p) > int(s.window/2) {
 		s.kept = 0
 	}
 	if own != nil {
@@ -306,8 +307,7 @@ func (s *Stream) deliver(p []byte, own *chunk) (kept bool) {
 	}
 	s.wakeLocked()
 	s.rmu.Unlock()
-	s.c.credit(held)
-	return own != nil
+	return all - len(p), own != nil
 }
 
 // wakeLocked tells whoever takes the backlog that there is something. s.rmu is held.
