@@ -1,6 +1,6 @@
 // Command gen writes the custom resource definitions that the base chart installs. It reads the schemas of the API module
-// that go.mod pins, drops the prose, stores v1beta1 where that version exists (TR-23) and adds the categories istio-io and
-// istio.io (IN-18). Run it with "make generate".
+// that go.mod pins, drops the prose, stores v1beta1 where that version exists (TR-23) and adds the category
+// istio-io (IN-18). Run it with "make generate".
 package main
 
 import (
@@ -70,7 +70,7 @@ func adapt(crd map[string]any) error {
 		return fmt.Errorf("definition %v: metadata, spec.names or spec.versions is missing", meta["name"])
 	}
 	crd["metadata"] = map[string]any{"name": meta["name"], "labels": map[string]any{"app.kubernetes.io/part-of": "undermesh"}}
-	names["categories"] = []any{"istio-io", "istio.io"}
+	names["categories"] = []any{"istio-io"}
 	hasBeta := false
 	for _, v := range versions {
 		hasBeta = hasBeta || v.(map[string]any)["name"] == "v1beta1"
