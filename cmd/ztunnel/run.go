@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc"
+
+	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/nodeagent/zds"
+	"github.com/undermesh/undermesh/ztunnel/admin"
+	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/drain"
+	"github.com/undermesh/undermesh/ztunnel/identity"
+	"github.com/undermesh/undermesh/ztunnel/telemetry"
+)
+
+// runWorker is the process that carries connections. It returns when it was told to end and has drained.
+func runWorker(o options, stdout io.Writer) error {
+	runtime.GOMAXPROCS(o.cpus)
+	signal.Ignore(syscall.SIGHUP)
+	// Before anything of the network is read.
+	if err := drain.RefuseBPF(); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	level := new(slog.LevelVar)
+	level.Set(o.level)
+	log := slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: level}))
+	go func() {
+		<-drain.Lifeline(os.NewFile(drain.LifelineFD, "lifeline"))
+		log.Error("supervisor is gone, draining")
+		end(errors.New("the supervisor is gone"))
+	}()
+	return run(ctx, o, log, level, func() { end(errors.New("told to quit")) })
+}
+
+// worker holds the parts that the wiring connects.
+type worker struct {
+	o        options
+	log      *slog.Logger
+	clock    clock.Clock
+	registry *prometheus.Registry
+	roots    *identity.Roots
+	mesh     *client.Client
+	ids      *identity.Manager
+	stats    *telemetry.Registry
+	pods     *pods
+	admin    *admin.Admin
+}
+
+// run wires the parts and runs them until ctx ends and the connections drained.
+func run(ctx context.Context, o options, log *slog.Logger, level *slog.LevelVar, quit func()) error {
+	w := &worker{o: o, log: log, clock: clock.System(), registry: prometheus.NewRegistry()}
+	w.roots = identity.NewRoots(func() ([]byte, error) { return os.ReadFile(o.rootPath) })
+	ca, err := w.controlPlane(o.caAddr).Connect()
+	if err != nil {
+		return err
+	}
+	defer ca.Close()
+	if err := w.wire(ca); err != nil {
+		return err
+	}
+	w.admin, err = admin.New(admin.Config{
+		Sections: w.sections(), Checks: w.checks(), Gatherer: w.registry, Level: level, Quit: quit,
+		Log: log.With("component", "admin"),
+	})
+	if err != nil {
+		return err
+	}
+	g := &drain.Group{Clock: w.clock, Log: log, Timeout: o.drainTimeout + endSlack}
+	for _, e := range []struct {
+		name, addr string
+		handler    http.Handler
+	}{
+		{"admin", o.adminAddr, w.admin.Handler()}, {"stats", o.statsAddr, w.admin.StatsHandler()}, {"ready", o.readyAddr, w.admin.ReadyHandler()},
+	} {
+		l, err := net.Listen("tcp", e.addr)
+		if err != nil {
+			return fmt.Errorf("listen for %s: %w", e.name, err)
+		}
+		defer l.Close()
+		g.Support(e.name, func(ctx context.Context) error { return admin.Serve(ctx, l, e.handler, log) })
+	}
+	g.Support("xds", w.mesh.Run)
+	g.Support("identity", w.ids.Run)
+	g.Support("telemetry", w.stats.Run)
+	w.pods.add(g)
+	log.Info("ztunnel started", "node", o.nodeName, "xds", o.xdsAddr, "zds", o.zdsPath, "pid", os.Getpid())
+	err = g.Run(ctx)
+	log.Info("ztunnel ended", "err", err)
+	return err
+}
+
+// wire makes the parts; nothing runs yet.
+func (w *worker) wire(ca grpc.ClientConnInterface) error {
+	o := w.o
+	w.mesh = client.New(client.Config{
+		Dial:   func(context.Context) (*grpc.ClientConn, error) { return w.controlPlane(o.xdsAddr).Connect() },
+		NodeID: o.nodeID(), NodeName: o.nodeName, ClusterID: o.clusterID, IPs: []string{o.instanceIP},
+		Log: w.log.With("component", "xds"), Clock: w.clock, Rand: systemRand{}, Registerer: w.registry,
+	})
+	var err error
+	w.ids, err = identity.New(identity.Config{
+		Issuer: identity.NewCAClient(ca), Roots: w.roots, Trust: w.trust, TTL: w.ttl, Clock: w.clock,
+		Log: w.log.With("component", "identity"), Metrics: w.registry,
+	})
+	if err != nil {
+		return err
+	}
+	w.stats = telemetry.New(telemetry.Config{Clock: w.clock, AccessLog: w.log})
+	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "istio_build", Help: "Build of this component.", ConstLabels: prometheus.Labels{"component": "ztunnel", "tag": version()},
+	}, func() float64 { return 1 })
+	for _, c := range []prometheus.Collector{
+		w.stats, build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	} {
+		if err := w.registry.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	w.pods, err = newPods(w)
+	return err
+}
+
+// controlPlane is how the controller, or the CA, at addr is reached.
+func (w *worker) controlPlane(addr string) identity.ControlPlane {
+	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	return identity.ControlPlane{
+		Addr: addr, ServerName: w.o.serverName, Roots: w.roots, ClusterID: w.o.clusterID, Clock: w.clock,
+		Token: func() (string, error) {
+			b, err := os.ReadFile(w.o.tokenPath)
+			return string(b), err
+		},
+		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", addr) },
+	}
+}
+
+// trust is who may connect, by the newest snapshot; nobody before there is one.
+func (w *worker) trust() identity.Trust {
+	s := w.mesh.Snapshot()
+	if s == nil {
+		return identity.Trust{}
+	}
+	return identity.Trust{Domain: s.Mesh().GetTrustDomain(), Aliases: s.Mesh().GetTrustDomainAliases()}
+}
+
+// ttl is the lifetime to ask for; 0 means the default.
+func (w *worker) ttl() time.Duration {
+	if s := w.mesh.Snapshot(); s != nil {
+		return s.Mesh().GetWorkloadCertTtl().AsDuration()
+	}
+	return 0
+}
+
+var _ zds.Handler = (*pods)(nil)
+
+type systemRand struct{}
+
+func (systemRand) Float64() float64 { return rand.Float64() }
