@@ -1,0 +1,173 @@
+package enroll
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// errNoKubelet is returned when nothing listens on kubelet's port.
+var errNoKubelet = errors.New("no process listens on kubelet's port")
+
+// Cgroups turns processes into cgroup2 ids.
+type Cgroups struct {
+	Root   string // mount point of the cgroup2 hierarchy, at its root; required
+	Finder Finder
+}
+
+// OfPath returns the id of the group at path below Root: the inode of its directory.
+func (c Cgroups) OfPath(path string) (uint64, error) {
+	if strings.HasPrefix(path, "/..") {
+		return 0, fmt.Errorf("cgroup %s lies outside the agent's cgroup namespace", path)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(c.Root, path), &st); err != nil {
+		return 0, fmt.Errorf("stat cgroup %s: %w", path, err)
+	}
+	return st.Ino, nil
+}
+
+// IDs lists the ids of all groups.
+func (c Cgroups) IDs() (map[uint64]bool, error) {
+	out := map[uint64]bool{}
+	err := filepath.WalkDir(c.Root, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // removed while we walk
+		}
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		var st unix.Stat_t
+		if unix.Stat(path, &st) == nil {
+			out[st.Ino] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list cgroups: %w", err)
+	}
+	return out, nil
+}
+
+// OfProcess returns the id and path of the group of a process.
+func (c Cgroups) OfProcess(pid int) (id uint64, path string, err error) {
+	if path, err = c.Finder.cgroup2Path(pid); err != nil {
+		return 0, "", err
+	}
+	if strings.HasPrefix(path, "/..") { // told relative to the agent's own cgroup namespace
+		if path, err = c.search(pid); err != nil {
+			return 0, "", err
+		}
+	}
+	id, err = c.OfPath(path)
+	return id, path, err
+}
+
+// search finds the group of a process by the groups' member lists.
+func (c Cgroups) search(pid int) (string, error) {
+	found := ""
+	err := filepath.WalkDir(c.Root, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // removed while we walk
+		}
+		if err != nil || d.Name() != "cgroup.procs" {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err == nil && slices.Contains(strings.Fields(string(data)), strconv.Itoa(pid)) {
+			found = strings.TrimPrefix(filepath.Dir(path), filepath.Clean(c.Root))
+			return filepath.SkipAll
+		}
+		return nil //nolint:nilerr // a threaded group has no list to read
+	})
+	if err != nil {
+		return "", fmt.Errorf("search cgroup of process %d: %w", pid, err)
+	}
+	if found == "" {
+		return "", fmt.Errorf("process %d is in no group below %s", pid, c.Root)
+	}
+	return found, nil
+}
+
+// rootPath reports whether a group holds the whole node: exempting or trusting it would open everything.
+func rootPath(path string) bool { return filepath.Clean(path) == "/" }
+
+// Kubelet returns the cgroup2 group of the process that listens on port in the agent's own network namespace, which is
+// the node's. Returns errNoKubelet if there is none.
+func (c Cgroups) Kubelet(port uint16) (id uint64, path string, err error) {
+	f := c.Finder.withDefaults()
+	inodes := map[string]bool{}
+	for _, name := range []string{"tcp", "tcp6"} {
+		file, err := os.Open(filepath.Join(f.ProcRoot, "self/net", name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, "", fmt.Errorf("read sockets: %w", err)
+		}
+		err = listeners(file, port, inodes)
+		_ = file.Close() // only read
+		if err != nil {
+			return 0, "", err
+		}
+	}
+	if len(inodes) == 0 {
+		return 0, "", fmt.Errorf("port %d: %w", port, errNoKubelet)
+	}
+	pid, err := f.owner(inodes)
+	if err != nil {
+		return 0, "", err
+	}
+	return c.OfProcess(pid)
+}
+
+// listeners adds the socket inodes that listen on port to into. The format is that of /proc/net/tcp.
+func listeners(r io.Reader, port uint16, into map[string]bool) error {
+	const listen = "0A"
+	suffix := fmt.Sprintf(":%04X", port)
+	sc := bufio.NewScanner(r)
+	for sc.Scan() {
+		field := strings.Fields(sc.Text())
+		if len(field) > 9 && field[3] == listen && strings.HasSuffix(field[1], suffix) && field[9] != "0" {
+			into["socket:["+field[9]+"]"] = true
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return fmt.Errorf("read sockets: %w", err)
+	}
+	return nil
+}
+
+// owner finds a process that holds one of the sockets.
+func (f Finder) owner(sockets map[string]bool) (int, error) {
+	ents, err := os.ReadDir(f.ProcRoot)
+	if err != nil {
+		return 0, fmt.Errorf("list processes: %w", err)
+	}
+	for _, e := range ents {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		dir := filepath.Join(f.ProcRoot, e.Name(), "fd")
+		fds, err := os.ReadDir(dir)
+		if err != nil {
+			continue // it ended
+		}
+		for _, fd := range fds {
+			if target, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil && sockets[target] {
+				return pid, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("no visible process holds the socket: %w", errNoKubelet)
+}

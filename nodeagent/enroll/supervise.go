@@ -1,0 +1,184 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/undermesh/undermesh/nodeagent/zds"
+)
+
+// directoryUID is the UID of a pod whose file has none.
+func directoryUID(namespace, name string) types.UID { return types.UID(namespace + "_" + name) }
+
+// NodeRules are the kernel's rules for processes outside of pods.
+type NodeRules interface {
+	// Exempt lets the group's processes connect in pods without being captured; Unexempt takes it back.
+	Exempt(cgroup uint64) error
+	Unexempt(cgroup uint64) error
+	Exempted() ([]uint64, error)
+	// SetKubelet names the group whose probes pass; 0 for none.
+	SetKubelet(cgroup uint64) error
+}
+
+// SupervisorConfig configures a Supervisor.
+type SupervisorConfig struct {
+	Rules   NodeRules    // required
+	Cgroups Cgroups      // required
+	Log     *slog.Logger // required
+	// ZtunnelCgroup is the path of ztunnel's group below Cgroups.Root; "" takes the group of the process that connects.
+	ZtunnelCgroup string
+	// KubeletPort is kubelet's; default 10250.
+	KubeletPort uint16
+	// Recheck is the pause between looks; default 5 s.
+	Recheck time.Duration
+}
+
+// Supervisor keeps the kernel's idea of ztunnel's and kubelet's cgroups right while these processes come and go.
+type Supervisor struct {
+	cfg SupervisorConfig
+
+	mu    sync.Mutex     // protects below
+	peers map[int]uint64 // process of a connected ztunnel to its group
+}
+
+// NewSupervisor returns a supervisor; Run starts it.
+func NewSupervisor(cfg SupervisorConfig) *Supervisor {
+	if cfg.KubeletPort == 0 {
+		cfg.KubeletPort = 10250
+	}
+	if cfg.Recheck == 0 {
+		cfg.Recheck = 5 * time.Second
+	}
+	return &Supervisor{cfg: cfg, peers: map[int]uint64{}}
+}
+
+// Admit exempts the group of a ztunnel that connects, before it is given a pod. For zds.ServerConfig. It refuses a peer
+// whose group is the root: exempting that would exempt the whole node.
+func (s *Supervisor) Admit(_ context.Context, p zds.Peer) error {
+	id, err := s.groupOf(p)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.cfg.Rules.Exempt(id); err != nil {
+		return fmt.Errorf("exempt ztunnel's cgroup: %w", err)
+	}
+	s.peers[p.PID] = id
+	return nil
+}
+
+func (s *Supervisor) groupOf(p zds.Peer) (uint64, error) {
+	if s.cfg.ZtunnelCgroup != "" {
+		return s.cfg.Cgroups.OfPath(s.cfg.ZtunnelCgroup)
+	}
+	if p.PID == 0 {
+		return 0, errors.New("ztunnel's process is not visible: the agent needs the node's pid namespace")
+	}
+	id, path, err := s.cfg.Cgroups.OfProcess(p.PID)
+	if err == nil && rootPath(path) {
+		err = fmt.Errorf("ztunnel pid %d is in the root cgroup, which cannot be exempted; run it in a group of its own", p.PID)
+	}
+	return id, err
+}
+
+// Depart notes that a ztunnel left. Its group stays exempt as long as it exists: connections may go on in it.
+func (s *Supervisor) Depart(p zds.Peer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.peers, p.PID)
+}
+
+// Run keeps both up to date until ctx ends. The kernel keeps what was written last.
+func (s *Supervisor) Run(ctx context.Context) error {
+	tick := time.NewTicker(s.cfg.Recheck)
+	defer tick.Stop()
+	watch, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch cgroups: %w", err)
+	}
+	defer watch.Close()
+	var kubelet uint64
+	var text, watched string
+	for {
+		id, path, err := s.cfg.Cgroups.Kubelet(s.cfg.KubeletPort)
+		if err == nil && rootPath(path) {
+			err = errors.New("kubelet is in the root cgroup: probes cannot be told from other processes and do not pass STRICT")
+		}
+		if err != nil {
+			id, path = 0, ""
+		}
+		if now := fmt.Sprint(id, err); now != text {
+			text = now
+			s.setKubelet(id, path, err)
+		}
+		kubelet = id
+		if parent := filepath.Join(s.cfg.Cgroups.Root, filepath.Dir(path)); kubelet != 0 && parent != watched {
+			if watched != "" {
+				_ = watch.Remove(watched) // it may be gone
+			}
+			if err := watch.Add(parent); err == nil {
+				watched = parent
+			}
+		}
+		s.removeStale()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-watch.Events:
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Supervisor) setKubelet(id uint64, path string, cause error) {
+	if err := s.cfg.Rules.SetKubelet(id); err != nil {
+		s.cfg.Log.Error("kubelet's cgroup not written", "err", err)
+		return
+	}
+	if cause != nil {
+		s.cfg.Log.Warn("kubelet not found, its probes do not pass STRICT", "err", cause)
+		return
+	}
+	s.cfg.Log.Info("kubelet found", "cgroup", path, "id", id)
+}
+
+// removeStale takes back the exemption of groups that do not exist any more, as their ids may be used again.
+func (s *Supervisor) removeStale() {
+	ids, err := s.cfg.Rules.Exempted()
+	if err != nil {
+		s.cfg.Log.Warn("exempt cgroups not listed", "err", err)
+		return
+	}
+	if len(ids) == 0 {
+		return
+	}
+	live, err := s.cfg.Cgroups.IDs()
+	if err != nil {
+		s.cfg.Log.Warn("cgroups not listed", "err", err)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range s.peers {
+		live[id] = true // it may have been made after the list
+	}
+	for _, id := range ids {
+		if live[id] {
+			continue
+		}
+		if err := s.cfg.Rules.Unexempt(id); err != nil {
+			s.cfg.Log.Warn("stale exemption not removed", "id", id, "err", err)
+			continue
+		}
+		s.cfg.Log.Info("stale exemption removed", "id", id)
+	}
+}
