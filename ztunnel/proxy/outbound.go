@@ -36,6 +36,9 @@ func (s *session) outbound() error {
 	case policy.Reject:
 		return refusedf(r.path.Refused, "%s", r.path.Reason)
 	case policy.Tunnel:
+		if r.local == s.pod {
+			return s.proxied(r) // a pod that reaches itself has no wire to protect
+		}
 		return s.tunnelOut(r)
 	case policy.Proxied, policy.Direct:
 		return s.proxied(r)

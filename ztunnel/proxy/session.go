@@ -84,10 +84,12 @@ func (pod *Pod) serve(r *run, kind Kind, c net.Conn) {
 }
 
 // guard turns a panic into a Refusal.
-func (s *session) guard(f func() error) (err error) {
+func (s *session) guard(f func() error) error { return s.p.guard(s.src.String(), s.dst.String(), f) }
+
+func (p *Proxy) guard(src, dst string, f func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.p.cfg.Log.Error("connection handler panicked", "src", s.src.String(), "dst", s.dst.String(), "err", v, "stack", string(debug.Stack()))
+			p.cfg.Log.Error("connection handler panicked", "src", src, "dst", dst, "err", v, "stack", string(debug.Stack()))
 			err = refused(reason.Internal, fmt.Errorf("panic: %v", v))
 		}
 	}()

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/reason"
@@ -21,11 +20,8 @@ import (
 // tunnels are the tunnel connections that one pod's processes use. Source address and netns are the pod's, so they are not
 // in the key.
 type tunnels struct {
-	pod *Pod
-
-	mu     sync.Mutex // protects below
-	conns  map[tunnelKey]*tunnel
-	closed bool
+	pod  *Pod
+	pool *hbone.Pool[tunnelKey]
 }
 
 type tunnelKey struct {
@@ -34,15 +30,10 @@ type tunnelKey struct {
 	addr    netip.AddrPort
 }
 
-// tunnel is one connection, or the attempt to make it.
-type tunnel struct {
-	ready  chan struct{}
-	client *hbone.Client // after ready; nil when err is not
-	err    error
-}
-
 func newTunnels(pod *Pod) *tunnels {
-	return &tunnels{pod: pod, conns: map[tunnelKey]*tunnel{}}
+	return &tunnels{pod, hbone.NewPool[tunnelKey](hbone.PoolConfig{
+		Conn: pod.p.cfg.Tunnel, DialTimeout: pod.p.cfg.ConnectTimeout,
+	})}
 }
 
 func serverKey(ids []api.Identity) string {
@@ -57,90 +48,34 @@ func serverKey(ids []api.Identity) string {
 // connect opens a stream to req's authority through the tunnel at addr, whose server must prove one of servers.
 func (t *tunnels) connect(ctx context.Context, source api.Identity, servers []api.Identity, addr netip.AddrPort, req hbone.Request) (*hbone.Stream, error) {
 	key := tunnelKey{source, serverKey(servers), addr}
-	for {
-		tn, err := t.get(ctx, key, servers)
+	return t.pool.Connect(ctx, key, func(ctx context.Context) (net.Conn, error) { return t.dial(ctx, key, servers) }, req)
+}
+
+// dial makes a tunnel connection: from the pod, proved on both sides. Connections of several clients may wait for it.
+func (t *tunnels) dial(ctx context.Context, key tunnelKey, servers []api.Identity) (c net.Conn, err error) {
+	err = t.pod.p.guard("tunnel", key.addr.String(), func() error {
+		cfg, err := t.pod.p.cfg.Identity.ClientTLS(ctx, key.source, servers)
 		if err != nil {
-			return nil, err
+			return refused(identity.ReasonOf(err), err)
 		}
-		s, err := tn.client.Connect(ctx, req)
-		if err == nil || !hbone.Retryable(err) || ctx.Err() != nil {
-			return s, err
+		raw, err := t.pod.cfg.Sockets.Dial(ctx, key.addr)
+		if err != nil {
+			return refused(reason.UpstreamConnect, err)
 		}
-		t.drop(key, tn)
-	}
-}
-
-func (t *tunnels) get(ctx context.Context, key tunnelKey, servers []api.Identity) (*tunnel, error) {
-	t.mu.Lock()
-	if t.closed {
-		t.mu.Unlock()
-		return nil, refused(reason.PodRemoved, nil)
-	}
-	tn := t.conns[key]
-	if tn == nil {
-		tn = &tunnel{ready: make(chan struct{})}
-		t.conns[key] = tn
-		t.mu.Unlock()
-		tn.client, tn.err = t.dial(ctx, key, servers)
-		close(tn.ready)
-		if tn.err != nil {
-			t.drop(key, tn)
+		tune(raw)
+		tc := tls.Client(hbone.NewTransport(raw), cfg)
+		if err := tc.HandshakeContext(ctx); err != nil {
+			_ = raw.Close()
+			return refused(identity.ReasonOf(err), fmt.Errorf("open tunnel to %s: %w", key.addr, err))
 		}
-		return tn, tn.err
-	}
-	t.mu.Unlock()
-	select {
-	case <-tn.ready:
-		return tn, tn.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-}
-
-func (t *tunnels) drop(key tunnelKey, tn *tunnel) {
-	t.mu.Lock()
-	if t.conns[key] == tn {
-		delete(t.conns, key)
-	}
-	t.mu.Unlock()
-	if tn.client != nil {
-		tn.client.Drain()
-	}
-}
-
-// dial makes a tunnel connection: from the pod, proved on both sides.
-func (t *tunnels) dial(ctx context.Context, key tunnelKey, servers []api.Identity) (*hbone.Client, error) {
-	cfg, err := t.pod.p.cfg.Identity.ClientTLS(ctx, key.source, servers)
-	if err != nil {
-		return nil, refused(identity.ReasonOf(err), err)
-	}
-	raw, err := t.pod.cfg.Sockets.Dial(ctx, key.addr)
-	if err != nil {
-		return nil, refused(reason.UpstreamConnect, err)
-	}
-	tune(raw)
-	tc := tls.Client(hbone.NewTransport(raw), cfg)
-	if err := tc.HandshakeContext(ctx); err != nil {
-		_ = raw.Close()
-		return nil, refused(identity.ReasonOf(err), fmt.Errorf("open tunnel to %s: %w", key.addr, err))
-	}
-	return hbone.NewClient(tc, t.pod.p.cfg.Tunnel), nil
+		c = tc
+		return nil
+	})
+	return c, err
 }
 
 // close ends every tunnel and refuses new ones.
-func (t *tunnels) close() {
-	t.mu.Lock()
-	t.closed = true
-	all := t.conns
-	t.conns = map[tunnelKey]*tunnel{}
-	t.mu.Unlock()
-	for _, tn := range all {
-		<-tn.ready
-		if tn.client != nil {
-			_ = tn.client.Close() // returns nil
-		}
-	}
-}
+func (t *tunnels) close() { t.pool.Close() }
 
 // tunnelOut carries a connection through a tunnel to its destination's node.
 func (s *session) tunnelOut(r *route) error {
@@ -166,6 +101,9 @@ func (s *session) tunnelOut(r *route) error {
 func (s *session) tunnelRefusal(err error) error {
 	if r := refusalOf(err); r != nil {
 		return ended(s.ctx, r.Reason, err)
+	}
+	if errors.Is(err, hbone.ErrClosed) {
+		return ended(s.ctx, reason.PodRemoved, err)
 	}
 	var status *hbone.StatusError
 	if errors.As(err, &status) {
