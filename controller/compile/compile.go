@@ -83,6 +83,7 @@ type Compiler struct {
 	refs       map[Key]int      // how many objects want it
 	out        map[Key]Resource // what nodes have, without the mesh's settings
 	findings   map[owner][]validate.Finding
+	counts     map[validate.Severity]int
 }
 
 // owner is the object that resources come from.
@@ -97,6 +98,7 @@ func New(cfg Config) *Compiler {
 	return &Compiler{
 		cfg: cfg, reg: model.New(model.Config{Mesh: cfg.Mesh, InstallNamespace: cfg.InstallNamespace}),
 		owned: map[owner][]Key{}, refs: map[Key]int{}, out: map[Key]Resource{}, findings: map[owner][]validate.Finding{},
+		counts: map[validate.Severity]int{},
 	}
 }
 
@@ -163,6 +165,9 @@ func (c *Compiler) Findings() []validate.Finding {
 	return all
 }
 
+// CountFindings returns how many findings of the severity there are.
+func (c *Compiler) CountFindings(s validate.Severity) int { return c.counts[s] }
+
 func (c *Compiler) meshSettings() Resource {
 	m := c.reg.Mesh()
 	s := &settings.MeshSettings{TrustDomain: m.TrustDomain, TrustDomainAliases: m.TrustDomainAliases,
@@ -194,6 +199,12 @@ func (ch *change) touch(k Key) {
 // set replaces what the object compiles to. Several objects may want one resource; it goes with the last of them.
 func (ch *change) set(o owner, findings []validate.Finding, resources []Resource) {
 	c := ch.c
+	for _, f := range c.findings[o] {
+		c.counts[f.Severity]--
+	}
+	for _, f := range findings {
+		c.counts[f.Severity]++
+	}
 	delete(c.findings, o)
 	if len(findings) > 0 {
 		c.findings[o] = findings

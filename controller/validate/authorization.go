@@ -119,8 +119,8 @@ func AuthorizationPolicy(p *securityv1.AuthorizationPolicy, issues []Field) []Fi
 }
 
 const (
-	tcpMeaning  = "is an HTTP field and connections are judged as TCP: a rule of an ALLOW policy is ignored, in a DENY policy the field is"
-	unsupported = "is not supported: a rule of an ALLOW policy is ignored, in a DENY policy the field is"
+	tcpMeaning  = "is for HTTP and connections are judged as TCP: an ALLOW policy ignores the rule, a DENY policy ignores the field"
+	unsupported = "is not supported: an ALLOW policy ignores the rule, a DENY policy ignores the field"
 )
 
 func (c *collector) rule(rule *securitybeta.Rule, namespace, path string) {

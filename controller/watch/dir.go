@@ -39,7 +39,7 @@ func (d *Directory) Run(ctx context.Context, emit func([]model.Event)) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.dir.Run(ctx) })
 	g.Go(func() error {
-		emit(eventsOf(nil, view))
+		emit(Events(nil, view))
 		for {
 			select {
 			case <-ctx.Done():
@@ -47,7 +47,7 @@ func (d *Directory) Run(ctx context.Context, emit func([]model.Event)) error {
 			case <-changed:
 			}
 			now := d.dir.View()
-			if events := eventsOf(view, now); len(events) > 0 {
+			if events := Events(view, now); len(events) > 0 {
 				emit(events)
 			}
 			view = now
@@ -56,7 +56,8 @@ func (d *Directory) Run(ctx context.Context, emit func([]model.Event)) error {
 	return g.Wait()
 }
 
-func eventsOf(old, now *configdir.View) []model.Event {
+// Events returns what changed between two views of a directory; old may be nil.
+func Events(old, now *configdir.View) []model.Event {
 	var events []model.Event
 	for _, k := range configdir.Diff(old, now) {
 		e := now.Get(k)

@@ -1,0 +1,157 @@
+package compile_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"sigs.k8s.io/yaml"
+
+	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/configdir"
+	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/watch"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func read(t *testing.T, dir string) []model.Event {
+	t.Helper()
+	view, err := configdir.New(configdir.Config{Dir: dir}).Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range view.Problems {
+		if !p.Carried {
+			t.Fatal(p)
+		}
+	}
+	return watch.Events(nil, view)
+}
+
+func copyFile(t *testing.T, from string) (dir string) {
+	t.Helper()
+	data, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "f.yaml"), data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// render prints resources, statuses and findings in a form that people can review.
+func render(t *testing.T, c *compile.Compiler, d compile.Delta) string {
+	t.Helper()
+	var b strings.Builder
+	for _, r := range c.Resources() {
+		data, err := protojson.Marshal(r.Message)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var compact bytes.Buffer // protojson varies its white space on purpose
+		if err := json.Compact(&compact, data); err != nil {
+			t.Fatal(err)
+		}
+		text, err := yaml.JSONToYAML(compact.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "# %s %s\n", strings.TrimPrefix(r.Type, "type.googleapis.com/"), r.Name)
+		if len(r.Aliases) > 0 {
+			fmt.Fprintf(&b, "# aliases %s\n", strings.Join(r.Aliases, " "))
+		}
+		b.Write(text)
+	}
+	for _, s := range d.Status {
+		fmt.Fprintf(&b, "# status %s %s accepted=%t (%s) enforced=%t (%s) %s\n", s.Kind, s.Name, s.Accepted, s.AcceptedBy,
+			s.Enforced, s.EnforcedBy, s.Message)
+	}
+	for _, f := range c.Findings() {
+		fmt.Fprintf(&b, "# finding %s\n", f.Error())
+	}
+	return b.String()
+}
+
+func TestGolden(t *testing.T) {
+	inputs, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(inputs) == 0 {
+		t.Fatal("no inputs", err)
+	}
+	for _, input := range inputs {
+		t.Run(filepath.Base(input), func(t *testing.T) {
+			events := read(t, copyFile(t, input))
+			c := compile.New(compile.Config{})
+			got := render(t, c, c.Apply(events))
+			golden := strings.TrimSuffix(input, ".yaml") + ".golden"
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("differs from %s (run with -update and review):\n%s", golden, got)
+			}
+			if d := c.Apply(events); !d.Empty() && (len(d.Upserts) != 1 || d.Upserts[0].Name != "mesh") || len(d.Removed) > 0 {
+				t.Errorf("the second compilation changed %v %v", d.Upserts, d.Removed)
+			}
+		})
+	}
+}
+
+// TestCorpus compiles every document of the corpus: none may panic, and each is either understood or named in a problem.
+func TestCorpus(t *testing.T) {
+	dir := os.Getenv("CORPUS")
+	if dir == "" {
+		dir = filepath.Join("..", "..", "..", "shared", "spec", "corpus")
+	}
+	if _, err := os.Stat(dir); err != nil {
+		if os.Getenv("CI") == "true" && os.Getenv("CORPUS") != "" {
+			t.Fatal(err)
+		}
+		t.Skip("no corpus:", err)
+	}
+	files := 0
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || filepath.Ext(path) != ".yaml" {
+			return err
+		}
+		files++
+		view, err := configdir.New(configdir.Config{Dir: copyFile(t, path)}).Load()
+		if err != nil {
+			return err
+		}
+		if len(view.Entries()) == 0 && len(view.Problems) == 0 {
+			t.Errorf("%s: neither objects nor problems", path)
+		}
+		c := compile.New(compile.Config{})
+		c.Apply(watch.Events(nil, view))
+		for _, p := range view.Problems {
+			t.Logf("%s: %s", filepath.Base(path), p)
+		}
+		for _, r := range c.Resources() {
+			if _, err := proto.Marshal(r.Message); err != nil {
+				t.Errorf("%s: %s: %v", path, r.Name, err)
+			}
+		}
+		return nil
+	})
+	if err != nil || files == 0 {
+		t.Fatal(files, "files", err)
+	}
+	t.Log(files, "files")
+}

@@ -1,0 +1,267 @@
+package compile_test
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	securitybeta "istio.io/api/security/v1beta1"
+	typebeta "istio.io/api/type/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/validate"
+)
+
+// generator makes random objects of a small world, so that they meet often.
+type generator struct{ *rand.Rand }
+
+func (g generator) pick(values ...string) string { return values[g.IntN(len(values))] }
+
+func (g generator) labels() map[string]string {
+	out := map[string]string{}
+	for _, k := range []string{"app", "version"} {
+		if g.IntN(3) > 0 {
+			out[k] = g.pick("a", "b", "c")
+		}
+	}
+	return out
+}
+
+func (g generator) selector() map[string]string {
+	if g.IntN(3) == 0 {
+		return nil
+	}
+	return g.labels()
+}
+
+func (g generator) meta(n model.Name) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Namespace: n.Namespace, Name: n.Name,
+		CreationTimestamp: metav1.Unix(int64(g.IntN(4)), 0)}
+}
+
+func (g generator) event() model.Event {
+	kinds := []model.Kind{model.KindPod, model.KindPod, model.KindPod, model.KindService, model.KindEndpointSlice,
+		model.KindNode, model.KindConfigMap, model.KindPeerAuthentication, model.KindAuthorizationPolicy}
+	e := model.Event{Kind: kinds[g.IntN(len(kinds))],
+		Name: model.Name{Namespace: g.pick("foo", "bar", "istio-system"), Name: g.pick("x", "y", "z", "w")}}
+	switch e.Kind {
+	case model.KindNode:
+		e.Name = model.Name{Name: g.pick("n1", "n2")}
+	case model.KindConfigMap:
+		e.Name = model.Name{Namespace: "istio-system", Name: "istio"}
+	}
+	if g.IntN(4) > 0 {
+		e.Object = g.object(e.Kind, e.Name)
+	}
+	if e.Object != nil && e.Kind == model.KindAuthorizationPolicy && g.IntN(6) == 0 {
+		e.Issues = []validate.Field{{Path: "spec.x", Message: "unknown field"}}
+	}
+	return e
+}
+
+func (g generator) object(kind model.Kind, n model.Name) any {
+	switch kind {
+	case model.KindPod:
+		p := &corev1.Pod{ObjectMeta: g.meta(n)}
+		p.Labels = g.labels()
+		p.Spec = corev1.PodSpec{NodeName: g.pick("n1", "n2"), HostNetwork: g.IntN(6) == 0,
+			Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "main", ContainerPort: int32(80 + g.IntN(2))}}}}}
+		p.Status.Phase = corev1.PodPhase(g.pick("Running", "Running", "Succeeded"))
+		if g.IntN(6) > 0 {
+			p.Status.PodIP = "10.0.0." + strconv.Itoa(g.IntN(6))
+		}
+		if g.IntN(2) == 0 {
+			p.Annotations = map[string]string{api.AnnotationRedirection: api.RedirectionEnabled}
+			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		}
+		return p
+	case model.KindService:
+		s := &corev1.Service{ObjectMeta: g.meta(n)}
+		s.Spec = corev1.ServiceSpec{Selector: g.selector(), ClusterIP: "10.96.0." + strconv.Itoa(g.IntN(9)),
+			Type:  corev1.ServiceType(g.pick("ClusterIP", "ClusterIP", "ExternalName")),
+			Ports: []corev1.ServicePort{{Name: g.pick("http", "foo"), Port: 80}, {Name: "n", Port: 81, TargetPort: intstr.FromString("main")}}}
+		return s
+	case model.KindEndpointSlice:
+		s := &discoveryv1.EndpointSlice{ObjectMeta: g.meta(n)}
+		s.Labels = map[string]string{discoveryv1.LabelServiceName: g.pick("x", "y", "z", "w", "none")}
+		port := int32(90 + g.IntN(2))
+		s.Ports = []discoveryv1.EndpointPort{{Name: ptr("http"), Port: &port}}
+		for range g.IntN(3) {
+			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{"10.0.0." + strconv.Itoa(g.IntN(8))}})
+		}
+
+		return s
+	case model.KindNode:
+		o := &corev1.Node{ObjectMeta: g.meta(n)}
+		o.Labels = map[string]string{corev1.LabelTopologyZone: g.pick("z1", "z2")}
+		return o
+	case model.KindConfigMap:
+		return &corev1.ConfigMap{ObjectMeta: g.meta(n), Data: map[string]string{"mesh": "trustDomain: " + g.pick("cluster.local", "td") +
+			"\nrootNamespace: " + g.pick("istio-system", "bar") + "\noutboundTrafficPolicy: {mode: " + g.pick("ALLOW_ANY", "REGISTRY_ONLY") + "}\n"}}
+	case model.KindPeerAuthentication:
+		return g.peer(n)
+	}
+	return g.policy(n)
+}
+
+func (g generator) mode() *securitybeta.PeerAuthentication_MutualTLS {
+	return &securitybeta.PeerAuthentication_MutualTLS{Mode: securitybeta.PeerAuthentication_MutualTLS_Mode(g.IntN(4))}
+}
+
+func (g generator) workloads() *typebeta.WorkloadSelector {
+	if s := g.selector(); s != nil {
+		return &typebeta.WorkloadSelector{MatchLabels: s}
+	}
+	return nil
+}
+
+func (g generator) peer(n model.Name) any {
+	p := &securityv1.PeerAuthentication{ObjectMeta: g.meta(n)}
+	p.Spec.Selector, p.Spec.Mtls = g.workloads(), g.mode()
+	if g.IntN(2) == 0 {
+		p.Spec.PortLevelMtls = map[uint32]*securitybeta.PeerAuthentication_MutualTLS{80: g.mode(), 81: g.mode()}
+	}
+	return p
+}
+
+func (g generator) policy(n model.Name) any {
+	p := &securityv1.AuthorizationPolicy{ObjectMeta: g.meta(n)}
+	p.Spec.Action = securitybeta.AuthorizationPolicy_Action(g.IntN(4))
+	if g.IntN(4) == 0 {
+		p.Spec.TargetRefs = []*typebeta.PolicyTargetReference{{Kind: g.pick("Service", "Gateway", "Other"), Name: g.pick("x", "y")}}
+	} else {
+		p.Spec.Selector = g.workloads()
+	}
+	p.Spec.Rules = []*securitybeta.Rule{{From: []*securitybeta.Rule_From{{Source: &securitybeta.Source{
+		Principals: []string{g.pick("cluster.local/ns/foo/sa/x", "*", "a*b")}}}}}}
+	return p
+}
+
+// state is what nodes would hold after all deltas.
+type state map[compile.Key]compile.Resource
+
+func (s state) apply(t *testing.T, d compile.Delta) {
+	t.Helper()
+	for _, r := range d.Upserts {
+		s[compile.Key{Type: r.Type, Name: r.Name}] = r
+	}
+	for _, k := range d.Removed {
+		if _, ok := s[k]; !ok {
+			t.Fatalf("%v was removed and never sent", k)
+		}
+		delete(s, k)
+	}
+}
+
+func compare(t *testing.T, step string, got state, want []compile.Resource) {
+	t.Helper()
+	seen := map[compile.Key]bool{}
+	for _, r := range want {
+		k := compile.Key{Type: r.Type, Name: r.Name}
+		seen[k] = true
+		if r.Type == api.MeshSettingsType { // counts its snapshots
+			continue
+		}
+		have, ok := got[k]
+		if !ok {
+			t.Fatalf("%s: %v is missing", step, k)
+		}
+		if !proto.Equal(have.Message, r.Message) || !slices.Equal(have.Aliases, r.Aliases) {
+			t.Fatalf("%s: %v is\n%v %v\nwant\n%v %v", step, k, have.Message, have.Aliases, r.Message, r.Aliases)
+		}
+	}
+	for k := range got {
+		if !seen[k] {
+			t.Fatalf("%s: %v is stale", step, k)
+		}
+	}
+}
+
+// TestIncrementalEqualsFull applies random events in batches and compares what the deltas add up to with a compilation
+// from nothing of the objects as they are then. SEED repeats one history.
+func TestIncrementalEqualsFull(t *testing.T) {
+	seeds := 60
+	first := uint64(time.Now().UnixNano())
+	if s := os.Getenv("SEED"); s != "" {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, seeds = n, 1
+	}
+	for i := range seeds {
+		seed := first + uint64(i)
+		t.Run(fmt.Sprintf("SEED=%d", seed), func(t *testing.T) { runHistory(t, seed) })
+	}
+}
+
+func runHistory(t *testing.T, seed uint64) {
+	g := generator{rand.New(rand.NewPCG(seed, 1))}
+	type objectKey struct {
+		kind model.Kind
+		name model.Name
+	}
+	world := map[objectKey]model.Event{}
+	c, nodes := compile.New(compile.Config{}), state{}
+	for step := range 60 {
+		var batch []model.Event
+		for range 1 + g.IntN(4) {
+			e := g.event()
+			batch = append(batch, e)
+			if k := (objectKey{e.Kind, e.Name}); e.Object == nil {
+				delete(world, k)
+			} else {
+				world[k] = e
+			}
+		}
+		nodes.apply(t, c.Apply(batch))
+		full := compile.New(compile.Config{})
+		full.Apply(slices.Collect(maps.Values(world)))
+		compare(t, fmt.Sprintf("step %d", step), nodes, full.Resources())
+		if got, want := fmt.Sprint(c.Findings()), fmt.Sprint(full.Findings()); got != want {
+			t.Fatalf("step %d: findings\n%s\nwant\n%s", step, got, want)
+		}
+	}
+}
+
+// TestChangeCostsOneResource: a pod's change sends that pod and the mesh's generation, nothing else.
+func TestChangeCostsOneResource(t *testing.T) {
+	c := compile.New(compile.Config{})
+	var events []model.Event
+	pod := func(i int, ready bool) model.Event {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "foo", Name: "p" + strconv.Itoa(i), Labels: map[string]string{"app": "a"}}}
+		p.Status.PodIP = fmt.Sprintf("10.0.%d.%d", i/256, i%256)
+		if ready {
+			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		}
+		return model.Event{Kind: model.KindPod, Name: model.Name{Namespace: "foo", Name: p.Name}, Object: p}
+	}
+	for i := range 300 {
+		events = append(events, pod(i, false))
+	}
+	events = append(events, model.Event{Kind: model.KindService, Name: model.Name{Namespace: "foo", Name: "s"}, Object: &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "foo", Name: "s"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "a"}}}})
+	c.Apply(events)
+	d := c.Apply([]model.Event{pod(7, true)})
+	if len(d.Upserts) != 2 || d.Upserts[0].Name != "Kubernetes//Pod/foo/p7" || d.Upserts[1].Type != api.MeshSettingsType || len(d.Removed) > 0 {
+		t.Errorf("got %v, removed %v", d.Upserts, d.Removed)
+	}
+	if d := c.Apply([]model.Event{pod(7, true)}); len(d.Upserts)+len(d.Removed) != 0 {
+		t.Errorf("the same pod again changed %v", d.Upserts)
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
