@@ -34,6 +34,9 @@ func (c *Cluster) Down(ctx context.Context) error {
 	if err := c.remove(ctx, s, ""); err != nil {
 		return err
 	}
+	if err := os.RemoveAll(failedDir(s.Plan)); err != nil {
+		return fmt.Errorf("remove logs of a failed run: %w", err)
+	}
 	c.cfg.Log.Info("cluster is down", "name", s.Plan.Name)
 	return nil
 }

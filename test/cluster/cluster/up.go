@@ -64,13 +64,21 @@ func (c *Cluster) Up(ctx context.Context) error {
 			"dur", since(start))
 		return nil
 	}
-	kept := s.Plan.StateDir() + ".failed"
-	_ = os.RemoveAll(kept)
+	kept := failedDir(s.Plan)
+	if rmErr := os.RemoveAll(kept); rmErr != nil {
+		return errors.Join(err, rmErr)
+	}
+	if ctx.Err() != nil {
+		kept = "" // the user gave up: the logs tell nothing
+	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
 	defer cancel()
 	c.cfg.Log.Info("up did not succeed, cleaning up", "logs", kept)
 	return errors.Join(err, c.remove(clean, s, kept))
 }
+
+// failedDir receives the logs of an `up` that did not succeed, until the next up or down.
+func failedDir(p plan.Plan) string { return p.StateDir() + ".failed" }
 
 func since(t time.Time) string { return time.Since(t).Round(10 * time.Millisecond).String() }
 

@@ -32,7 +32,8 @@ const pollEvery = 100 * time.Millisecond
 // the last answer and the ends of the logs.
 func (u *ascent) wait(ctx context.Context, what string, limit time.Duration, logs []logRef, check func(context.Context) error) error {
 	begin := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("gave up after %s", limit))
+	parent := ctx
+	ctx, cancel := context.WithTimeoutCause(parent, limit, fmt.Errorf("gave up after %s", limit))
 	defer cancel()
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
@@ -49,6 +50,9 @@ func (u *ascent) wait(ctx context.Context, what string, limit time.Duration, log
 		}
 		select {
 		case <-ctx.Done():
+			if parent.Err() != nil {
+				return fmt.Errorf("wait for %s: %w", what, context.Cause(parent))
+			}
 			return fmt.Errorf("wait for %s: %w: last: %w\n%s", what, context.Cause(ctx), err, u.tails(logs))
 		case <-tick.C:
 		}
