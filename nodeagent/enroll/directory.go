@@ -84,3 +84,17 @@ func (d *Directory) Annotate(_ context.Context, pod *corev1.Pod, enrolled bool) 
 func (d *Directory) Event(pod *corev1.Pod, kind, reason, message string) {
 	d.log.Info("event", "pod", pod.Namespace+"/"+pod.Name, "type", kind, "reason", reason, "text", message)
 }
+
+// Clear removes the annotation from every pod of the node, for an uninstallation.
+func (d *Directory) Clear(ctx context.Context) error {
+	if _, err := d.dir.Load(); err != nil {
+		return fmt.Errorf("read directory: %w", err)
+	}
+	pods, _, _ := d.List()
+	for _, p := range pods {
+		if err := d.Annotate(ctx, p, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}

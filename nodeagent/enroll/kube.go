@@ -10,7 +10,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -25,6 +24,7 @@ import (
 // Kube is a Cluster over the API server: informers for the pods of one node and for all namespaces.
 type Kube struct {
 	client     kubernetes.Interface
+	node       string
 	pods       cache.SharedIndexInformer
 	namespaces cache.SharedIndexInformer
 	changes    notifier
@@ -39,7 +39,7 @@ func NewKube(client kubernetes.Interface, node string) *Kube {
 	}), informers.WithTransform(slim))
 	all := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(slim))
 	b := record.NewBroadcaster()
-	return &Kube{client: client, pods: onNode.Core().V1().Pods().Informer(), namespaces: all.Core().V1().Namespaces().Informer(),
+	return &Kube{client: client, node: node, pods: onNode.Core().V1().Pods().Informer(), namespaces: all.Core().V1().Namespaces().Informer(),
 		broadcast: b, recorder: b.NewRecorder(scheme.Scheme, corev1.EventSource{Component: api.AgentName, Host: node})}
 }
 
@@ -138,11 +138,11 @@ func (k *Kube) Event(pod *corev1.Pod, kind, reason, message string) {
 }
 
 // Clear removes the annotation from every pod of the node, for an uninstallation.
-func (k *Kube) Clear(ctx context.Context, node string) error {
+func (k *Kube) Clear(ctx context.Context) error {
 	list, err := k.client.CoreV1().Pods("").List(ctx, metav1.ListOptions{
-		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String(), LabelSelector: labels.Everything().String()})
+		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", k.node).String()})
 	if err != nil {
-		return fmt.Errorf("list pods of node %s: %w", node, err)
+		return fmt.Errorf("list pods of node %s: %w", k.node, err)
 	}
 	for i := range list.Items {
 		if list.Items[i].Annotations[api.AnnotationRedirection] == "" {
