@@ -2,11 +2,12 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
  * Outbound capture. connect4 and connect6 put the capture mark on a pod's TCP sockets and rewrite nothing; setsockopt
- * keeps the mark when the application sets its own under a SYN in flight.
+ * keeps them captured while a SYN is in flight.
  */
 #include "lib.h"
 
 #define SOL_SOCKET 1
+#define SO_BINDTODEVICE 25
 #define SO_MARK 36
 #define SO_BINDTOIFINDEX 62
 #define IPPROTO_TCP 6
@@ -183,14 +184,26 @@ int mesh_connect6(struct bpf_sock_addr *ctx)
 }
 
 /*
- * connect() marks the socket, but a SYN that got no answer is sent again later: a SO_MARK in between would send the
- * repetition round the mesh. So an application's value keeps the mesh's bits as the connect hook left them.
+ * connect() marks the socket, but a SYN that got no answer is sent again later. Two options in between would send the
+ * repetition round the mesh. An application's SO_MARK keeps the mesh's bits as the connect hook left them. Binding a
+ * captured connection to a device is refused with EPERM: IPv4 takes every destination of a bound socket for on-link
+ * when its rules lead nowhere, so no route can stop it.
  */
+static __always_inline int set_option(struct bpf_sockopt *ctx, struct bpf_sock *sk, const struct mesh_node *node)
+{
+	__u32 *value = ctx->optval;
+
+	if (ctx->optname != SO_MARK)
+		return sk->state == BPF_TCP_CLOSE || (sk->mark & node->mask) != node->mark ? ALLOW : REFUSE;
+	if ((void *)(value + 1) <= ctx->optval_end)
+		*value = (*value & ~node->mask) | (sk->mark & node->mask);
+	return ALLOW;
+}
+
 SEC("cgroup/setsockopt")
 int mesh_setsockopt(struct bpf_sockopt *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	__u32 *value = ctx->optval;
 	const struct mesh_node *node;
 	__u32 zero = 0;
 	__u64 cookie;
@@ -201,12 +214,12 @@ int mesh_setsockopt(struct bpf_sockopt *ctx)
 	 */
 	if (ctx->optlen > SHOWN)
 		ctx->optlen = 0;
-	if (ctx->level != SOL_SOCKET || ctx->optname != SO_MARK || !sk || (void *)(value + 1) > ctx->optval_end)
+	if (ctx->level != SOL_SOCKET || !sk ||
+	    (ctx->optname != SO_MARK && ctx->optname != SO_BINDTODEVICE && ctx->optname != SO_BINDTOIFINDEX))
 		return ALLOW;
 	cookie = bpf_get_netns_cookie(ctx);
 	node = bpf_map_lookup_elem(&mesh_node, &zero);
 	if (!node || !bpf_map_lookup_elem(&mesh_pods, &cookie) || exempt())
 		return ALLOW;
-	*value = (*value & ~node->mask) | (sk->mark & node->mask);
-	return ALLOW;
+	return set_option(ctx, sk, node);
 }

@@ -13,8 +13,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/undermesh/undermesh/nodeagent/netns"
 	"github.com/vishvananda/netlink"
@@ -137,6 +139,37 @@ func Veth(t testing.TB, node *netns.NetNS, bridge, prefix string, pod *netns.Net
 	for _, gw := range gateways {
 		if err := hp.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: gw.AsSlice()}); err != nil {
 			t.Fatalf("add default route by %s: %v", gw, err)
+		}
+	}
+	settle(t, hp, eth)
+}
+
+// settle waits until the link has its carrier and IPv6 addresses are in use: the kernel does both some time after the
+// link is up.
+func settle(t testing.TB, h *netlink.Handle, link netlink.Link) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(5 * time.Second)
+	for {
+		l, err := h.LinkByIndex(link.Attrs().Index)
+		if err != nil {
+			t.Fatalf("find %s: %v", link.Attrs().Name, err)
+		}
+		addrs, err := h.AddrList(l, netlink.FAMILY_V6)
+		if err != nil {
+			t.Fatalf("list addresses of %s: %v", link.Attrs().Name, err)
+		}
+		tentative := func(a netlink.Addr) bool {
+			return a.Flags&unix.IFA_F_TENTATIVE != 0 && a.Scope == unix.RT_SCOPE_UNIVERSE
+		}
+		if l.Attrs().OperState == netlink.OperUp && !slices.ContainsFunc(addrs, tentative) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("%s is not up within 5 s", link.Attrs().Name)
 		}
 	}
 }
