@@ -42,8 +42,8 @@ type Process interface {
 type Config struct {
 	// Start starts a worker.
 	Start func() (Process, error)
-	// Signals are what the supervisor was sent: SIGTERM and SIGINT end the worker and then the supervisor, and a second of
-	// them kills it; everything else is forwarded.
+	// Signals are what the supervisor was sent: SIGTERM and SIGINT end the worker and then the supervisor, and another of
+	// them more than a second later kills it; everything else is forwarded.
 	Signals <-chan os.Signal
 	Clock   clock.Clock
 	Log     *slog.Logger // default: discard
@@ -102,6 +102,9 @@ func New(cfg Config) (*Supervisor, error) {
 	return &Supervisor{cfg: cfg.withDefaults()}, nil
 }
 
+// insist is how long after the first a second signal counts as impatience: process groups get one signal twice.
+const insist = time.Second
+
 // Run keeps a worker running until a signal or ctx ends both. It returns nil when the worker ended as it was told to, or of
 // its own will with status 0; *Exit when it ended otherwise after it was told to, or with ExitConfig; and the error of
 // Start if not even the first worker could be started.
@@ -112,7 +115,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			return fmt.Errorf("start worker: %w", err)
 		}
 		began := s.cfg.Clock.Now()
-		if err == nil {
+		if err != nil {
+			s.cfg.Log.Error("worker not started", "err", err)
+		} else {
 			s.cfg.Log.Info("worker started", "pid", p.PID())
 			exit, told, err := s.follow(ctx, p)
 			if err != nil {
@@ -123,7 +128,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			}
 		}
 		delay := s.delay(s.cfg.Clock.Now().Sub(began))
-		s.cfg.Log.Error("worker will be started again", "err", err, "dur", delay, "crashes", s.crashes)
+		s.cfg.Log.Info("worker will be started again", "dur", delay, "crashes", s.crashes)
 		if s.interrupted(ctx, delay) {
 			return nil
 		}
@@ -154,6 +159,7 @@ func (s *Supervisor) follow(ctx context.Context, p Process) (exit Exit, told boo
 	overdue := make(chan struct{})
 	late := overdue
 	var limit clock.Timer
+	var since time.Time
 	defer func() {
 		if limit != nil {
 			limit.Stop()
@@ -161,11 +167,14 @@ func (s *Supervisor) follow(ctx context.Context, p Process) (exit Exit, told boo
 	}()
 	stop := func(sig os.Signal) {
 		if told {
+			if s.cfg.Clock.Now().Sub(since) < insist {
+				return
+			}
 			s.cfg.Log.Warn("told twice, worker is killed", "pid", p.PID())
 			s.signal(p, syscall.SIGKILL)
 			return
 		}
-		told = true
+		told, since = true, s.cfg.Clock.Now()
 		s.cfg.Log.Info("worker is told to end", "pid", p.PID(), "signal", sig.String())
 		s.signal(p, sig)
 		limit = s.cfg.Clock.AfterFunc(s.cfg.StopTimeout, func() { close(overdue) })

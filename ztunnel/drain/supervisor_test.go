@@ -152,8 +152,10 @@ func TestWorkerThatDoesNotEndIsKilled(t *testing.T) {
 		f.last().stubborn = true
 		told := time.Now()
 		f.signals <- syscall.SIGTERM
-		f.signals <- syscall.SIGINT // at once, the second time
-		if err := <-f.done; err == nil || time.Since(told) != 0 {
+		f.signals <- syscall.SIGTERM // one signal sent to the process and to its group
+		time.Sleep(2 * time.Second)
+		f.signals <- syscall.SIGINT
+		if err := <-f.done; err == nil || time.Since(told) != 2*time.Second {
 			t.Errorf("after %s: %v", time.Since(told), err)
 		}
 	})
