@@ -19,6 +19,7 @@ type Proxy struct {
 	refusals   atomic.Int64
 	handshakes chan struct{}
 	buffers    buffers
+	pipes      pipes
 	serving    hbone.Config // of tunnel servers: their streams end with the pod's connections, not earlier
 
 	mu      sync.Mutex // protects below
@@ -48,6 +49,7 @@ func New(cfg Config) *Proxy {
 // Run wakes connections that wait for the configuration and judges the live ones again, whenever it changes, until ctx
 // ends. Pods are run by their owner.
 func (p *Proxy) Run(ctx context.Context) error {
+	defer p.pipes.drop()
 	changed, stop := p.cfg.Changed()
 	defer stop()
 	for {

@@ -12,7 +12,10 @@ import (
 	"github.com/undermesh/undermesh/controller/api/reason"
 )
 
-const copyBuffer = 64 << 10 // bytes that one read of a relay takes
+const (
+	copyBuffer = 64 << 10 // bytes that one read of a relay takes
+	fullReads  = 2        // reads of that size in a row after which a relay splices
+)
 
 // buffers are shared by the relays of the process; a relay has one only while bytes are under way.
 type buffers struct{ pool sync.Pool }
@@ -64,8 +67,31 @@ func (s *session) copyBoth(client, up net.Conn) error {
 // copyHalf copies from src to dst until src ends, and passes the end on. It tells whose error stopped it.
 func (p *Proxy) copyHalf(dst, src net.Conn, count *atomic.Int64) (rerr, werr error) {
 	r := newIdleReader(src, &p.buffers)
+	sp := newSplicer(dst, src, &p.pipes)
+	full := 0 // reads in a row that filled the buffer
 	for {
+		if sp != nil && full >= fullReads {
+			n, rerr, werr := sp.round()
+			count.Add(int64(n))
+			switch {
+			case werr != nil:
+				return nil, werr
+			case errors.Is(rerr, io.EOF):
+				closeWrite(dst)
+				return nil, nil
+			case rerr != nil:
+				return rerr, nil
+			case n < copyBuffer/4:
+				full = 0 // small messages: one system call less without the pipe
+			}
+			continue
+		}
 		b, n, err := r.read()
+		if n == copyBuffer {
+			full++
+		} else {
+			full = 0
+		}
 		if n > 0 {
 			w, werr := dst.Write((*b)[:n])
 			p.buffers.put(b)
