@@ -200,10 +200,12 @@ func (r *reader) data(h frameHeader) error {
 		r.empty = 0
 	}
 	if !c.recv.take(h.length) {
+		c.recv.release(h.length)
 		return connErr(CodeFlowControl, "DATA of %d bytes exceeds the connection window", h.length)
 	}
 	s, err := c.lookup(h)
 	if err != nil {
+		c.recv.release(h.length)
 		return err
 	}
 	done := h.length - n // padding

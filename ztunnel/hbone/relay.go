@@ -23,6 +23,7 @@ const inlineMax = largeChunk
 func Relay(ctx context.Context, s *Stream, app net.Conn) (Stats, error) {
 	k := newSink(s, app)
 	stop := context.AfterFunc(ctx, func() {
+		k.fail(context.Cause(ctx))
 		s.Reset(CodeCancel)
 		k.abort(context.Cause(ctx))
 	})
@@ -32,6 +33,7 @@ func Relay(ctx context.Context, s *Stream, app net.Conn) (Stats, error) {
 	}
 	err := pump(s, app)
 	if err != nil {
+		k.fail(err)
 		s.Reset(CodeConnect)
 		k.abort(err)
 	}

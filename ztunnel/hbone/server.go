@@ -321,7 +321,7 @@ func (r *ServerRequest) respond(status int, h Header, flags byte) error {
 func (s *Stream) finishRejected() {
 	c := s.c
 	c.mu.Lock()
-	s.localDone = true
+	s.localDone, s.endSent = true, true
 	half := s.remoteDone
 	after := func() {}
 	if half {

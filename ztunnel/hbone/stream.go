@@ -35,7 +35,8 @@ type Stream struct {
 	sendCond   *sync.Cond
 	sendWin    int64
 	starving   bool
-	localDone  bool // END_STREAM sent
+	localDone  bool // nothing may be written any more
+	endSent    bool // END_STREAM is queued
 	remoteDone bool // END_STREAM received
 	writeLate  bool // the write deadline has passed
 	err        error
@@ -174,6 +175,7 @@ func (s *Stream) CloseWrite() error {
 	err := c.w.sendEnd(s)
 	c.mu.Lock()
 	after := func() {}
+	s.endSent = true
 	if s.remoteDone {
 		after = c.removeLocked(s)
 	}
@@ -185,7 +187,7 @@ func (s *Stream) CloseWrite() error {
 // Close ends both directions. When both sides had finished it does nothing on the wire, otherwise it is Reset(CodeCancel).
 func (s *Stream) Close() error {
 	s.c.mu.Lock()
-	finished := s.localDone && s.remoteDone || s.err != nil
+	finished := s.endSent && s.remoteDone || s.err != nil
 	s.c.mu.Unlock()
 	if !finished {
 		s.Reset(CodeCancel)
@@ -215,7 +217,7 @@ func stopTimer(t clock.Timer) {
 // ended is left alone.
 func (s *Stream) Reset(code ErrCode) {
 	s.c.mu.Lock()
-	ended := s.err != nil || s.localDone && s.remoteDone
+	ended := s.err != nil || s.endSent && s.remoteDone
 	s.c.mu.Unlock()
 	if ended {
 		return
@@ -319,20 +321,20 @@ func (s *Stream) wakeLocked() {
 	s.readCond.Broadcast()
 }
 
-// deliverEOF handles END_STREAM.
+// deliverEOF handles END_STREAM. The state comes first: a relay that is told of the end closes the stream at once.
 func (s *Stream) deliverEOF() {
 	c := s.c
+	c.mu.Lock()
+	s.remoteDone = true
+	after := func() {}
+	if s.endSent {
+		after = c.removeLocked(s)
+	}
+	c.mu.Unlock()
 	s.rmu.Lock()
 	s.eof = true
 	s.wakeLocked()
 	s.rmu.Unlock()
-	c.mu.Lock()
-	s.remoteDone = true
-	after := func() {}
-	if s.localDone {
-		after = c.removeLocked(s)
-	}
-	c.mu.Unlock()
 	after()
 }
 
