@@ -1,0 +1,216 @@
+package xds
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// conn is one stream. Everything but status belongs to the goroutine of serve.
+type conn struct {
+	srv    *Server
+	stream stream
+	cursor *cursor
+	subs   map[string]*subscription
+	nonces uint64
+
+	mu     sync.Mutex // protects status.ID, NodeName, Types
+	status ClientStatus
+}
+
+// request takes one message of the client: a subscription, a change of one, an acknowledgement, or several of these.
+func (c *conn) request(req *discovery.DeltaDiscoveryRequest) error {
+	c.identify(req.GetNode())
+	typ := req.GetTypeUrl()
+	if !slices.Contains(c.srv.cfg.Types, typ) {
+		c.srv.cfg.Log.Warn("subscription to an unknown type", "client", c.status.ID, "type", typ)
+		return nil
+	}
+	sub := c.subs[typ]
+	if sub == nil {
+		sub = newSubscription(req)
+		c.subs[typ] = sub
+	}
+	c.acknowledge(sub, req)
+	if !sub.change(req) {
+		return namesError(typ)
+	}
+	if sub.due() {
+		// What was asked for is answered at once, whatever else the client has not acknowledged yet.
+		if err := c.send([]*subscription{sub}); err != nil {
+			return err
+		}
+	}
+	return c.push()
+}
+
+func (c *conn) identify(n *core.Node) {
+	if n == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status.ID = n.GetId()
+	c.status.NodeName = n.GetMetadata().GetFields()["NODE_NAME"].GetStringValue()
+}
+
+func (c *conn) acknowledge(sub *subscription, req *discovery.DeltaDiscoveryRequest) {
+	detail := req.GetErrorDetail()
+	if req.GetResponseNonce() == "" || req.GetResponseNonce() != sub.nonce && detail == nil {
+		return // not an acknowledgement, or one of a response that a newer one follows
+	}
+	if req.GetResponseNonce() == sub.nonce {
+		sub.nonce = ""
+	}
+	c.mu.Lock()
+	t := c.status.Types[sub.typ]
+	if detail == nil {
+		t.AckedGeneration, t.AckedAt = t.SentGeneration, c.srv.cfg.Clock.Now()
+	} else {
+		t.Rejected++
+		t.LastError = detail.GetMessage()
+	}
+	c.status.Types[sub.typ] = t
+	c.mu.Unlock()
+	if detail != nil {
+		c.srv.metrics.rejects.WithLabelValues(sub.typ).Inc()
+		c.srv.cfg.Log.Error("client refused a resource", "client", c.status.ID, "type", sub.typ, "err", detail.GetMessage())
+	}
+}
+
+// push sends what changed, unless a response is unacknowledged: then the acknowledgement triggers it, and what changes
+// until then is sent once, in its newest form.
+func (c *conn) push() error {
+	subs := make([]*subscription, 0, len(c.subs))
+	for _, sub := range c.subs {
+		if sub.nonce != "" {
+			return nil
+		}
+		subs = append(subs, sub)
+	}
+	slices.SortFunc(subs, byOrder)
+	return c.send(subs)
+}
+
+// send collects and sends what the subscriptions have not got: upserts of what others refer to, then the last type
+// whole, then the other removals.
+func (c *conn) send(subs []*subscription) error {
+	deltas, version, ready, err := c.srv.cfg.Store.collect(c.cursor, subs)
+	if err != nil {
+		return status.Error(codes.Aborted, err.Error())
+	}
+	if !ready {
+		return nil // the first Apply wakes us
+	}
+	var late []delta
+	for _, d := range c.withHeld(deltas, subs) {
+		if order(d.sub.typ) < lastOrder {
+			if d.first {
+				d.sub.held, d.removed = d.removed, nil // until the answers to the other types are out
+			} else if len(d.removed) > 0 {
+				late = append(late, delta{sub: d.sub, removed: d.removed})
+				d.removed = nil
+			}
+		}
+		if !d.empty() {
+			if err := c.respond(d, version); err != nil {
+				return err
+			}
+		}
+	}
+	slices.Reverse(late)
+	for _, d := range late {
+		if err := c.respond(d, version); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// withHeld adds the removals that waited for the acknowledgement of a type's first response.
+func (c *conn) withHeld(deltas []delta, subs []*subscription) []delta {
+	for _, sub := range subs {
+		if sub.nonce != "" || len(sub.held) == 0 {
+			continue
+		}
+		i := slices.IndexFunc(deltas, func(d delta) bool { return d.sub == sub })
+		if i < 0 {
+			deltas = append(deltas, delta{sub: sub})
+			i = len(deltas) - 1
+		}
+		for _, n := range sub.held {
+			// A resource that came back meanwhile must stay.
+			if !slices.ContainsFunc(deltas[i].upserts, func(r *discovery.Resource) bool { return r.GetName() == n }) {
+				deltas[i].removed = append(deltas[i].removed, n)
+			}
+		}
+		sub.held = nil
+	}
+	slices.SortStableFunc(deltas, func(a, b delta) int { return byOrder(a.sub, b.sub) })
+	return deltas
+}
+
+func (c *conn) respond(d delta, version string) error {
+	c.nonces++
+	d.sub.nonce = c.status.Connection + "-" + strconv.FormatUint(c.nonces, 10)
+	if len(d.sub.held) > 0 { // what came back must not be removed later
+		back := map[string]bool{}
+		for _, r := range d.upserts {
+			back[r.GetName()] = true
+		}
+		d.sub.held = slices.DeleteFunc(d.sub.held, func(n string) bool { return back[n] })
+	}
+	err := c.stream.Send(&discovery.DeltaDiscoveryResponse{
+		TypeUrl: d.sub.typ, SystemVersionInfo: version, Nonce: d.sub.nonce,
+		Resources: d.upserts, RemovedResources: d.removed,
+	})
+	if err != nil {
+		return fmt.Errorf("send %s: %w", d.sub.typ, err)
+	}
+	c.srv.metrics.pushes.WithLabelValues(d.sub.typ).Inc()
+	generation, _ := strconv.ParseUint(version, 10, 64)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.status.Types[d.sub.typ]
+	t.SentGeneration, t.SentAt = generation, c.srv.cfg.Clock.Now()
+	c.status.Types[d.sub.typ] = t
+	return nil
+}
+
+func (c *conn) snapshot() ClientStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := c.status
+	out.Types = maps.Clone(c.status.Types)
+	return out
+}
+
+type metrics struct {
+	clients prometheus.Gauge
+	pushes  *prometheus.CounterVec
+	rejects *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer) metrics {
+	m := metrics{
+		clients: prometheus.NewGauge(prometheus.GaugeOpts{Name: "pilot_xds", Help: "Connected discovery clients."}),
+		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pilot_xds_pushes", Help: "Discovery responses sent.",
+		}, []string{"type"}),
+		rejects: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pilot_total_xds_rejects", Help: "Discovery responses that a client refused.",
+		}, []string{"type"}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.clients, m.pushes, m.rejects)
+	}
+	return m
+}

@@ -1,0 +1,317 @@
+// Package xds serves the mesh to its nodes by delta ADS (DESIGN §5).
+//
+// A Store holds the newest encoded form of every resource in one change log a type; a connected client is a cursor into
+// it. Invariants: a resource is encoded once however many clients there are; a client that is slow gets the newest
+// version of what changed and no history, so that it holds back nobody and costs no memory; nothing is served before the
+// first Apply; within a change what a workload refers to is sent before the workload, and removed after it.
+package xds
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/ztunnel/clock"
+)
+
+// Resource is one resource to serve. Aliases are further names under which clients may subscribe to it; several
+// resources may share one.
+type Resource struct {
+	Type, Name string
+	Aliases    []string
+	Message    proto.Message
+}
+
+// Key names one resource.
+type Key struct{ Type, Name string }
+
+// minTombstones is how many removals a type remembers at least for clients that lag; beyond it and beyond the number of
+// live resources the oldest go, and a client that has not seen them must reconnect.
+const minTombstones = 1024
+
+// StoreConfig configures a Store. Clock is required.
+type StoreConfig struct {
+	Clock       clock.Clock
+	Debounce    time.Duration // clients are told after so long without a change; default 10 ms
+	MaxDebounce time.Duration // and at the latest so long after the first; default 100 ms
+}
+
+// Store is the newest state of all resources. It is safe for concurrent use.
+type Store struct {
+	cfg StoreConfig
+
+	mu         sync.RWMutex // protects below
+	synced     bool
+	generation uint64
+	seq        uint64
+	logs       map[string]*log
+	cursors    map[*cursor]struct{}
+	timer      clock.Timer // nil when no wake-up is pending
+	deadline   time.Time   // of the pending wake-up
+}
+
+// log is one type: live entries and tombstones in the order of their last change.
+type log struct {
+	entries map[string]*entry
+	aliases map[string]map[*entry]struct{}
+	root    entry // ring: next is the oldest, prev the newest
+	dead    int
+	floor   uint64 // removals up to here are forgotten
+}
+
+type entry struct {
+	prev, next *entry
+	seq        uint64
+	name       string
+	res        *discovery.Resource // immutable and shared; nil for a tombstone
+}
+
+// cursor is one client's place in the logs.
+type cursor struct {
+	wake chan struct{}     // capacity 1
+	pos  map[string]uint64 // type -> everything up to here was handed out; protected by Store.mu
+}
+
+// NewStore returns an empty store, which serves nothing before the first Apply.
+func NewStore(cfg StoreConfig) *Store {
+	if cfg.Debounce == 0 {
+		cfg.Debounce = 10 * time.Millisecond
+	}
+	if cfg.MaxDebounce == 0 {
+		cfg.MaxDebounce = 100 * time.Millisecond
+	}
+	return &Store{cfg: cfg, logs: map[string]*log{}, cursors: map[*cursor]struct{}{}}
+}
+
+// Apply makes the upserts and removals the newest state, as one change: a client sees all of it or none. What equals the
+// stored content costs nobody anything. It applies nothing when a resource cannot be encoded, and names it.
+func (s *Store) Apply(generation uint64, upserts []Resource, removed []Key) error {
+	encoded := make([]*discovery.Resource, len(upserts))
+	for i, r := range upserts {
+		res, err := encode(r)
+		if err != nil {
+			return err
+		}
+		encoded[i] = res
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before, first := s.seq, !s.synced
+	s.generation, s.synced = generation, true
+	for i, r := range upserts {
+		s.putLocked(r.Type, encoded[i])
+	}
+	for _, k := range removed {
+		s.removeLocked(k)
+	}
+	s.compactLocked()
+	if s.seq != before || first {
+		s.scheduleLocked()
+	}
+	return nil
+}
+
+func encode(r Resource) (*discovery.Resource, error) {
+	if r.Type == "" || r.Name == "" || r.Message == nil {
+		return nil, fmt.Errorf("encode resource %q: type, name or message is missing", r.Name)
+	}
+	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(r.Message)
+	if err != nil {
+		return nil, fmt.Errorf("encode resource %s %q: %w", r.Type, r.Name, err)
+	}
+	sum := sha256.Sum256(raw)
+	aliases := slices.Clone(r.Aliases)
+	slices.Sort(aliases)
+	return &discovery.Resource{
+		Name: r.Name, Aliases: slices.Compact(aliases), Version: hex.EncodeToString(sum[:16]),
+		Resource: &anypb.Any{TypeUrl: r.Type, Value: raw},
+	}, nil
+}
+
+func (s *Store) logLocked(typ string) *log {
+	l := s.logs[typ]
+	if l == nil {
+		l = &log{entries: map[string]*entry{}, aliases: map[string]map[*entry]struct{}{}}
+		l.root.prev, l.root.next = &l.root, &l.root
+		s.logs[typ] = l
+	}
+	return l
+}
+
+func (s *Store) putLocked(typ string, res *discovery.Resource) {
+	l := s.logLocked(typ)
+	e := l.entries[res.GetName()]
+	if e == nil {
+		e = &entry{name: res.GetName()}
+		l.entries[e.name] = e
+	} else {
+		if e.res != nil && e.res.GetVersion() == res.GetVersion() && slices.Equal(e.res.GetAliases(), res.GetAliases()) {
+			return
+		}
+		if e.res == nil {
+			l.dead--
+		}
+		l.unalias(e)
+		e.unlink()
+	}
+	e.res = res
+	for _, a := range res.GetAliases() {
+		if l.aliases[a] == nil {
+			l.aliases[a] = map[*entry]struct{}{}
+		}
+		l.aliases[a][e] = struct{}{}
+	}
+	s.appendLocked(l, e)
+}
+
+func (s *Store) removeLocked(k Key) {
+	l := s.logLocked(k.Type)
+	e := l.entries[k.Name]
+	if e == nil || e.res == nil {
+		return
+	}
+	l.unalias(e)
+	e.unlink()
+	e.res = nil
+	l.dead++
+	s.appendLocked(l, e)
+}
+
+func (s *Store) appendLocked(l *log, e *entry) {
+	s.seq++
+	e.seq = s.seq
+	e.prev, e.next = l.root.prev, &l.root
+	e.prev.next, l.root.prev = e, e
+}
+
+func (e *entry) unlink() {
+	e.prev.next, e.next.prev = e.next, e.prev
+	e.prev, e.next = nil, nil
+}
+
+func (l *log) unalias(e *entry) {
+	for _, a := range e.res.GetAliases() {
+		if delete(l.aliases[a], e); len(l.aliases[a]) == 0 {
+			delete(l.aliases, a)
+		}
+	}
+}
+
+// compactLocked forgets removals that every cursor has seen, and the oldest when there are too many.
+func (s *Store) compactLocked() {
+	for typ, l := range s.logs {
+		if l.dead == 0 {
+			continue
+		}
+		seen := s.seq
+		for c := range s.cursors {
+			if pos, ok := c.pos[typ]; ok {
+				seen = min(seen, pos)
+			}
+		}
+		limit := max(minTombstones, len(l.entries)-l.dead)
+		for e := l.root.next; e != &l.root && l.dead > 0 && (e.seq <= seen || l.dead > limit); {
+			next := e.next
+			if e.res == nil {
+				l.floor = max(l.floor, e.seq)
+				e.unlink()
+				delete(l.entries, e.name)
+				l.dead--
+			}
+			e = next
+		}
+	}
+}
+
+// scheduleLocked wakes the clients after the quiet time, but no later than MaxDebounce after the first change.
+func (s *Store) scheduleLocked() {
+	now := s.cfg.Clock.Now()
+	if s.timer == nil {
+		s.deadline = now.Add(s.cfg.MaxDebounce)
+		s.timer = s.cfg.Clock.AfterFunc(s.cfg.Debounce, s.wakeAll)
+		return
+	}
+	s.timer.Reset(max(0, min(s.cfg.Debounce, s.deadline.Sub(now))))
+}
+
+func (s *Store) wakeAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.timer = nil
+	for c := range s.cursors {
+		c.signal()
+	}
+}
+
+func (c *cursor) signal() {
+	select {
+	case c.wake <- struct{}{}:
+	default: // it has not looked since the last signal
+	}
+}
+
+func (s *Store) subscribe() *cursor {
+	c := &cursor{wake: make(chan struct{}, 1), pos: map[string]uint64{}}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cursors[c] = struct{}{}
+	return c
+}
+
+func (s *Store) unsubscribe(c *cursor) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.cursors, c)
+	s.compactLocked()
+}
+
+// Generation is that of the last Apply.
+func (s *Store) Generation() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.generation
+}
+
+// Len is the number of live resources of a type.
+func (s *Store) Len(typ string) int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if l := s.logs[typ]; l != nil {
+		return len(l.entries) - l.dead
+	}
+	return 0
+}
+
+// lastOrder is that of the type which refers to the others.
+const lastOrder = 4
+
+// order is the one in which the types of a change are sent: what is referred to comes first.
+func order(typ string) int {
+	switch typ {
+	case api.MeshSettingsType:
+		return 0
+	case api.WorkloadSettingsType:
+		return 1
+	case api.AuthorizationType:
+		return 2
+	case api.AddressType:
+		return lastOrder
+	}
+	return 3
+}
+
+func byOrder(a, b *subscription) int {
+	return cmp.Or(cmp.Compare(order(a.typ), order(b.typ)), cmp.Compare(a.typ, b.typ))
+}
+
+func (s *Store) versionLocked() string { return strconv.FormatUint(s.generation, 10) }

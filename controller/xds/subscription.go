@@ -1,0 +1,203 @@
+package xds
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
+
+// errLagging ends a stream whose client missed removals that are forgotten by now; it resumes by its versions.
+var errLagging = errors.New("the client lags behind the change log")
+
+// maxNames bounds the names that one client may subscribe to in one type.
+const maxNames = 1 << 18
+
+// subscription is what one client follows of one type. Its stream's goroutine owns it.
+type subscription struct {
+	typ      string
+	wildcard bool
+	names    map[string]struct{} // asked for: names and aliases
+	sent     map[string]struct{} // on demand only: resources that the client holds
+	asked    []string            // names whose answer is due, whatever the client holds
+	known    map[string]string   // initial_resource_versions, until the first answer
+	answered bool                // the first response was sent, maybe empty
+	held     []string            // removals that wait until the first response is acknowledged
+	nonce    string              // of the response that is not acknowledged yet, else ""
+}
+
+func newSubscription(req *discovery.DeltaDiscoveryRequest) *subscription {
+	sub := &subscription{
+		typ: req.GetTypeUrl(), names: map[string]struct{}{}, sent: map[string]struct{}{},
+		known: req.GetInitialResourceVersions(),
+	}
+	sub.wildcard = len(req.GetResourceNamesSubscribe()) == 0
+	return sub
+}
+
+// change takes the subscribe and unsubscribe lists of a request. It reports false when there are too many names.
+func (sub *subscription) change(req *discovery.DeltaDiscoveryRequest) bool {
+	for _, n := range req.GetResourceNamesSubscribe() {
+		if n == "*" {
+			sub.wildcard = true
+			continue
+		}
+		sub.names[n] = struct{}{}
+		sub.asked = append(sub.asked, n)
+	}
+	for _, n := range req.GetResourceNamesUnsubscribe() {
+		if n == "*" {
+			sub.wildcard = false // with "*" subscribed in the same request: on demand from now on
+		}
+		delete(sub.names, n)
+		delete(sub.sent, n)
+		sub.asked = slices.DeleteFunc(sub.asked, func(a string) bool { return a == n })
+	}
+	return len(sub.names) <= maxNames
+}
+
+// due reports whether the client waits for an answer that no change triggers.
+func (sub *subscription) due() bool { return !sub.answered || len(sub.asked) > 0 }
+
+// delta is what one type has for a client.
+type delta struct {
+	sub     *subscription
+	upserts []*discovery.Resource
+	removed []string
+	first   bool
+}
+
+func (d delta) empty() bool { return len(d.upserts)+len(d.removed) == 0 && !d.first }
+
+// collect takes what the cursor has not handed out of the given subscriptions, as one consistent state, and moves the
+// cursor there. ready is false before the first Apply. Returns errLagging if removals were forgotten.
+func (s *Store) collect(c *cursor, subs []*subscription) (deltas []delta, version string, ready bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.synced {
+		return nil, "", false, nil
+	}
+	for _, sub := range subs {
+		l := s.logLocked(sub.typ)
+		d := delta{sub: sub, first: !sub.answered}
+		pos, seen := c.pos[sub.typ]
+		switch {
+		case !sub.answered:
+			l.initial(&d)
+		case seen && pos < l.floor:
+			return nil, "", true, errLagging
+		default:
+			l.since(pos, &d)
+		}
+		l.answerAsked(&d)
+		sub.answered = true
+		c.pos[sub.typ] = s.seq
+		if !d.empty() {
+			deltas = append(deltas, d)
+		}
+	}
+	return deltas, s.versionLocked(), true, nil
+}
+
+// initial compares all that the subscription covers with the versions that the client already has.
+func (l *log) initial(d *delta) {
+	sub := d.sub
+	if sub.wildcard {
+		for e := l.root.next; e != &l.root; e = e.next {
+			if e.res != nil && sub.known[e.name] != e.res.GetVersion() {
+				d.upserts = append(d.upserts, e.res)
+			}
+		}
+	}
+	for n := range sub.known {
+		switch e := l.entries[n]; {
+		case e == nil || e.res == nil:
+			d.removed = append(d.removed, n)
+		case !sub.wildcard:
+			sub.sent[n] = struct{}{}
+			if e.res.GetVersion() != sub.known[n] {
+				d.upserts = append(d.upserts, e.res)
+			}
+		}
+	}
+	slices.Sort(d.removed)
+}
+
+// since walks back from the newest change.
+func (l *log) since(pos uint64, d *delta) {
+	for e := l.root.prev; e != &l.root && e.seq > pos; e = e.prev {
+		switch {
+		case e.res != nil && d.sub.covers(e.res):
+			d.upserts = append(d.upserts, e.res)
+			if !d.sub.wildcard {
+				d.sub.sent[e.name] = struct{}{}
+			}
+		case e.res == nil && d.sub.holds(e.name):
+			d.removed = append(d.removed, e.name)
+			delete(d.sub.sent, e.name)
+		}
+	}
+	slices.Reverse(d.upserts) // oldest change first
+	slices.Reverse(d.removed)
+}
+
+// answerAsked adds what was subscribed by name since the last answer; what does not exist is reported as removed.
+func (l *log) answerAsked(d *delta) {
+	sub := d.sub
+	asked := sub.asked
+	sub.asked = nil
+	have := map[string]bool{}
+	for _, r := range d.upserts {
+		have[r.GetName()] = true
+	}
+	add := func(e *entry) {
+		if !sub.wildcard {
+			sub.sent[e.name] = struct{}{}
+		}
+		if known, ok := sub.known[e.name]; !have[e.name] && !(ok && known == e.res.GetVersion()) {
+			have[e.name] = true
+			d.upserts = append(d.upserts, e.res)
+		}
+	}
+	for _, n := range asked {
+		found := false
+		if e := l.entries[n]; e != nil && e.res != nil {
+			add(e)
+			found = true
+		}
+		for _, e := range slices.SortedFunc(maps.Keys(l.aliases[n]), byName) {
+			add(e)
+			found = true
+		}
+		if !found && !slices.Contains(d.removed, n) {
+			d.removed = append(d.removed, n)
+		}
+	}
+	sub.known = nil
+}
+
+func (sub *subscription) covers(r *discovery.Resource) bool {
+	if sub.wildcard {
+		return true
+	}
+	if _, ok := sub.names[r.GetName()]; ok {
+		return true
+	}
+	if _, ok := sub.sent[r.GetName()]; ok {
+		return true
+	}
+	return slices.ContainsFunc(r.GetAliases(), func(a string) bool { _, ok := sub.names[a]; return ok })
+}
+
+func (sub *subscription) holds(n string) bool {
+	if sub.wildcard {
+		return true
+	}
+	_, sent := sub.sent[n]
+	_, asked := sub.names[n]
+	return sent || asked
+}
+
+func byName(a, b *entry) int { return strings.Compare(a.name, b.name) }
