@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/undermesh/undermesh/cni/wire"
 )
@@ -23,6 +24,7 @@ type options struct {
 	cniConfDir    string
 	cniLog        string
 	bpfPinDir     string
+	runDir        string
 	cgroupRoot    string
 	ztunnelCgroup string
 	kubeletPort   uint
@@ -32,6 +34,7 @@ type options struct {
 	readyAddr     string
 	excluded      []string
 	byDefault     bool
+	propagation   time.Duration
 	logLevel      slog.Level
 }
 
@@ -49,7 +52,8 @@ func parse(args []string, env func(string) string) (options, error) {
 	fs.StringVar(&o.cniBinDir, "cni-bin-dir", "", "where the runtime looks for plugins; empty: do not install the plugin")
 	fs.StringVar(&o.cniConfDir, "cni-conf-dir", "", "where the runtime looks for CNI configurations; empty: do not install the plugin")
 	fs.StringVar(&o.cniLog, "cni-log", "", "file for the plugin's log lines; empty: none")
-	fs.StringVar(&o.bpfPinDir, "bpf-pin-dir", "", "directory for pins, on a BPF file system; default /sys/fs/bpf/undermesh")
+	fs.StringVar(&o.bpfPinDir, "bpf-pin-dir", "", "directory for pins, directly below the mount point of a BPF file system; default /sys/fs/bpf/undermesh")
+	fs.StringVar(&o.runDir, "run-dir", "/run/undermesh", "directory for mounts of the agent's own")
 	fs.StringVar(&o.cgroupRoot, "cgroup-root", "", "cgroup2 group whose processes are captured; default: the root")
 	fs.StringVar(&o.ztunnelCgroup, "ztunnel-cgroup", "", "ztunnel's group below the cgroup root; default: that of the process that connects")
 	fs.UintVar(&o.kubeletPort, "kubelet-port", 10250, "port by which kubelet is found")
@@ -59,6 +63,7 @@ func parse(args []string, env func(string) string) (options, error) {
 	fs.StringVar(&o.readyAddr, "ready-addr", ":8000", "address of /readyz; empty: none")
 	excluded := fs.String("exclude-namespaces", "istio-system,kube-system", "namespaces that are never enrolled")
 	fs.BoolVar(&o.byDefault, "enable-namespaces-by-default", false, "enrol pods without any label (SI-06)")
+	fs.DurationVar(&o.propagation, "propagation", 5*time.Second, "how long other nodes have to learn that a pod leaves the mesh")
 	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := fs.Parse(args); err != nil {
 		return o, err

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"runtime/debug"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -88,7 +90,7 @@ func assemble(ctx context.Context, o options, log *slog.Logger) (*agent, error) 
 			a.manager.OnDisconnect(p)
 		}})
 	a.manager = enroll.New(enroll.Config{Datapath: a.kernel, Proxy: a.proxy, Cluster: a.cluster, Events: a.cluster, Log: log,
-		FindNetns: finder.Find, Digest: o.cniDigest,
+		FindNetns: finder.Find, Digest: o.cniDigest, Propagation: o.propagation,
 		Policy: enroll.Policy{ExcludedNamespaces: o.excluded, EnrollByDefault: o.byDefault}})
 	return a, nil
 }
@@ -111,11 +113,28 @@ func openKernel(ctx context.Context, o options, log *slog.Logger) (kernel, error
 	if err != nil {
 		return kernel{}, err
 	}
-	d := datapath.New(datapath.Config{PinDir: o.bpfPinDir, CgroupRoot: o.cgroupRoot, Log: log})
+	d := datapath.New(o.datapath(log))
 	if err := d.Open(ctx); err != nil {
 		return kernel{}, fmt.Errorf("open datapath: %w", err)
 	}
 	return kernel{Datapath: d, hostCookie: cookie}, nil
+}
+
+func (o options) datapath(log *slog.Logger) datapath.Config {
+	c := datapath.Config{PinDir: o.bpfPinDir, RunDir: o.runDir, CgroupRoot: o.cgroupRoot, Build: buildVersion(), Log: log}
+	if o.bpfPinDir != "" {
+		c.BPFFS = filepath.Dir(o.bpfPinDir)
+	}
+	return c
+}
+
+// buildVersion is that of the build, as the Go tool records it.
+func buildVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || len(info.Main.Version) > 50 {
+		return "unknown"
+	}
+	return info.Main.Version
 }
 
 // directory joins the two parts of directory mode.
@@ -231,7 +250,7 @@ func uninstall(ctx context.Context, o options, log *slog.Logger) error {
 		errs = append(errs, o.installer(log, nil).Uninstall())
 	}
 	errs = append(errs, clearAnnotations(ctx, o, log))
-	d := datapath.New(datapath.Config{PinDir: o.bpfPinDir, CgroupRoot: o.cgroupRoot, Log: log})
+	d := datapath.New(o.datapath(log))
 	errs = append(errs, d.Uninstall(ctx))
 	for _, path := range []string{o.cniSocket, o.cniDigest, o.zds} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -92,15 +92,20 @@ func (m *Manager) attach(ctx context.Context, a Attachment, w wish) error {
 	p := m.machine(string(w.pod.UID))
 	p.op.Lock()
 	defer p.op.Unlock()
-	if err := p.remove(ctx); err != nil { // of a former sandbox
-		return err
-	}
 	ns, err := netns.OpenPath(a.Netns)
 	if err != nil {
 		return err
 	}
-	if err := p.open(ns, slices.Clone(a.IPs)); err != nil {
-		return err
+	if p.in(ns) { // the runtime asks again
+		_ = ns.Close() // only a descriptor
+	} else {
+		if err := p.remove(ctx); err != nil { // of a former sandbox
+			_ = ns.Close()
+			return err
+		}
+		if err := p.open(ns, slices.Clone(a.IPs)); err != nil {
+			return err
+		}
 	}
 	p.mu.Lock()
 	p.container, p.sandless = a.ContainerID, false
@@ -120,6 +125,13 @@ func (m *Manager) attach(ctx context.Context, a Attachment, w wish) error {
 	back, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
 	return errors.Join(err, p.remove(back))
+}
+
+// in reports whether ns is the pod's namespace already.
+func (p *machine) in(ns *netns.NetNS) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ns != nil && p.ns.ID() == ns.ID()
 }
 
 // awaitProxy waits for a ztunnel that is on its way.
