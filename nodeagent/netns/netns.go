@@ -69,8 +69,8 @@ func FromFD(fd int) (*NetNS, error) {
 // Current opens the namespace that the process runs in.
 func Current() (*NetNS, error) { return OpenPath(homePath) }
 
-// The main thread never enters another namespace: only threads locked by enter do.
-const homePath = "/proc/self/ns/net"
+// The calling thread's: enter may be using the main thread, which is what /proc/self shows, for another namespace.
+const homePath = "/proc/thread-self/ns/net"
 
 // adopt takes ownership of fd.
 func adopt(fd int, path string) (*NetNS, error) {
