@@ -31,6 +31,12 @@ func missingPackages() []string {
 			out = append(out, d.pkg)
 		}
 	}
+	// Only a kernel with modules needs modprobe, for the one that nothing loads by itself.
+	if _, err := os.Stat("/proc/sys/net/bridge"); err != nil {
+		if _, err := exec.LookPath("modprobe"); err != nil {
+			out = append(out, "kmod")
+		}
+	}
 	return out
 }
 

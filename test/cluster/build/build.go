@@ -161,6 +161,9 @@ func contentKey(base string, m component, version string) (string, error) {
 				return "", fmt.Errorf("list sources of %s: %w", m.name, err)
 			}
 			for _, f := range more {
+				if strings.HasSuffix(f, "_test.go") {
+					continue
+				}
 				rel, err := filepath.Rel(filepath.Join(base, m.dir), f)
 				if err != nil {
 					return "", fmt.Errorf("name source of %s: %w", m.name, err)

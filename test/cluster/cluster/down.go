@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -41,6 +42,9 @@ func (c *Cluster) Down(ctx context.Context) error {
 	return nil
 }
 
+// reapTimeout is how long zombies of a removed cluster are waited for; they are not the cluster's to remove.
+const reapTimeout = 3 * time.Second
+
 // remove kills all members and removes link, groups, state and record. Everything is found by name, so that it works for
 // what a killed run left. When keep is not empty the state directory is moved there, less what is big.
 func (c *Cluster) remove(ctx context.Context, s State, keep string) error {
@@ -58,6 +62,11 @@ func (c *Cluster) remove(ctx context.Context, s State, keep string) error {
 	}
 	if err := sandbox.RemoveCgroups(ctx, hs, s.Plan.CgroupName()); err != nil {
 		return err
+	}
+	reaped, cancel := context.WithTimeout(ctx, reapTimeout)
+	defer cancel()
+	for _, p := range s.Members {
+		p.AwaitReaped(reaped)
 	}
 	if err := sandbox.RemoveLink(s.Plan.HostLink()); err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -138,6 +139,9 @@ type ascent struct {
 }
 
 func (u *ascent) run(ctx context.Context) error {
+	if err := loadModules(ctx); err != nil {
+		return err
+	}
 	if err := u.files(); err != nil {
 		return err
 	}
@@ -164,6 +168,17 @@ func (u *ascent) run(ctx context.Context) error {
 		if _, err := p.Write([]byte{node.Keep}); err != nil {
 			return fmt.Errorf("let the members stay: %w", err)
 		}
+	}
+	return nil
+}
+
+// loadModules loads the one kernel module that nothing loads by itself, where it is not built in.
+func loadModules(ctx context.Context) error {
+	if _, err := os.Stat("/proc/sys/net/bridge"); err == nil {
+		return nil
+	}
+	if out, err := exec.CommandContext(ctx, "modprobe", "br_netfilter").CombinedOutput(); err != nil {
+		return fmt.Errorf("load kernel module br_netfilter: %w: %s", err, out)
 	}
 	return nil
 }

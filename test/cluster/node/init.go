@@ -66,6 +66,9 @@ func Run(arg string, log *slog.Logger) error {
 	if _, err := io.ReadFull(pipe, one); err != nil || one[0] != GoNetwork {
 		return fmt.Errorf("wait for the network: the harness ended: %w", err)
 	}
+	if err := delegate(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {

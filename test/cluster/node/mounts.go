@@ -55,7 +55,7 @@ func (c Config) mounts() error {
 	if err := mount("bpf", "/sys/fs/bpf", ""); err != nil {
 		return err
 	}
-	// Not every kernel has them; what needs them says so itself.
+	// Not every kernel has these; what needs them says so itself.
 	for fstype, dir := range map[string]string{"tracefs": "/sys/kernel/tracing", "debugfs": "/sys/kernel/debug"} {
 		if err := mount(fstype, dir, ""); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) &&
 			!errors.Is(err, unix.EPERM) {
@@ -117,8 +117,20 @@ func cgroupMounts(hs []sandbox.Hierarchy) error {
 		if err := os.WriteFile(filepath.Join(own, "cgroup.procs"), []byte("1"), 0o644); err != nil {
 			return fmt.Errorf("join cgroup of init: %w", err)
 		}
-		if err := sandbox.Delegate(h.Mount); err != nil {
-			return err
+	}
+	return nil
+}
+
+// delegate hands the controllers of a version 2 hierarchy on to the member's groups. It comes after the harness has said go:
+// then the process that launched this one has left the group, which must be empty.
+func delegate() error {
+	hs, err := sandbox.Hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, h := range hs {
+		if h.Type == "cgroup2" {
+			return sandbox.Delegate(h.Mount)
 		}
 	}
 	return nil

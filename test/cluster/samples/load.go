@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -51,9 +50,21 @@ type tally struct {
 	times []float64
 }
 
+// report is what load prints; times are milliseconds since 1970.
+type report struct {
+	StartMS int64  `json:"startMS"`
+	EndMS   int64  `json:"endMS"`
+	Long    *tally `json:"long"`
+	New     *tally `json:"new"`
+}
+
 const keptFailures = 1000
 
-func (t *tally) start() { t.mu.Lock(); t.Started++; t.mu.Unlock() }
+func (t *tally) start() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.Started++
+}
 
 func (t *tally) ok(d time.Duration) {
 	t.mu.Lock()
@@ -82,7 +93,7 @@ func (t *tally) finish() {
 
 // load holds connections open with numbered lines on them and opens new ones at a steady rate, against a server that answers
 // each line with "PREFIX line" (tcp-echo). At the end, or on SIGTERM, it prints one JSON report; it fails when anything failed.
-func load(ctx context.Context, args []string) error {
+func load(ctx context.Context, out io.Writer, args []string) error {
 	var c loadConfig
 	flags := flag.NewFlagSet("load", flag.ContinueOnError)
 	flags.StringVar(&c.addr, "addr", "", "host:port of a tcp-echo server")
@@ -105,26 +116,20 @@ func load(ctx context.Context, args []string) error {
 		ctx, cancel = context.WithTimeout(ctx, c.length)
 		defer cancel()
 	}
-	var report struct {
-		StartMS int64  `json:"startMS"`
-		EndMS   int64  `json:"endMS"`
-		Long    *tally `json:"long"`
-		New     *tally `json:"new"`
-	}
-	report.StartMS, report.Long, report.New = time.Now().UnixMilli(), &tally{Failures: []failure{}}, &tally{Failures: []failure{}}
+	rep := report{StartMS: time.Now().UnixMilli(), Long: &tally{Failures: []failure{}}, New: &tally{Failures: []failure{}}}
 	var all sync.WaitGroup
 	for i := range c.long {
-		all.Go(func() { c.keepOpen(ctx, i, report.Long) })
+		all.Go(func() { c.keepOpen(ctx, i, rep.Long) })
 	}
-	all.Go(func() { c.openNew(ctx, report.New) })
+	all.Go(func() { c.openNew(ctx, rep.New) })
 	all.Wait()
-	report.EndMS = time.Now().UnixMilli()
-	report.Long.finish()
-	report.New.finish()
-	if err := json.NewEncoder(os.Stdout).Encode(report); err != nil {
+	rep.EndMS = time.Now().UnixMilli()
+	rep.Long.finish()
+	rep.New.finish()
+	if err := json.NewEncoder(out).Encode(rep); err != nil {
 		return fmt.Errorf("print report: %w", err)
 	}
-	if n := report.Long.Failed + report.New.Failed; n > 0 {
+	if n := rep.Long.Failed + rep.New.Failed; n > 0 {
 		return fmt.Errorf("%d failures", n)
 	}
 	return nil

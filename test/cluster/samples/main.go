@@ -22,7 +22,7 @@ var programs = map[string]func(ctx context.Context, args []string) error{
 	"helloworld": helloworld,
 	"tcp-echo":   tcpEcho,
 	"go-echo":    goEcho,
-	"load":       load,
+	"load":       func(ctx context.Context, args []string) error { return load(ctx, os.Stdout, args) },
 }
 
 func main() {

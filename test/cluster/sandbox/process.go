@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,6 +29,26 @@ type Proc struct {
 func (p Proc) Alive() bool {
 	start, err := startTime(p.PID)
 	return p.PID > 0 && err == nil && start == p.Start
+}
+
+// AwaitReaped waits until the machine's process 1 has taken note of the end of a killed process, or ctx ends: until then it is
+// listed as a zombie.
+func (p Proc) AwaitReaped(ctx context.Context) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", p.PID)); err != nil {
+			return
+		}
+		if start, err := startTime(p.PID); err == nil && start != p.Start {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 func startTime(pid int) (uint64, error) {
