@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/http"
+	"strconv"
 	"sync"
 	"testing"
 
@@ -23,18 +25,24 @@ func benchTCP(b *testing.B, n int) (apps, near, far, ups []*net.TCPConn) {
 	return
 }
 
+func index(s string) int {
+	i, err := strconv.Atoi(s)
+	if err != nil {
+		panic(err)
+	}
+	return i
+}
+
 func hboneTunnel(b *testing.B, n int) (apps, ups []*net.TCPConn) {
 	apps, near, far, ups := benchTCP(b, n)
 	x, y := tlsPair(b)
-	next := make(chan *net.TCPConn, n)
 	cl := startPair(b, x, y, testConfig(), testConfig(), func(ctx context.Context, r *ServerRequest) {
 		if s, err := r.Accept(nil); err == nil {
-			_, _ = Relay(ctx, s, <-next)
+			_, _ = Relay(ctx, s, far[index(r.Header.Get("x-i"))])
 		}
 	})
 	for i := range n {
-		next <- far[i]
-		s, err := cl.Connect(b.Context(), Request{Authority: "10.0.0.7:80"})
+		s, err := cl.Connect(b.Context(), Request{Authority: "10.0.0.7:80", Header: Header{{"x-i", strconv.Itoa(i)}}})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -46,13 +54,11 @@ func hboneTunnel(b *testing.B, n int) (apps, ups []*net.TCPConn) {
 func netHTTP2Tunnel(b *testing.B, n int) (apps, ups []*net.TCPConn) {
 	apps, near, far, ups := benchTCP(b, n)
 	x, y := tlsPair(b)
-	next := make(chan *net.TCPConn, n)
 	go (&http2.Server{MaxReadFrameSize: 1 << 20, MaxUploadBufferPerConnection: 16 << 20, MaxUploadBufferPerStream: 4 << 20}).
-		ServeConn(y, &http2.ServeConnOpts{Handler: netRelay(next)})
+		ServeConn(y, &http2.ServeConnOpts{Handler: netRelay(far)})
 	cc := netHTTP2Client(b, x)
 	for i := range n {
-		next <- far[i]
-		resp, pw, err := netConnect(cc, "10.0.0.7:80", nil)
+		resp, pw, err := netConnect(cc, "10.0.0.7:80", http.Header{"X-I": {strconv.Itoa(i)}})
 		if err != nil {
 			b.Fatal(err)
 		}

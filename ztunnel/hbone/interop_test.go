@@ -269,9 +269,9 @@ func TestRelayEndsWithContext(t *testing.T) {
 }
 
 // netRelay is the server side of a tunnel as one would write it on x/net/http2.
-func netRelay(next <-chan *net.TCPConn) http.Handler {
+func netRelay(ups []*net.TCPConn) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		up := <-next
+		up := ups[index(r.Header.Get("x-i"))]
 		w.WriteHeader(http.StatusOK)
 		rc := http.NewResponseController(w)
 		_ = rc.Flush()
