@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"github.com/undermesh/undermesh/controller/client"
@@ -141,7 +142,11 @@ func (w *worker) wire(ca grpc.ClientConnInterface) error {
 
 // controlPlane is how the controller, or the CA, at addr is reached.
 func (w *worker) controlPlane(addr string) identity.ControlPlane {
-	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	dialer := &net.Dialer{
+		Timeout:         5 * time.Second,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
+		Control:         giveUpOnDeadPeer,
+	}
 	return identity.ControlPlane{
 		Addr: addr, ServerName: w.o.serverName, Roots: w.roots, ClusterID: w.o.clusterID, Clock: w.clock,
 		Token: func() (string, error) {
@@ -150,6 +155,15 @@ func (w *worker) controlPlane(addr string) identity.ControlPlane {
 		},
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", addr) },
 	}
+}
+
+// giveUpOnDeadPeer ends a connection whose data nobody acknowledges for 20 s: keepalive looks at idle ones only.
+func giveUpOnDeadPeer(_, _ string, c syscall.RawConn) error {
+	var errno error
+	err := c.Control(func(fd uintptr) {
+		errno = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 20_000)
+	})
+	return errors.Join(err, errno)
 }
 
 // trust is who may connect, by the newest snapshot; nobody before there is one.

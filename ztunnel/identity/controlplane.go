@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/types/known/structpb"
 	securityv1 "istio.io/api/security/v1alpha1"
 
@@ -35,8 +34,10 @@ type ControlPlane struct {
 	// Token returns the bearer token; called for each call, so that a rotated file counts at once.
 	Token     func() (string, error)
 	ClusterID string
-	Dial      func(ctx context.Context, addr string) (net.Conn, error)
-	Clock     clock.Clock
+	// Dial connects to addr. It sees to it that a connection to a dead peer ends (TCP keepalive and user timeout): pings of
+	// HTTP/2 are not sent, since a server of gRPC with its defaults closes connections for them.
+	Dial  func(ctx context.Context, addr string) (net.Conn, error)
+	Clock clock.Clock
 }
 
 // Connect makes a connection that dials when it is used. The caller closes it.
@@ -59,7 +60,6 @@ func (p ControlPlane) Connect() (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(&rootedTLS{serverName: p.ServerName, roots: p.Roots, clock: p.Clock}),
 		grpc.WithPerRPCCredentials(bearer{token: p.Token, clusterID: p.ClusterID}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("connect to control plane %s: %w", p.Addr, err)
