@@ -1,0 +1,92 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/undermesh/undermesh/controller/api"
+)
+
+// options are the flags.
+type options struct {
+	kubeconfig    string
+	configDir     string
+	tokenFile     string
+	certDir       string
+	writeRoot     string
+	rootNamespace string
+	trustDomain   string
+	clusterDomain string
+	clusterID     string
+	certTTL       time.Duration
+	xdsAddr       string
+	xdsPlainAddr  string
+	monitorAddr   string
+	readyAddr     string
+	identity      string
+	logLevel      slog.Level
+}
+
+func port(n int) string { return ":" + strconv.Itoa(n) }
+
+func parse(args []string, out io.Writer) (options, error) {
+	var o options
+	fs := flag.NewFlagSet("controller", flag.ContinueOnError)
+	fs.SetOutput(out)
+	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server; default: in-cluster")
+	fs.StringVar(&o.configDir, "config", "", "`directory` of YAML to serve instead of an API server")
+	fs.StringVar(&o.tokenFile, "token-file", "", "CSV `file` of tokens: token,system:serviceaccount:NS:SA,node:NODE (with -config)")
+	fs.StringVar(&o.certDir, "cert-dir", "", "`directory` that keeps the certificate authority (with -config)")
+	fs.StringVar(&o.writeRoot, "write-root", "", "`file` to write the root certificates to")
+	fs.StringVar(&o.rootNamespace, "root-namespace", api.DefaultRootNamespace, "`namespace` of the mesh's ConfigMap and of policies for the whole mesh")
+	fs.StringVar(&o.trustDomain, "trust-domain", api.DefaultTrustDomain, "default trust `domain`; the mesh's ConfigMap overrides it")
+	fs.StringVar(&o.clusterDomain, "cluster-domain", api.DefaultClusterDomain, "DNS `domain` of services")
+	fs.StringVar(&o.clusterID, "cluster-id", api.DefaultClusterID, "`name` of the cluster")
+	fs.DurationVar(&o.certTTL, "cert-ttl", 24*time.Hour, "lifetime of workload certificates")
+	fs.StringVar(&o.xdsAddr, "xds-addr", port(api.PortXDS), "`address` of discovery and certificate service over TLS")
+	fs.StringVar(&o.xdsPlainAddr, "xds-plain-addr", "", "`address` of discovery without TLS, for tests only")
+	fs.StringVar(&o.monitorAddr, "monitor-addr", port(api.PortMonitor), "`address` of /metrics")
+	fs.StringVar(&o.readyAddr, "ready-addr", ":8080", "`address` of /ready")
+	fs.StringVar(&o.identity, "identity", "", "`name` of this replica; default: POD_NAME, or the host name")
+	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	if err := fs.Parse(args); err != nil {
+		return o, err
+	}
+	if o.identity == "" {
+		o.identity = os.Getenv("POD_NAME")
+	}
+	if o.identity == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return o, fmt.Errorf("read host name: %w", err)
+		}
+		o.identity = host
+	}
+	err := o.check(fs.NArg())
+	if err != nil {
+		fmt.Fprintln(out, "controller:", err)
+	}
+	return o, err
+}
+
+func (o options) check(rest int) error {
+	switch {
+	case rest > 0:
+		return errors.New("takes no arguments")
+	case o.configDir == "" && (o.tokenFile != "" || o.certDir != ""):
+		return errors.New("-token-file and -cert-dir need -config")
+	case o.configDir != "" && o.kubeconfig != "":
+		return errors.New("-config and -kubeconfig exclude each other")
+	case o.configDir != "" && o.xdsAddr != "" && (o.tokenFile == "" || o.certDir == ""):
+		return errors.New("-config needs -token-file and -cert-dir, or -xds-addr \"\"")
+	case o.certTTL < time.Minute:
+		return errors.New("-cert-ttl must be a minute or more")
+	}
+	return nil
+}

@@ -1,0 +1,31 @@
+// Command controller is the mesh's control plane: it turns the objects of a Kubernetes API server, or of a directory of
+// YAML, into what the nodes receive, and signs the workloads' certificates.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	opts, err := parse(os.Args[1:], os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: opts.logLevel}))
+	if err := run(ctx, opts, log); err != nil {
+		log.Error("controller ended", "err", err)
+		stop()
+		os.Exit(1)
+	}
+}

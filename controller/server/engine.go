@@ -1,0 +1,106 @@
+package server
+
+import (
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/validate"
+	"github.com/undermesh/undermesh/ztunnel/clock"
+)
+
+// engine is the one user of the compiler: batches of events in, resources and statuses out.
+type engine struct {
+	log     *slog.Logger
+	clock   clock.Clock
+	out     publisher
+	status  func([]compile.Status)
+	index   interface{ Apply([]model.Event) }
+	metrics *metrics
+
+	synced atomic.Bool // the first batch was published
+	mesh   atomic.Pointer[model.Mesh]
+
+	mu       sync.Mutex // protects below; the source emits from one goroutine, findings are read from others
+	compiler *compile.Compiler
+}
+
+// apply compiles one batch and publishes what it changed.
+func (e *engine) apply(events []model.Event) {
+	start := e.clock.Now()
+	e.index.Apply(events)
+	e.mu.Lock()
+	delta := e.compiler.Apply(events)
+	mesh := e.compiler.Mesh()
+	for s := validate.Info; s <= validate.Error; s++ {
+		e.metrics.findings.WithLabelValues(s.String()).Set(float64(e.compiler.CountFindings(s)))
+	}
+	e.mu.Unlock()
+	e.mesh.Store(&mesh)
+	if !delta.Empty() {
+		e.out.apply(delta)
+	}
+	if len(delta.Status) > 0 {
+		e.status(delta.Status)
+	}
+	e.logFindings(delta)
+	e.synced.Store(true)
+	took := e.clock.Now().Sub(start)
+	e.metrics.compiled(len(events), delta, took.Seconds())
+	e.log.Debug("snapshot published", "generation", delta.Generation, "events", len(events),
+		"changed", len(delta.Upserts), "removed", len(delta.Removed), "dur", took)
+}
+
+// logFindings names each policy that cannot be enforced as written, when it is compiled.
+func (e *engine) logFindings(d compile.Delta) {
+	for _, s := range d.Status {
+		for _, f := range s.Findings {
+			if f.Severity == validate.Error {
+				e.log.Error("policy cannot be enforced as written", "kind", f.Kind, "policy", s.Name.String(),
+					"field", f.Field, "err", f.Message)
+			}
+		}
+	}
+}
+
+// metrics of the controller, under the names that Istio's dashboards read where they exist.
+type metrics struct {
+	events    prometheus.Counter
+	pushes    *prometheus.CounterVec
+	snapshot  prometheus.Gauge
+	findings  *prometheus.GaugeVec
+	converged prometheus.Histogram
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		events: prometheus.NewCounter(prometheus.CounterOpts{Name: "pilot_k8s_cfg_events",
+			Help: "Events of objects that were taken in."}),
+		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "undermesh_controller_resources_total",
+			Help: "Resources changed by compilation."}, []string{"change"}),
+		snapshot: prometheus.NewGauge(prometheus.GaugeOpts{Name: "undermesh_controller_generation",
+			Help: "Generation of the last compiled snapshot."}),
+		findings: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "undermesh_controller_findings",
+			Help: "What is wrong with objects now, by severity."}, []string{"severity"}),
+		converged: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "undermesh_controller_compile_seconds",
+			Help: "Time from a batch of events to its publication.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9)}),
+	}
+	for _, c := range []prometheus.Collector{m.events, m.pushes, m.snapshot, m.findings, m.converged} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) compiled(events int, d compile.Delta, seconds float64) {
+	m.events.Add(float64(events))
+	m.pushes.WithLabelValues("upsert").Add(float64(len(d.Upserts)))
+	m.pushes.WithLabelValues("remove").Add(float64(len(d.Removed)))
+	m.snapshot.Set(float64(d.Generation))
+	m.converged.Observe(seconds)
+}

@@ -1,0 +1,277 @@
+// Package server assembles the controller: a source of objects, the compiler, the xDS server and the certificate
+// authority, and what watches over them: readiness, metrics, leadership, statuses.
+//
+// Invariants: it is ready only when it can serve the truth (first snapshot published, authority loaded); an outage of the
+// API server ends nothing that was working; it stops when its context ends, after every stream was told to go elsewhere.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/status"
+	"github.com/undermesh/undermesh/controller/watch"
+	"github.com/undermesh/undermesh/controller/xds"
+	"github.com/undermesh/undermesh/ztunnel/clock"
+)
+
+// grace is how long streams may go on after the stop: nodes reconnect to another replica meanwhile.
+const grace = 2 * time.Second
+
+// maxRequest bounds one gRPC message of a client, in bytes: a resumed stream names every resource it has.
+const maxRequest = 64 << 20
+
+// Config of a Server. Source, Listen and Clock are required.
+type Config struct {
+	Source  watch.Source
+	Compile compile.Config
+	Index   *watch.Index // default: one of its own
+	Log     *slog.Logger // default slog.DiscardHandler
+	Clock   clock.Clock
+	Listen  func(network, address string) (net.Listener, error)
+
+	XDSAddr      string // TLS: delta ADS and the CA; "" serves none
+	XDSPlainAddr string // delta ADS without TLS or token, for tests; "" serves none
+	MonitorAddr  string // /metrics; "" serves none
+	ReadyAddr    string // /ready; "" serves none
+
+	// Authority is required with XDSAddr.
+	Authority Authority
+	// Status stores what was found about policies; nil stores nothing.
+	Status interface {
+		Write(ctx context.Context, s compile.Status) error
+	}
+	// Lead runs its argument while this replica may write; default: always.
+	Lead func(ctx context.Context, lead func(context.Context) error) error
+	// Publish tells the nodes the root certificates; it is called by the leader after a start and when they change. May be nil.
+	Publish func(ctx context.Context, roots []byte) error
+}
+
+func (c Config) withDefaults() Config {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Index == nil {
+		c.Index = watch.NewIndex()
+	}
+	if c.Lead == nil {
+		c.Lead = always
+	}
+	return c
+}
+
+// Validate names the first field that is missing.
+func (c Config) Validate() error {
+	switch {
+	case c.Source == nil:
+		return errors.New("check server config: Source: missing")
+	case c.Clock == nil:
+		return errors.New("check server config: Clock: missing")
+	case c.Listen == nil:
+		return errors.New("check server config: Listen: missing")
+	case c.XDSAddr != "" && c.Authority == nil:
+		return errors.New("check server config: Authority: missing, and XDSAddr is set")
+	}
+	return nil
+}
+
+// Server is one replica of the controller.
+type Server struct {
+	cfg      Config
+	registry *prometheus.Registry
+	store    *xds.Store
+	engine   *engine
+	statuses *status.Manager // nil: none are written
+	stopping atomic.Bool
+}
+
+// New returns a Server that has done nothing yet.
+func New(cfg Config) (*Server, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, registry: prometheus.NewRegistry(), store: xds.NewStore(xds.StoreConfig{Clock: cfg.Clock})}
+	m, err := newMetrics(s.registry)
+	if err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+	report := func([]compile.Status) {}
+	if cfg.Status != nil {
+		s.statuses = status.New(status.Config{Writer: cfg.Status, Log: cfg.Log, Clock: cfg.Clock})
+		report = s.statuses.Update
+	}
+	s.engine = &engine{log: cfg.Log, clock: cfg.Clock, out: publisher{s.store, cfg.Log}, status: report, index: cfg.Index,
+		metrics: m, compiler: compile.New(cfg.Compile)}
+	return s, nil
+}
+
+// Missing says what keeps the server from being ready, "" when nothing does.
+func (s *Server) Missing() string {
+	var missing []string
+	if s.stopping.Load() {
+		missing = append(missing, "the server is stopping")
+	}
+	if !s.engine.synced.Load() {
+		missing = append(missing, "objects are not synchronised yet")
+	}
+	if s.cfg.Authority != nil && !s.cfg.Authority.Ready() {
+		missing = append(missing, "the certificate authority is not loaded yet")
+	}
+	return strings.Join(missing, "; ")
+}
+
+// Run serves until ctx ends or a part fails, and returns when every part has ended.
+func (s *Server) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	listeners, err := s.listen()
+	if err != nil {
+		return err
+	}
+	api := xds.NewServer(xds.Config{Store: s.store, Clock: s.cfg.Clock, Log: s.cfg.Log, Registerer: s.registry})
+	if s.cfg.Authority != nil {
+		g.Go(func() error { return s.cfg.Authority.Run(ctx) })
+	}
+	g.Go(func() error { return s.cfg.Source.Run(ctx, s.engine.apply) })
+	g.Go(func() error { return s.cfg.Lead(ctx, s.lead) })
+	for _, l := range listeners {
+		g.Go(func() error { return l.serve(ctx, api) })
+	}
+	g.Go(func() error {
+		<-ctx.Done()
+		s.stopping.Store(true)
+		return nil
+	})
+	return g.Wait()
+}
+
+// door is one listener with what it serves.
+type door struct {
+	net.Listener
+	serve func(ctx context.Context, api *xds.Server) error
+}
+
+func (s *Server) listen() (doors []door, err error) {
+	defer func() {
+		if err != nil {
+			for _, d := range doors {
+				d.Close()
+			}
+		}
+	}()
+	open := func(addr string, serve func(net.Listener) func(context.Context, *xds.Server) error) error {
+		if addr == "" {
+			return nil
+		}
+		l, err := s.cfg.Listen("tcp", addr)
+		if err != nil {
+			return fmt.Errorf("listen on %s: %w", addr, err)
+		}
+		doors = append(doors, door{l, serve(l)})
+		return nil
+	}
+	page := func(h http.Handler) func(net.Listener) func(context.Context, *xds.Server) error {
+		return func(l net.Listener) func(context.Context, *xds.Server) error {
+			return func(ctx context.Context, _ *xds.Server) error { return serveHTTP(ctx, l, h) }
+		}
+	}
+	err = errors.Join(
+		open(s.cfg.MonitorAddr, page(monitorHandler(s.registry))),
+		open(s.cfg.ReadyAddr, page(readyHandler(s.Missing))),
+		open(s.cfg.XDSPlainAddr, func(l net.Listener) func(context.Context, *xds.Server) error {
+			return func(ctx context.Context, api *xds.Server) error {
+				srv := grpc.NewServer(serverOptions()...)
+				api.Register(srv)
+				return serveGRPC(ctx, s.cfg.Clock, l, srv)
+			}
+		}),
+		open(s.cfg.XDSAddr, s.secure),
+	)
+	return doors, err
+}
+
+// secure serves delta ADS and the CA over TLS to callers that prove who they are.
+func (s *Server) secure(l net.Listener) func(context.Context, *xds.Server) error {
+	return func(ctx context.Context, api *xds.Server) error {
+		srv := grpc.NewServer(append(serverOptions(), s.cfg.Authority.ServerOptions(s.cfg.Log)...)...)
+		api.Register(srv)
+		s.cfg.Authority.Register(srv)
+		return serveGRPC(ctx, s.cfg.Clock, l, srv)
+	}
+}
+
+func serverOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	}
+}
+
+// serveGRPC serves until ctx ends; then streams end within the grace.
+func serveGRPC(ctx context.Context, c clock.Clock, l net.Listener, srv *grpc.Server) error {
+	failed := make(chan error, 1)
+	go func() { failed <- srv.Serve(l) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	force := c.AfterFunc(grace, srv.Stop)
+	defer force.Stop()
+	srv.GracefulStop()
+	<-failed
+	return nil
+}
+
+// lead is what only one replica does.
+func (s *Server) lead(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	if s.statuses != nil {
+		g.Go(func() error { return s.statuses.Run(ctx) })
+	}
+	if s.cfg.Publish != nil && s.cfg.Authority != nil {
+		g.Go(func() error { return s.publishRoots(ctx) })
+	}
+	g.Go(func() error { // a leader without work still holds its office
+		<-ctx.Done()
+		return nil
+	})
+	return g.Wait()
+}
+
+// publishPeriod is how often the root certificates are checked where nodes look for them.
+const publishPeriod = 10 * time.Second
+
+func (s *Server) publishRoots(ctx context.Context) error {
+	for {
+		wait := publishPeriod
+		if roots := s.cfg.Authority.Roots(); len(roots) == 0 {
+			wait = 50 * time.Millisecond // not loaded yet
+		} else if err := s.cfg.Publish(ctx, roots); err != nil && ctx.Err() == nil {
+			s.cfg.Log.Warn("publish root certificates", "err", err)
+			wait = time.Second
+		}
+		due := make(chan struct{})
+		timer := s.cfg.Clock.AfterFunc(wait, func() { close(due) })
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-due:
+		}
+	}
+}
