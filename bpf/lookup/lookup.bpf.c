@@ -26,36 +26,6 @@ struct {
 	__uint(value_size, 8);
 } mesh_listeners SEC(".maps");
 
-static __always_inline int drop(const struct mesh_pod *pod, const struct mesh_flow_key *f, enum mesh_reason reason,
-				__u32 detail)
-{
-	refused(pod ? pod->cookie : 0, f, MESH_LAYER_LOOKUP, MESH_VERDICT_DROP, reason, detail);
-	return SK_DROP;
-}
-
-static __always_inline int give(struct bpf_sk_lookup *ctx, const struct mesh_pod *pod, const struct mesh_flow_key *f,
-				enum mesh_listener slot, enum mesh_event what)
-{
-	__u32 key = slot;
-	struct bpf_sock *sk = bpf_map_lookup_elem(&mesh_listeners, &key);
-	long err;
-
-	if (!sk)
-		return drop(pod, f, MESH_REASON_LISTENER_MISSING, slot); /* nobody would judge it: closed, not open */
-	err = bpf_sk_assign(ctx, sk, 0);
-	bpf_sk_release(sk);
-	if (err)
-		return drop(pod, f, MESH_REASON_ASSIGN_FAILED, slot);
-	event(what);
-	return SK_PASS;
-}
-
-static __always_inline int pass(enum mesh_event what)
-{
-	event(what);
-	return SK_PASS;
-}
-
 static __always_inline void flow_key(struct bpf_sk_lookup *ctx, struct mesh_flow_key *f)
 {
 	if (ctx->family == AF_INET) {
@@ -80,55 +50,90 @@ static __always_inline int own_port(const struct mesh_pod *pod, __u16 port)
 			port == pod->own_ports[3]);
 }
 
+/*
+ * What to do, in one word: the listener to give the connection to (GIVE), or the reason of a drop (DROP), and otherwise
+ * nothing; with the event to count. One word, so that the code of each outcome exists, and is verified, once.
+ */
+#define GIVE (1u << 31)
+#define DROP (1u << 30)
+#define give(slot, what) (GIVE | (what) << 8 | (slot))
+#define drop(reason) (DROP | (reason))
+#define pass(what) ((what) << 8)
+
 /* A connection from outside this pod. */
-static __always_inline int inbound(struct bpf_sk_lookup *ctx, const struct mesh_pod *pod, const struct mesh_flow_key *f)
+static __always_inline __u32 inbound(const struct mesh_pod *pod, const struct mesh_flow_key *f)
 {
 	const struct mesh_flow *flow;
 	__u32 flags;
 
 	if (f->dport == pod->tunnel_port)
-		return give(ctx, pod, f, MESH_LISTENER_TUNNEL, MESH_EVENT_TUNNEL);
+		return give(MESH_LISTENER_TUNNEL, MESH_EVENT_TUNNEL);
 	flags = port_flags(pod->cookie, f->dport);
 	if (flags & MESH_PORT_EXCLUDE_IN)
 		return pass(MESH_EVENT_EXCLUDED);
 	flow = bpf_map_lookup_elem(&mesh_flows, f);
 	if (flow && flow->who == MESH_WHO_LEG)
 		return pass(MESH_EVENT_LEG_PASSED);
-	if (flow && flow->who == MESH_WHO_KUBELET && flags & MESH_PORT_PROBE) {
-		if (flags & MESH_PORT_PROBE_HTTP)
-			return give(ctx, pod, f, MESH_LISTENER_PROBE, MESH_EVENT_PROBE);
-		return pass(MESH_EVENT_PROBE_PASSED);
-	}
-	return give(ctx, pod, f, MESH_LISTENER_INBOUND, MESH_EVENT_INBOUND);
+	if (flow && flow->who == MESH_WHO_KUBELET && flags & MESH_PORT_PROBE)
+		return flags & MESH_PORT_PROBE_HTTP ? give(MESH_LISTENER_PROBE, MESH_EVENT_PROBE) : pass(MESH_EVENT_PROBE_PASSED);
+	return give(MESH_LISTENER_INBOUND, MESH_EVENT_INBOUND);
+}
+
+static __always_inline __u32 decide(const struct mesh_pod *pod, const struct mesh_flow_key *f, int from_lo)
+{
+	/*
+	 * What is looped to the pod's own address has eth0 for its interface, so lo means: 127.0.0.1, ztunnel's delivery
+	 * (bound to lo), or a captured connection. A SYN off the wire with the pod's own source is dropped by the kernel
+	 * (IPv4), or its answer never gets there.
+	 */
+	int local = pod_ip(pod, from_lo ? f->daddr : f->saddr) || (from_lo && loopback(f->daddr));
+
+	if (from_lo && !local)
+		return give(MESH_LISTENER_OUTBOUND, MESH_EVENT_OUTBOUND);
+	if (own_port(pod, f->dport))
+		return drop(MESH_REASON_LOOP_PORT); /* the proxy would connect to itself */
+	return local ? pass(MESH_EVENT_OWN_PASSED) : inbound(pod, f);
+}
+
+/* Gives the connection to the listener, or says why not. */
+static __always_inline __u32 assign(struct bpf_sk_lookup *ctx, __u32 slot)
+{
+	struct bpf_sock *sk = bpf_map_lookup_elem(&mesh_listeners, &slot);
+	long err;
+
+	if (!sk)
+		return MESH_REASON_LISTENER_MISSING; /* nobody would judge it: closed, not open */
+	err = bpf_sk_assign(ctx, sk, 0);
+	bpf_sk_release(sk);
+	return err ? MESH_REASON_ASSIGN_FAILED : MESH_REASON_NONE;
 }
 
 SEC("sk_lookup")
 int mesh_lookup(struct bpf_sk_lookup *ctx)
 {
+	__u32 zero = 0, todo = drop(MESH_REASON_CONFIG_MISSING), slot = 0, reason = MESH_REASON_NONE;
 	struct mesh_flow_key f = {};
 	const struct mesh_pod *pod;
-	__u32 zero = 0;
-	int local;
+	__u64 cookie = 0;
 
 	if (ctx->protocol != IPPROTO_TCP)
 		return SK_PASS;
 	flow_key(ctx, &f);
 	pod = bpf_map_lookup_elem(&mesh_config, &zero);
-	if (!pod || !pod->cookie)
-		return drop(0, &f, MESH_REASON_CONFIG_MISSING, 0);
-	/*
-	 * What is looped to the pod's own address has eth0 for its interface, so lo means: 127.0.0.1, ztunnel's delivery
-	 * (bound to lo), or a captured connection.
-	 */
-	if (ctx->ingress_ifindex == LO_IFINDEX)
-		local = loopback(f.daddr) || pod_ip(pod, f.daddr);
-	else
-		local = pod_ip(pod, f.saddr); /* from the wire the kernel drops it (IPv4), or its answer never gets there */
-	if (ctx->ingress_ifindex == LO_IFINDEX && !local)
-		return give(ctx, pod, &f, MESH_LISTENER_OUTBOUND, MESH_EVENT_OUTBOUND);
-	if (own_port(pod, f.dport))
-		return drop(pod, &f, MESH_REASON_LOOP_PORT, 0); /* the proxy would connect to itself */
-	if (local)
-		return pass(MESH_EVENT_OWN_PASSED);
-	return inbound(ctx, pod, &f);
+	if (pod && pod->cookie) {
+		cookie = pod->cookie;
+		todo = decide(pod, &f, ctx->ingress_ifindex == LO_IFINDEX);
+	}
+	if (todo & GIVE) {
+		slot = todo & 0xff;
+		reason = assign(ctx, slot);
+	} else if (todo & DROP) {
+		reason = todo & 0xff;
+	}
+	if (reason != MESH_REASON_NONE) {
+		refused(cookie, &f, MESH_LAYER_LOOKUP, MESH_VERDICT_DROP, reason, slot);
+		return SK_DROP;
+	}
+	event(todo >> 8 & 0xff);
+	return SK_PASS;
 }

@@ -40,6 +40,7 @@ type labPod struct {
 	ns     *netns.NetNS
 	v4, v6 netip.Addr
 	h      *PodHandle
+	stop   []func() // ends the servers of the listeners
 }
 
 func newLab(t *testing.T) *lab {
@@ -134,7 +135,7 @@ func (l *lab) enrol(p *labPod, change ...func(*Pod)) *PodHandle {
 		l.t.Fatalf("enrol: %+v", err)
 	}
 	for k, f := range h.Listeners() {
-		serve(l.t, f, strings.ToUpper(k.String()))
+		p.stop = append(p.stop, serve(l.t, f, strings.ToUpper(k.String())))
 	}
 	return h
 }
@@ -151,29 +152,36 @@ func (l *lab) app(p *labPod, port uint16) *os.File {
 	return f
 }
 
-// serve answers each connection with "TAG local peer" and holds it until the client ends it.
-func serve(t *testing.T, f *os.File, tag string) {
+// serve answers each connection with "TAG local peer" and holds it until the client ends it, or the test.
+func serve(t *testing.T, f *os.File, tag string) (stop func()) {
 	t.Helper()
 	ln, err := net.FileListener(f)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				defer c.Close()
-				fmt.Fprintf(c, "%s %s %s\n", tag, c.LocalAddr(), c.RemoteAddr())
-				_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
-				_, _ = io.Copy(io.Discard, c)
-			})
+	wg.Go(func() { accept(ln, tag) })
+	t.Cleanup(wg.Wait)
+	t.Cleanup(func() { _ = ln.Close() })
+	return func() { _ = ln.Close() }
+}
+
+// accept serves until ln is closed and the last client has gone.
+func accept(ln net.Listener, tag string) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return
 		}
-	})
-	t.Cleanup(func() { _ = ln.Close(); wg.Wait() })
+		wg.Go(func() {
+			defer c.Close()
+			fmt.Fprintf(c, "%s %s %s\n", tag, c.LocalAddr(), c.RemoteAddr())
+			_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+			_, _ = io.Copy(io.Discard, c)
+		})
+	}
 }
 
 // answer is what a server said of a connection.

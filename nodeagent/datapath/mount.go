@@ -84,11 +84,11 @@ func unmountOurs(runDir, bpffs string) error {
 	var errs []error
 	mark := filepath.Join(runDir, bpffsMark)
 	if b, err := os.ReadFile(mark); err == nil && strings.TrimSpace(string(b)) == bpffs {
-		entries, err := os.ReadDir(bpffs)
-		if err == nil && len(entries) == 0 {
-			errs = append(errs, ignore(unix.Unmount(bpffs, 0), unix.EINVAL))
+		empty, err := noPins(bpffs)
+		if err == nil && empty {
+			err = ignore(unix.Unmount(bpffs, 0), unix.EINVAL)
 		}
-		errs = append(errs, os.Remove(mark))
+		errs = append(errs, err, os.Remove(mark))
 	}
 	dir := filepath.Join(runDir, "cgroup2")
 	if _, err := os.Stat(dir); err == nil {
@@ -99,6 +99,20 @@ func unmountOurs(runDir, bpffs string) error {
 		return fmt.Errorf("remove mounts of the datapath: %w", err)
 	}
 	return nil
+}
+
+// noPins reports whether the BPF file system holds nothing but the two iterators that the kernel puts into each.
+func noPins(bpffs string) (bool, error) {
+	entries, err := os.ReadDir(bpffs)
+	if err != nil {
+		return false, err
+	}
+	for _, e := range entries {
+		if e.Name() != "maps.debug" && e.Name() != "progs.debug" {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 func ignore(err error, fine ...error) error {

@@ -42,65 +42,91 @@ func name(prefix string) string {
 	return fmt.Sprintf("%s-%08x", prefix, rand.Uint32())
 }
 
-// Netns makes a network namespace with lo up. It ends with the test, when nothing else holds it.
+// Netns makes a network namespace with lo up, mounted at a path as container runtimes do. Release ends it with the test,
+// or before.
 func Netns(t testing.TB) *netns.NetNS {
 	t.Helper()
-	ns, err := create()
-	if err != nil {
+	path := filepath.Join(t.TempDir(), "netns")
+	if err := os.WriteFile(path, nil, 0o444); err != nil {
+		t.Fatalf("make mount point: %v", err)
+	}
+	if err := create(path); err != nil {
 		t.Fatalf("create network namespace: %v", err)
 	}
-	t.Cleanup(func() { _ = ns.Close() })
-	h := Handle(t, ns)
-	lo, err := h.LinkByName("lo")
+	t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+	ns, err := netns.OpenPath(path)
 	if err != nil {
-		t.Fatalf("find lo: %v", err)
+		t.Fatalf("open network namespace: %v", err)
 	}
-	if err := h.LinkSetUp(lo); err != nil {
-		t.Fatalf("set lo up: %v", err)
-	}
+	t.Cleanup(func() { _ = ns.Close() })
+	with(t, ns, func(h *netlink.Handle) {
+		lo, err := h.LinkByName("lo")
+		if err == nil {
+			err = h.LinkSetUp(lo)
+		}
+		if err != nil {
+			t.Fatalf("set lo up: %v", err)
+		}
+	})
 	return ns
 }
 
-// create unshares on a thread that dies with its goroutine: it never serves another one.
-func create() (*netns.NetNS, error) {
-	type result struct {
-		ns  *netns.NetNS
-		err error
+// Release takes away what Netns holds: without other holders the namespace ends.
+func Release(t testing.TB, ns *netns.NetNS) {
+	t.Helper()
+	if err := errors.Join(unix.Unmount(ns.Path(), unix.MNT_DETACH), ns.Close()); err != nil {
+		t.Fatalf("release network namespace: %v", err)
 	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- result{err: fmt.Errorf("unshare: %w", err)}
-			return
-		}
-		ns, err := netns.OpenPath(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
-		done <- result{ns, err}
-	}()
-	r := <-done
-	return r.ns, r.err
 }
 
-// Handle is a route netlink handle inside ns, closed with the test.
+// create unshares on a thread that dies with its goroutine: it never serves another one.
+func create(path string) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// with runs fn with a handle that holds the namespace no longer than that.
+func with(t testing.TB, ns *netns.NetNS, fn func(*netlink.Handle)) {
+	t.Helper()
+	h := open(t, ns)
+	defer h.Close()
+	fn(h)
+}
+
+// Handle is a route netlink handle inside ns, closed with the test. It keeps the namespace alive.
 func Handle(t testing.TB, ns *netns.NetNS) *netlink.Handle {
 	t.Helper()
+	h := open(t, ns)
+	t.Cleanup(h.Close)
+	return h
+}
+
+func open(t testing.TB, ns *netns.NetNS) *netlink.Handle {
+	t.Helper()
 	var h *netlink.Handle
-	err := ns.Do(func() error {
-		var err error
+	err := ns.Do(func() (err error) {
 		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
 	})
 	if err != nil {
-		t.Fatalf("open netlink in %v: %v", ns.ID(), err)
+		t.Fatalf("open netlink in %s: %v", ns.Path(), err)
 	}
-	t.Cleanup(h.Close)
 	return h
 }
 
 // Bridge makes a bridge with the addresses inside ns and gives its name.
 func Bridge(t testing.TB, ns *netns.NetNS, prefix string, addrs ...netip.Prefix) string {
 	t.Helper()
-	h := Handle(t, ns)
+	h := open(t, ns)
+	defer h.Close()
 	br := name(prefix)
 	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: br}}
 	if err := h.LinkAdd(link); err != nil {
@@ -114,7 +140,9 @@ func Bridge(t testing.TB, ns *netns.NetNS, prefix string, addrs ...netip.Prefix)
 // gateways.
 func Veth(t testing.TB, node *netns.NetNS, bridge, prefix string, pod *netns.NetNS, addrs []netip.Prefix, gateways ...netip.Addr) {
 	t.Helper()
-	hn, hp := Handle(t, node), Handle(t, pod)
+	hn, hp := open(t, node), open(t, pod)
+	defer hn.Close()
+	defer hp.Close()
 	host := name(prefix)
 	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: host}, PeerName: "eth0", PeerNamespace: netlink.NsFd(pod.FD())}
 	if err := hn.LinkAdd(link); err != nil {
@@ -142,6 +170,7 @@ func Veth(t testing.TB, node *netns.NetNS, bridge, prefix string, pod *netns.Net
 		}
 	}
 	settle(t, hp, eth)
+	settle(t, hn, br) // its carrier is that of its ports
 }
 
 // settle waits until the link has its carrier and IPv6 addresses are in use: the kernel does both some time after the

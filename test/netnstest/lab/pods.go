@@ -1,0 +1,91 @@
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/configdir"
+	"github.com/undermesh/undermesh/nodeagent/netns"
+	"github.com/undermesh/undermesh/test/netnstest"
+)
+
+// Pod is a network namespace on a node's bridge, with a cgroup named as kubelet names a pod's, and an object in the
+// directory of YAML.
+type Pod struct {
+	Namespace, Name, Account, UID string
+	Node                          *Node
+	NS                            *netns.NetNS
+	Addr                          netip.Addr
+
+	cgroup string
+}
+
+// Pod makes a pod with the label app=name and starts a process in it, so that it has an owner.
+func (n *Node) Pod(namespace, name string) *Pod {
+	l := n.lab
+	l.T.Helper()
+	n.pods++
+	p := &Pod{Namespace: namespace, Name: name, Account: name, Node: n, NS: netnstest.Netns(l.T),
+		Addr: netip.AddrFrom4([4]byte{10, 99, byte(n.n), byte(1 + n.pods)}), UID: fmt.Sprintf("00000000-0000-4000-8000-%06d%06d", n.n, n.pods)}
+	netnstest.Veth(l.T, n.NS, n.bridge, prefix, p.NS, []netip.Prefix{netip.PrefixFrom(p.Addr, 24)}, netip.AddrFrom4([4]byte{10, 99, byte(n.n), 1}))
+	n.group("kubepods/pod" + p.UID)
+	p.cgroup = n.group("kubepods/pod" + p.UID + "/main")
+	l.start("pause-"+namespace+"-"+name, p.NS, p.cgroup, nil, "/bin/sleep", "infinity")
+	l.Apply("pod-"+namespace+"-"+name, fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata: {name: %s, namespace: %s, uid: %s, labels: {app: %s}}
+spec: {nodeName: %s, serviceAccountName: %s, containers: [{name: main, image: none}]}
+status: {phase: Running, podIP: %s, podIPs: [{ip: %s}], conditions: [{type: Ready, status: "True"}]}
+`, name, namespace, p.UID, name, n.Name, p.Account, p.Addr, p.Addr))
+	return p
+}
+
+// Start runs a binary of the lab ("samples" under a name of its own) or of the system in the pod.
+func (p *Pod) Start(name string, args ...string) *Process {
+	p.Node.lab.T.Helper()
+	return p.Node.lab.start(p.Namespace+"-"+p.Name+"-"+filepath.Base(name), p.NS, p.cgroup, []string{"POD_NAME=" + p.Name}, p.program(name), args...)
+}
+
+func (p *Pod) program(name string) string {
+	if name == "samples" || name == "undermesh" {
+		return filepath.Join(p.Node.lab.bin, name)
+	}
+	return name
+}
+
+// Run executes a command in the pod and gives its output and exit code.
+func (p *Pod) Run(limit time.Duration, name string, args ...string) (string, int) {
+	p.Node.lab.T.Helper()
+	return p.Node.lab.run(p.NS, p.cgroup, limit, p.program(name), args...)
+}
+
+// Curl asks a URL and gives "status exit-code".
+func (p *Pod) Curl(url string, args ...string) string {
+	p.Node.lab.T.Helper()
+	out, code := p.Run(15*time.Second, "curl", append([]string{"-s", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", url}, args...)...)
+	return fmt.Sprintf("%s %d", out, code)
+}
+
+// Namespace writes a namespace; enrolled ones carry the label.
+func (l *Lab) Namespace(name string, enrolled bool) {
+	l.T.Helper()
+	labels := ""
+	if enrolled {
+		labels = ", labels: {" + api.LabelInjection + ": enabled}"
+	}
+	l.Apply("ns-"+name, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+name+labels+"}\n")
+}
+
+func podAnnotation(v *configdir.View, namespace, name string) string {
+	for _, pod := range configdir.List[*corev1.Pod](v) {
+		if pod.Namespace == namespace && pod.Name == name {
+			return pod.Annotations[api.AnnotationRedirection]
+		}
+	}
+	return ""
+}
