@@ -46,9 +46,9 @@ func parse(args []string, getenv func(string) string, usage io.Writer) (options,
 	f := flag.NewFlagSet("ztunnel", flag.ContinueOnError)
 	f.SetOutput(usage)
 	f.StringVar(&o.zdsPath, "zds", "/var/run/ztunnel/ztunnel.sock", "`path` of the node agent's socket")
-	f.StringVar(&o.xdsAddr, "xds-addr", "istiod."+api.DefaultRootNamespace+".svc:"+strconv.Itoa(api.PortXDS), "`host:port` of the controller")
+	f.StringVar(&o.xdsAddr, "xds-addr", "", "`host:port` of the controller (default: istiod.POD-NAMESPACE.svc:15012)")
 	f.StringVar(&o.caAddr, "ca-addr", "", "`host:port` of the CA (default: the controller)")
-	f.StringVar(&o.serverName, "xds-server-name", "istiod."+api.DefaultRootNamespace+".svc", "`name` that the controller's certificate must have")
+	f.StringVar(&o.serverName, "xds-server-name", "", "`name` that the controller's certificate must have (default: istiod.POD-NAMESPACE.svc)")
 	f.StringVar(&o.rootPath, "xds-root", "/var/run/secrets/istio/root-cert.pem", "`path` of the roots of the mesh, PEM; read again when it changes")
 	f.StringVar(&o.tokenPath, "token", "/var/run/secrets/tokens/istio-token", "`path` of the service-account token; read for each call")
 	f.StringVar(&o.clusterID, "cluster-id", env("CLUSTER_ID", api.DefaultClusterID), "`name` of the cluster [CLUSTER_ID]")
@@ -68,6 +68,12 @@ func parse(args []string, getenv func(string) string, usage io.Writer) (options,
 	}
 	if f.NArg() > 0 {
 		return options{}, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	if o.serverName == "" {
+		o.serverName = api.ControllerName + "." + o.namespace + ".svc"
+	}
+	if o.xdsAddr == "" {
+		o.xdsAddr = net.JoinHostPort(api.ControllerName+"."+o.namespace+".svc", strconv.Itoa(api.PortXDS))
 	}
 	if o.caAddr == "" {
 		o.caAddr = o.xdsAddr

@@ -16,8 +16,8 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/drain"
 )
 
-// endSlack is what a worker may take to end beyond the time that its connections have.
-const endSlack = 3 * time.Second
+// endSlack is what a worker may take to end beyond the time that its connections have; twice that, what the supervisor waits.
+const endSlack = 1500 * time.Millisecond
 
 // supervise keeps a worker with the same flags running until a signal ends both.
 func supervise(args []string, o options, stdout io.Writer) error {

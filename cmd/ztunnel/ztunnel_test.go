@@ -287,6 +287,11 @@ func TestFlags(t *testing.T) {
 	if o.caAddr != "c:15012" {
 		t.Errorf("ca %q", o.caAddr)
 	}
+	o, err = parse(nil, func(k string) string { return env[k] }, io.Discard)
+	must(t, err)
+	if o.xdsAddr != "istiod.sys.svc:15012" || o.serverName != "istiod.sys.svc" {
+		t.Errorf("controller %q as %q", o.xdsAddr, o.serverName)
+	}
 	for args, want := range map[string]string{
 		"--xds-addr=nope":             "--xds-addr",
 		"--xds-addr=:1":               "--xds-addr",
