@@ -19,7 +19,7 @@ func (s *session) inbound() error {
 		return refusedf(reason.Internal, "accepted socket has no address")
 	}
 	own := s.describeInbound(s.dst, api.Identity{}, "", telemetry.NoTLS)
-	if meshPort(own, s.dst.Port()) {
+	if s.pod.meshPort(own, s.dst.Port()) {
 		return refusedf(reason.MeshPort, "port %d is the mesh's own", s.dst.Port())
 	}
 	c := policy.Connection{Source: s.src, Destination: s.dst}

@@ -55,7 +55,7 @@ func (s *session) outbound() error {
 
 // route waits until the mesh knows the pod, and a destination that is served here, and decides.
 func (s *session) route() (*route, error) {
-	if meshPort(nil, s.dst.Port()) && s.pod.hasAddr(s.dst.Addr()) {
+	if s.pod.meshPort(nil, s.dst.Port()) && s.pod.hasAddr(s.dst.Addr()) {
 		return nil, refusedf(reason.MeshPort, "port %d is the mesh's own", s.dst.Port())
 	}
 	r := &route{}
@@ -70,7 +70,7 @@ func (s *session) route() (*route, error) {
 	}
 	s.line.Generation = r.snap.Generation()
 	s.source(r.source, r.source.Identity)
-	if meshPort(r.source, s.dst.Port()) && s.pod.owns(r.source, s.dst.Addr()) {
+	if s.pod.meshPort(r.source, s.dst.Port()) && s.pod.owns(r.source, s.dst.Addr()) {
 		return nil, refusedf(reason.MeshPort, "port %d is the mesh's own", s.dst.Port())
 	}
 	w, err := s.endpoint(r)
@@ -139,7 +139,7 @@ func (s *session) proxied(r *route) error {
 	if r.local == nil || w == nil {
 		return refusedf(reason.UnknownPod, "%s is not a pod that is served here", r.addr)
 	}
-	if meshPort(w, r.addr.Port()) {
+	if r.local.meshPort(w, r.addr.Port()) {
 		return refusedf(reason.MeshPort, "port %d is the mesh's own", r.addr.Port())
 	}
 	c := policy.Connection{Source: s.judgedSource(r.addr.Addr()), Destination: r.addr, Peer: r.source.Identity}

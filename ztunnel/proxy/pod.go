@@ -85,6 +85,7 @@ type run struct {
 type listener struct {
 	net.Listener
 	kind    Kind
+	port    uint16 // that it is bound to; 0 when it has none
 	retired atomic.Bool
 }
 
@@ -121,7 +122,7 @@ func (pod *Pod) SetProbes(probes []Probe) {
 func (pod *Pod) Listen(kind Kind, l net.Listener) {
 	pod.mu.Lock()
 	defer pod.mu.Unlock()
-	ln := &listener{Listener: l, kind: kind}
+	ln := &listener{Listener: l, kind: kind, port: addrPort(l.Addr()).Port()}
 	pod.listeners[l] = ln
 	if r := pod.running; r != nil {
 		r.wg.Go(func() { pod.accept(r, ln) })
@@ -272,11 +273,21 @@ func (pod *Pod) owns(w *client.Workload, a netip.Addr) bool {
 	return slices.Contains(w.Addrs, a)
 }
 
-// meshPort reports whether port is one of the mesh's own in the pod.
-func meshPort(w *client.Workload, port uint16) bool {
+// meshPort reports whether port is one of the mesh's own in the pod. w is what the mesh knows of it and may be nil.
+func (pod *Pod) meshPort(w *client.Workload, port uint16) bool {
 	switch port {
 	case api.PortOutbound, api.PortInbound, api.PortTunnel:
 		return true
 	}
-	return w != nil && port != 0 && w.Settings.GetTunnelPort() == uint32(port)
+	if w != nil && port != 0 && w.Settings.GetTunnelPort() == uint32(port) {
+		return true
+	}
+	pod.mu.Lock()
+	defer pod.mu.Unlock()
+	for _, ln := range pod.listeners {
+		if ln.port == port {
+			return true
+		}
+	}
+	return false
 }

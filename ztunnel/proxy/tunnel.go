@@ -116,7 +116,7 @@ func (s *session) connect(own, peer api.Identity, req *hbone.ServerRequest, answ
 		return refusedf(reason.NotReady, "the pod is no longer known as %s", own)
 	case !s.pod.owns(w, target.Addr()):
 		return refusedf(reason.AuthorityMismatch, "authority %s is not an address of this pod", target)
-	case meshPort(w, target.Port()):
+	case s.pod.meshPort(w, target.Port()):
 		return refusedf(reason.MeshPort, "port %d is the mesh's own", target.Port())
 	}
 	c := policy.Connection{Source: s.src, Destination: target, Peer: peer}
