@@ -104,6 +104,8 @@ func TestDeliveryKeepsClientAddress(t *testing.T) {
 		if got.peer.String() != c.client {
 			t.Errorf("application sees %s, want %s", got.peer, c.client)
 		}
+		o.Bind = netip.AddrPortFrom(o.Bind.Addr(), 12347)
+		l.refused("delivery to a mesh port", l.dial(b.ns, netip.AddrPortFrom(netip.MustParseAddrPort(c.dst).Addr(), 15006).String(), o))
 		o.Bind = netip.AddrPortFrom(o.Bind.Addr(), 12346)
 		if refused := l.dial(b.ns, netip.AddrPortFrom(netip.MustParseAddrPort(c.dst).Addr(), 9999).String(), o); refused.err == nil || !strings.Contains(refused.err.Error(), "refused") {
 			t.Errorf("delivery to a closed port: %v, want connection refused", refused.err)
