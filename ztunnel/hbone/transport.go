@@ -8,8 +8,7 @@ import (
 )
 
 const (
-	readChunk     = 128 << 10 // one read(2) of a bulk tunnel
-	maxHeldOutput = 1 << 20   // an output buffer larger than this is not kept
+	readChunk = 128 << 10 // one read(2) of a bulk tunnel
 )
 
 // readPool holds the buffers between the socket and crypto/tls: taken when bytes are there, given back when drained.
@@ -107,7 +106,7 @@ func (t *Transport) buffered() bool { return t.rp < t.re }
 func (t *Transport) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	if t.hold {
-		t.out = append(t.out, p...)
+		t.out = append(getOut(t.out), p...)
 		t.mu.Unlock()
 		return len(p), nil
 	}
@@ -141,12 +140,11 @@ func (t *Transport) release() error {
 			t.mu.Unlock()
 			return err
 		}
-		if cap(b) <= maxHeldOutput {
-			t.mu.Lock()
-			if len(t.out) == 0 {
-				t.out = b[:0]
-			}
-			t.mu.Unlock()
+		b = putOut(b)
+		t.mu.Lock()
+		if t.out == nil && b != nil {
+			t.out = b[:0]
 		}
+		t.mu.Unlock()
 	}
 }

@@ -11,11 +11,37 @@ import (
 var errGone = errors.New("stream is gone")
 
 const (
-	largeFrame = 256 << 10 // the largest DATA frame that is sent
-	queueCap   = 256 << 10 // writers wait while more than this is queued
-	controlCap = 512 << 10 // answers queued for a peer that does not read them: the connection ends
-	directMin  = 16 << 10  // payloads from this size on are written from the caller's buffer when the line is free
+	largeFrame   = 256 << 10 // the largest DATA frame that is sent
+	queueCap     = 256 << 10 // writers wait while more than this is queued
+	controlCap   = 512 << 10 // answers queued for a peer that does not read them: the connection ends
+	maxPooledOut = 1 << 20
+	directMin    = 16 << 10 // payloads from this size on are written from the caller's buffer when the line is free
 )
+
+// outPool holds the buffers in which frames and TLS records gather, while no connection needs them.
+var outPool sync.Pool
+
+// getOut returns b, or a pooled buffer when there is none.
+func getOut(b []byte) []byte {
+	if b == nil {
+		if p, ok := outPool.Get().(*[]byte); ok {
+			return *p
+		}
+	}
+	return b
+}
+
+// putOut gives b to the pool unless it is small enough to keep, or too large. It returns what the caller keeps.
+func putOut(b []byte) []byte {
+	if cap(b) <= 4<<10 {
+		return b
+	}
+	if cap(b) <= maxPooledOut {
+		b = b[:0]
+		outPool.Put(&b)
+	}
+	return nil
+}
 
 // writer sends frames with group commit: while one goroutine flushes, the frames of all others gather in a buffer that
 // the next flush takes whole, in one TLS write and one write(2).
@@ -50,7 +76,7 @@ func (w *writer) post(b []byte) error {
 	if w.control += len(b); w.control > controlCap {
 		return connErr(CodeCalm, "%d bytes of answers wait to be read", w.control)
 	}
-	w.q = append(w.q, b...)
+	w.q = append(getOut(w.q), b...)
 	w.kickLocked()
 	return nil
 }
@@ -80,6 +106,7 @@ func (w *writer) awaitRoomLocked() error {
 	for len(w.q) > queueCap && w.err == nil {
 		w.room.Wait()
 	}
+	w.q = getOut(w.q)
 	return w.err
 }
 
@@ -155,20 +182,18 @@ func (w *writer) writeFrames(b []byte, n, frame int, id uint32) error {
 func (w *writer) flushLocked() {
 	for len(w.q) > 0 && w.err == nil {
 		b := w.q
-		w.q, w.spare, w.control = w.spare[:0], nil, 0
+		w.q, w.spare, w.control = w.spare, nil, 0
 		w.mu.Unlock()
 		err := w.put(b)
 		w.mu.Lock()
-		if cap(b) <= 2*queueCap {
-			w.spare = b[:0]
-		}
+		w.spare = b[:0]
 		if err != nil {
 			w.failLocked(err)
 		}
 		w.room.Broadcast()
 	}
-	if len(w.q) == 0 && cap(w.q)+cap(w.spare) > 8<<10 {
-		w.q, w.spare = nil, nil // an idle connection holds nothing
+	if len(w.q) == 0 { // an idle connection holds nothing
+		w.q, w.spare = putOut(w.q), putOut(w.spare)
 	}
 	w.busy = false
 	w.room.Broadcast()
