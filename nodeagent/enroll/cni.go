@@ -90,8 +90,10 @@ func (a Attachment) owns(p *corev1.Pod) bool {
 
 func (m *Manager) attach(ctx context.Context, a Attachment, w wish) error {
 	p := m.machine(string(w.pod.UID))
-	p.op.Lock()
-	defer p.op.Unlock()
+	if err := p.lock(ctx); err != nil {
+		return err
+	}
+	defer p.unlock()
 	ns, err := netns.OpenPath(a.Netns)
 	if err != nil {
 		return err
@@ -166,8 +168,11 @@ func (m *Manager) Del(ctx context.Context, a Attachment) {
 	done := make(chan struct{})
 	go func() { // ends: every step of remove is bounded by ctx
 		defer close(done)
-		p.op.Lock()
-		defer p.op.Unlock()
+		if p.lock(ctx) != nil {
+			p.poke() // it has to do with what is under way
+			return
+		}
+		defer p.unlock()
 		if err := p.remove(ctx); err != nil {
 			p.log.Warn("removal will be tried again", "err", err)
 		}

@@ -103,7 +103,7 @@ func (m *Manager) machine(uid string) *machine {
 
 func (m *Manager) newMachine(uid string) *machine {
 	now := time.Now()
-	return &machine{m: m, uid: uid, log: m.cfg.Log.With("uid", uid), wake: make(chan struct{}, 1), born: now,
+	return &machine{m: m, uid: uid, log: m.cfg.Log.With("uid", uid), wake: make(chan struct{}, 1), op: make(chan struct{}, 1), born: now,
 		status: Status{UID: uid, Step: StepNone, Since: now}}
 }
 

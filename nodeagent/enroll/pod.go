@@ -35,7 +35,7 @@ type machine struct {
 
 	wake chan struct{} // buffered by one
 
-	op sync.Mutex // held during converge; order: op before mu
+	op chan struct{} // holds a token while somebody works on the pod; taken before mu
 
 	mu        sync.Mutex // protects below
 	want      wish
@@ -85,9 +85,11 @@ func (p *machine) poke() {
 func (p *machine) run(ctx context.Context) {
 	pause := time.Duration(0)
 	for {
-		p.op.Lock()
+		if p.lock(ctx) != nil {
+			return
+		}
 		again, err := p.converge(ctx)
-		p.op.Unlock()
+		p.unlock()
 		if ctx.Err() != nil {
 			return
 		}
@@ -107,6 +109,18 @@ func (p *machine) run(ctx context.Context) {
 		}
 	}
 }
+
+// lock takes the pod's turn unless ctx ends before.
+func (p *machine) lock(ctx context.Context) error {
+	select {
+	case p.op <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for another step of the pod: %w", ctx.Err())
+	}
+}
+
+func (p *machine) unlock() { <-p.op }
 
 // sleep waits for d, or for a wake-up when d is 0; it returns false when ctx ended.
 func (p *machine) sleep(ctx context.Context, d time.Duration) bool {

@@ -1,0 +1,225 @@
+package enroll
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/undermesh/undermesh/controller/api"
+)
+
+// labels parses "k=v,k=v".
+func labels(s string) map[string]string {
+	out := map[string]string{}
+	for _, kv := range strings.Split(s, ",") {
+		if k, v, ok := strings.Cut(kv, "="); ok {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+func TestDecide(t *testing.T) {
+	for _, tc := range []struct {
+		row, ns, pod string
+		byDefault    bool
+		want         bool
+		warning      string // part of it
+	}{
+		{row: "SI-01 namespace enabled", ns: "istio-injection=enabled", want: true},
+		{row: "SI-01 ambient namespace", ns: "istio.io/dataplane-mode=ambient", want: true},
+		{row: "SI-02 namespace disabled", ns: "istio-injection=disabled"},
+		{row: "SI-02 label removed", ns: ""},
+		{row: "SI-03 pod opts in", pod: "sidecar.istio.io/inject=true", want: true},
+		{row: "SI-03 pod opts out", ns: "istio-injection=enabled", pod: "sidecar.istio.io/inject=false"},
+		{row: "SI-03 ambient pod opts in", pod: "istio.io/dataplane-mode=ambient", want: true},
+		{row: "SI-03 ambient pod opts out", ns: "istio.io/dataplane-mode=ambient", pod: "istio.io/dataplane-mode=none"},
+		{row: "SI-04 namespace revision", ns: "istio.io/rev=canary", want: true},
+		{row: "SI-04 pod revision", pod: "istio.io/rev=canary", want: true},
+		{row: "SI-05 injection beats revision", ns: "istio-injection=disabled,istio.io/rev=canary"},
+		{row: "SI-05 injection and revision", ns: "istio-injection=enabled,istio.io/rev=canary", want: true},
+		{row: "SI-05 namespace disabled wins over pod", ns: "istio-injection=disabled", pod: "sidecar.istio.io/inject=true"},
+		{row: "SI-05 namespace disabled wins over pod revision", ns: "istio-injection=disabled", pod: "istio.io/rev=canary"},
+		{row: "SI-05 pod disabled wins over revision", ns: "istio.io/rev=canary", pod: "sidecar.istio.io/inject=false"},
+		{row: "SI-05 mode none wins", ns: "istio-injection=enabled,istio.io/dataplane-mode=none"},
+		{row: "SI-06 default off"},
+		{row: "SI-06 default on", byDefault: true, want: true},
+		{row: "SI-06 default on, pod opts out", byDefault: true, pod: "sidecar.istio.io/inject=false"},
+		{row: "unknown namespace value", ns: "istio-injection=yes", warning: `namespace foo: label istio-injection has the unknown value "yes"`},
+		{row: "unknown pod value", ns: "istio-injection=enabled", pod: "sidecar.istio.io/inject=True", warning: `pod foo/a: label sidecar.istio.io/inject has the unknown value "True"`},
+		{row: "unknown mode", byDefault: true, pod: "istio.io/dataplane-mode=sidecar", warning: "istio.io/dataplane-mode"},
+		{row: "empty revision", ns: "istio.io/rev=", warning: "istio.io/rev"},
+		{row: "unknown revision hidden by injection", ns: "istio-injection=enabled,istio.io/rev=", want: true},
+	} {
+		t.Run(tc.row, func(t *testing.T) {
+			ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "foo", Labels: labels(tc.ns)}}
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "foo", Name: "a", Labels: labels(tc.pod)}}
+			d := Decide(ns, pod, Policy{EnrollByDefault: tc.byDefault})
+			if d.Enrolled != tc.want || d.Why == "" {
+				t.Errorf("got %+v, want enrolled %v", d, tc.want)
+			}
+			if text := strings.Join(d.Warnings, "\n"); (text != "") != (tc.warning != "") || !strings.Contains(text, tc.warning) {
+				t.Errorf("warnings %q, want %q", text, tc.warning)
+			}
+		})
+	}
+}
+
+func TestDecideNever(t *testing.T) {
+	on := map[string]string{"istio-injection": "enabled"}
+	for name, tc := range map[string]struct {
+		ns  string
+		pod corev1.Pod
+	}{
+		"host network":       {"foo", corev1.Pod{Spec: corev1.PodSpec{HostNetwork: true}}},
+		"succeeded":          {"foo", corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodSucceeded}}},
+		"failed":             {"foo", corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodFailed}}},
+		"excluded (CN-05)":   {"kube-system", corev1.Pod{}},
+		"root ns (excluded)": {"istio-system", corev1.Pod{}},
+	} {
+		p := Policy{ExcludedNamespaces: []string{"istio-system", "kube-system"}, EnrollByDefault: true}
+		if d := Decide(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: tc.ns, Labels: on}}, &tc.pod, p); d.Enrolled {
+			t.Errorf("%s: enrolled: %s", name, d.Why)
+		}
+	}
+}
+
+func TestExclusions_CN07(t *testing.T) {
+	e, errs := ParseExclusions("foo/a", map[string]string{
+		api.AnnotationIncludeOutboundIPRanges: "*",
+		api.AnnotationExcludeOutboundIPRanges: "10.1.0.0/16, fd00::/8,10.1.0.0/16",
+		api.AnnotationExcludeOutboundPorts:    "3306,5432 ,3306",
+		api.AnnotationIncludeOutboundPorts:    "80",
+		api.AnnotationExcludeInboundPorts:     "9090",
+		api.AnnotationIncludeInboundPorts:     "*",
+	})
+	want := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/8")}
+	if len(errs) > 0 || !slices.Equal(e.OutboundPrefixes, want) || !slices.Equal(e.ExcludeOutboundPorts, []uint16{3306, 5432}) ||
+		!slices.Equal(e.IncludeOutboundPorts, []uint16{80}) || !slices.Equal(e.ExcludeInboundPorts, []uint16{9090}) {
+		t.Errorf("%+v %v", e, errs)
+	}
+}
+
+func TestIncludeOutboundIPRangesExcludesTheRest(t *testing.T) {
+	e, errs := ParseExclusions("foo/a", map[string]string{api.AnnotationIncludeOutboundIPRanges: "10.0.0.0/8,192.168.1.0/24"})
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	for addr, excluded := range map[string]bool{"10.1.2.3": false, "192.168.1.9": false, "192.168.2.9": true, "8.8.8.8": true,
+		"11.0.0.0": true, "fd00::1": true, "9.255.255.255": true} {
+		a := netip.MustParseAddr(addr)
+		if got := slices.ContainsFunc(e.OutboundPrefixes, func(p netip.Prefix) bool { return p.Contains(a) }); got != excluded {
+			t.Errorf("%s excluded: %v, want %v", addr, got, excluded)
+		}
+	}
+	none, _ := ParseExclusions("foo/a", map[string]string{api.AnnotationIncludeOutboundIPRanges: ""})
+	if !slices.Equal(none.OutboundPrefixes, []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}) {
+		t.Errorf("nothing included: %v", none.OutboundPrefixes)
+	}
+}
+
+func TestBadExclusionsKeepTheTrafficCaptured(t *testing.T) {
+	for annotation, values := range map[string][]string{
+		api.AnnotationIncludeOutboundIPRanges: {"10.0.0.0", "10.0.0.1/8", "a", "10.0.0.0/8,", "::ffff:10.0.0.0/104"},
+		api.AnnotationExcludeOutboundIPRanges: {"10.0.0.0/33", "*"},
+		api.AnnotationExcludeOutboundPorts:    {"0", "65536", "http", "80;81", "80,,81", strings.Repeat("1,", 300) + "1"},
+		api.AnnotationExcludeInboundPorts:     {"-1"},
+		api.AnnotationIncludeInboundPorts:     {"80", ""},
+	} {
+		for _, v := range values {
+			e, errs := ParseExclusions("foo/a", map[string]string{annotation: v})
+			if len(errs) != 1 || len(e.OutboundPrefixes)+len(e.ExcludeOutboundPorts)+len(e.ExcludeInboundPorts) > 0 {
+				t.Errorf("%s=%q: %+v %v", annotation, v, e, errs)
+				continue
+			}
+			for _, part := range []string{"foo/a", annotation, "stays captured"} {
+				if !strings.Contains(errs[0].Error(), part) {
+					t.Errorf("error does not name %s: %v", part, errs[0])
+				}
+			}
+		}
+	}
+}
+
+func FuzzExclusions(f *testing.F) {
+	f.Add("10.0.0.0/8,fd00::/8", "80,443")
+	f.Add("*", "")
+	f.Fuzz(func(t *testing.T, ranges, list string) {
+		e, errs := ParseExclusions("foo/a", map[string]string{api.AnnotationIncludeOutboundIPRanges: ranges, api.AnnotationExcludeInboundPorts: list})
+		if len(errs) == 2 && len(e.OutboundPrefixes)+len(e.ExcludeInboundPorts) > 0 {
+			t.Error("a refused annotation has an effect")
+		}
+		for _, p := range e.OutboundPrefixes {
+			if p != p.Masked() {
+				t.Errorf("prefix %s is not masked", p)
+			}
+		}
+	})
+}
+
+func TestProbes(t *testing.T) {
+	get := func(port intstr.IntOrString, path, host string, scheme corev1.URIScheme) corev1.ProbeHandler {
+		return corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: port, Path: path, Host: host, Scheme: scheme}}
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "foo", Name: "a"},
+		Spec: corev1.PodSpec{
+			InitContainers: []corev1.Container{{Name: "init", StartupProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(7000)}}}}},
+			Containers: []corev1.Container{{Name: "c",
+				Ports:          []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}},
+				LivenessProbe:  &corev1.Probe{ProbeHandler: get(intstr.FromString("http"), "/live?x=1", "", "")},
+				ReadinessProbe: &corev1.Probe{ProbeHandler: get(intstr.FromInt32(8080), "ready", "10.0.0.1", corev1.URISchemeHTTP)},
+				Lifecycle: &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(8081)}},
+					PreStop: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{}}},
+			}, {Name: "d",
+				LivenessProbe:  &corev1.Probe{ProbeHandler: get(intstr.FromInt32(8443), "/x", "", corev1.URISchemeHTTPS)},
+				ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 9000}}},
+				StartupProbe:   &corev1.Probe{ProbeHandler: get(intstr.FromString("http"), "/", "", "")}, // a port of another container
+			}, {Name: "e",
+				LivenessProbe: &corev1.Probe{ProbeHandler: get(intstr.FromInt32(80), "/secret", "10.0.0.9", "")}, // another pod
+			}}},
+		Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}}}}
+	probes, warnings := Probes(pod)
+	want := []Probe{{Port: 7000}, {Port: 8080, HTTP: true, Path: "/live?x=1"}, {Port: 8080, HTTP: true, Path: "/ready"},
+		{Port: 8081, HTTP: true, Path: "/"}, {Port: 8443}, {Port: 9000}}
+	if !slices.Equal(probes, want) {
+		t.Errorf("got %+v\nwant %+v", probes, want)
+	}
+	if len(warnings) != 2 || !strings.Contains(warnings[0], `container d: startupProbe: port "http"`) || !strings.Contains(warnings[1], `host "10.0.0.9"`) {
+		t.Errorf("warnings: %q", warnings)
+	}
+}
+
+func TestInPod(t *testing.T) {
+	const uid = "0a1b-2c"
+	for line, want := range map[string]bool{
+		"0::/kubepods/burstable/pod0a1b-2c/abc":                                               true,
+		"3:cpu,cpuacct:/kubepods/pod0a1b-2c/abc":                                              true,
+		"0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod0a1b_2c.slice/x": true,
+		"0::/kubepods.slice/kubepods-pod0a1b_2c.slice/cri-containerd-x.scope":                 true,
+		"0::/kubepods/pod0a1b-2cd/abc":                                                        false,
+		"0::/kubepods/burstable/xpod0a1b-2c/abc":                                              false,
+		"0::/user.slice/pod0a1b-2c":                                                           false,
+		"garbage":                                                                             false,
+	} {
+		if inPod("1:name=systemd:/\n"+line+"\n", uid) != want {
+			t.Errorf("%s: want %v", line, want)
+		}
+	}
+}
+
+func TestListeners(t *testing.T) {
+	const table = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000:280A 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 111 1 0 100 0 0 10 0
+   1: 0100007F:280A 0100007F:C000 01 00000000:00000000 00:00000000 00000000     0        0 222 1 0 100 0 0 10 0
+   2: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 333 1 0 100 0 0 10 0
+`
+	got := map[string]bool{}
+	if err := listeners(strings.NewReader(table), 10250, got); err != nil || len(got) != 1 || !got["socket:[111]"] {
+		t.Errorf("%v %v", got, err)
+	}
+}
