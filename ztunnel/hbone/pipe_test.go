@@ -70,7 +70,7 @@ func (c *memConn) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-func (c *memConn) closeWrite() { c.out.end(false) }
+func (c *memConn) CloseWrite() error { c.out.end(false); return nil }
 
 func (d *memDir) end(reader bool) {
 	d.mu.Lock()

@@ -785,7 +785,7 @@ func FuzzServerConn(f *testing.F) {
 		done := make(chan struct{})
 		go func() { defer close(done); _ = srv.Run(context.Background()) }()
 		_, _ = a.Write(append([]byte(clientPreface), in...))
-		a.closeWrite()
+		_ = a.CloseWrite()
 		_, _ = io.Copy(io.Discard, a)
 		<-done
 		srv.c.recv.mu.Lock()
@@ -848,7 +848,7 @@ func FuzzClientConn(f *testing.F) {
 			}
 		}()
 		_, _ = b.Write(in)
-		b.closeWrite()
+		_ = b.CloseWrite()
 		<-cl.Done()
 		<-got
 		b.Close()
