@@ -3,10 +3,14 @@ package identity
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 )
 
 const defaultTTL = 24 * time.Hour
+
+// loudEvery is how many failures in a row of one identity make one warning, beside the first.
+const loudEvery = 12
 
 // keep fetches for one entry, again at half life and after failures, until the entry is unused or ctx ends. A failed renewal
 // keeps the certificate held, which stays in use until it expires.
@@ -33,7 +37,11 @@ func (m *Manager) keep(ctx context.Context, e *entry) {
 		}
 		failures++
 		delay := m.backoff(failures)
-		m.cfg.Log.Warn("certificate not issued, will ask again", "identity", e.id.String(), "err", err, "attempt", failures, "dur", delay)
+		level := slog.LevelDebug
+		if failures == 1 || failures%loudEvery == 0 { // an outage of the CA concerns every identity of the node
+			level = slog.LevelWarn
+		}
+		m.cfg.Log.Log(ctx, level, "certificate not issued, will ask again", "identity", e.id.String(), "err", err, "attempt", failures, "dur", delay)
 		if !pause(ctx, m.cfg.Clock, delay, nil) {
 			return
 		}
