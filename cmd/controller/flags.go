@@ -30,6 +30,7 @@ type options struct {
 	monitorAddr   string
 	readyAddr     string
 	identity      string
+	tlsNames      string
 	logLevel      slog.Level
 }
 
@@ -41,7 +42,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	fs.SetOutput(out)
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server; default: in-cluster")
 	fs.StringVar(&o.configDir, "config", "", "`directory` of YAML to serve instead of an API server")
-	fs.StringVar(&o.tokenFile, "token-file", "", "CSV `file` of tokens: token,system:serviceaccount:NS:SA,node:NODE (with -config)")
+	fs.StringVar(&o.tokenFile, "token-file", "", "CSV `file` of tokens: token,system:serviceaccount:NS:SA[,node] (with -config)")
 	fs.StringVar(&o.certDir, "cert-dir", "", "`directory` that keeps the certificate authority (with -config)")
 	fs.StringVar(&o.writeRoot, "write-root", "", "`file` to write the root certificates to")
 	fs.StringVar(&o.rootNamespace, "root-namespace", api.DefaultRootNamespace, "`namespace` of the mesh's ConfigMap and of policies for the whole mesh")
@@ -54,6 +55,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	fs.StringVar(&o.monitorAddr, "monitor-addr", port(api.PortMonitor), "`address` of /metrics")
 	fs.StringVar(&o.readyAddr, "ready-addr", ":8080", "`address` of /ready")
 	fs.StringVar(&o.identity, "identity", "", "`name` of this replica; default: POD_NAME, or the host name")
+	fs.StringVar(&o.tlsNames, "tls-names", "", "further `names`, separated by commas, of the server's certificate")
 	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := fs.Parse(args); err != nil {
 		return o, err

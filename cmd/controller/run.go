@@ -2,9 +2,15 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
+	"strings"
 
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/ca"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/model"
@@ -24,11 +30,76 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			InstallNamespace: o.rootNamespace, ClusterDomain: o.clusterDomain, ClusterID: o.clusterID, CertTTL: o.certTTL,
 		},
 	}
-	cfg.Source = watch.NewDirectory(configdir.New(configdir.Config{Dir: o.configDir, Log: log, Clock: cfg.Clock}))
-	cfg.Status = status.Directory{Dir: o.configDir}
+	var err error
+	if o.configDir != "" {
+		err = forDirectory(&cfg, o)
+	} else {
+		err = forKubernetes(&cfg, o)
+	}
+	if err != nil {
+		return err
+	}
 	s, err := server.New(cfg)
 	if err != nil {
 		return err
 	}
+	log.Info("controller starts", "identity", o.identity, "config", o.configDir, "xds", o.xdsAddr)
 	return s.Run(ctx)
+}
+
+// forDirectory serves a directory of YAML; callers are known by a file of tokens.
+func forDirectory(cfg *server.Config, o options) error {
+	cfg.Source = watch.NewDirectory(configdir.New(configdir.Config{Dir: o.configDir, Log: cfg.Log, Clock: cfg.Clock}))
+	cfg.Status = status.Directory{Dir: o.configDir}
+	if o.xdsAddr == "" {
+		return nil
+	}
+	f, err := os.Open(o.tokenFile)
+	if err != nil {
+		return fmt.Errorf("open token file: %w", err)
+	}
+	defer f.Close()
+	tokens, err := ca.ParseStaticTokens(f)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.certDir, 0o700); err != nil {
+		return fmt.Errorf("make certificate directory: %w", err)
+	}
+	root := ca.DirStore{Path: filepath.Join(o.certDir, "ca")}
+	cfg.Authority = &server.AuthorityConfig{Store: root, Authenticator: tokens, ServingNames: o.servingNames()}
+	if o.writeRoot != "" {
+		cfg.Publish = func(_ context.Context, roots []byte) error { return writeFile(o.writeRoot, roots) }
+	}
+	return nil
+}
+
+// servingNames are those of the Service, those of this machine, and what the flags add.
+func (o options) servingNames() []string {
+	short := api.ControllerName + "." + o.rootNamespace
+	names := []string{short + ".svc", short + ".svc." + o.clusterDomain, short, api.ControllerName, "localhost", "127.0.0.1", "::1"}
+	if host, _, err := net.SplitHostPort(o.xdsAddr); err == nil && host != "" {
+		names = append(names, host)
+	}
+	for name := range strings.SplitSeq(o.tlsNames, ",") {
+		if name = strings.TrimSpace(name); name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// writeFile makes the file appear whole; a file that is the same already is left alone.
+func writeFile(path string, data []byte) error {
+	if old, err := os.ReadFile(path); err == nil && string(old) == string(data) {
+		return nil
+	}
+	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
+	if err := os.WriteFile(tmp, data, 0o644); err != nil {
+		return fmt.Errorf("write root certificates: %w", err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("write root certificates: %w", err)
+	}
+	return nil
 }

@@ -19,6 +19,12 @@ const leaseName = "istiod-leader"
 // always leads: there is one replica only.
 func always(ctx context.Context, lead func(context.Context) error) error { return lead(ctx) }
 
+// ByLease returns a Config.Lead for several replicas: the one that holds the Lease of the namespace leads. identity must
+// differ between replicas.
+func ByLease(client kubernetes.Interface, namespace, identity string, log *slog.Logger) func(context.Context, func(context.Context) error) error {
+	return lease{client: client, namespace: namespace, identity: identity, log: log}.run
+}
+
 // lease runs work while this replica holds the Lease of its namespace.
 type lease struct {
 	client    kubernetes.Interface

@@ -1,28 +1,11 @@
 package server
 
 import (
-	"context"
 	"log/slog"
-
-	"google.golang.org/grpc"
 
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/xds"
 )
-
-// Authority is the certificate authority as the server needs it. All methods are safe for concurrent use.
-type Authority interface {
-	// Run loads the authority, retrying until it can, and keeps its serving certificate fresh until ctx ends.
-	Run(ctx context.Context) error
-	// Ready reports whether it can sign.
-	Ready() bool
-	// Roots returns the root certificates in PEM, nil before Ready.
-	Roots() []byte
-	// Register adds the certificate service.
-	Register(r grpc.ServiceRegistrar)
-	// ServerOptions are the transport's credentials and the check of callers.
-	ServerOptions(log *slog.Logger) []grpc.ServerOption
-}
 
 // publisher hands what was compiled to the xDS store.
 type publisher struct {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/status"
 	"github.com/undermesh/undermesh/controller/watch"
@@ -48,8 +49,8 @@ type Config struct {
 	MonitorAddr  string // /metrics; "" serves none
 	ReadyAddr    string // /ready; "" serves none
 
-	// Authority is required with XDSAddr.
-	Authority Authority
+	// Authority is required with XDSAddr; nil: there is none.
+	Authority *AuthorityConfig
 	// Status stores what was found about policies; nil stores nothing.
 	Status interface {
 		Write(ctx context.Context, s compile.Status) error
@@ -93,6 +94,7 @@ type Server struct {
 	cfg      Config
 	registry *prometheus.Registry
 	store    *xds.Store
+	ca       *authority // nil: there is none
 	engine   *engine
 	statuses *status.Manager // nil: none are written
 	stopping atomic.Bool
@@ -116,7 +118,21 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.engine = &engine{log: cfg.Log, clock: cfg.Clock, out: publisher{s.store, cfg.Log}, status: report, index: cfg.Index,
 		metrics: m, compiler: compile.New(cfg.Compile)}
+	if cfg.Authority != nil {
+		s.ca = newAuthority(*cfg.Authority, cfg, s.trustDomain)
+	}
 	return s, nil
+}
+
+// trustDomain is the one in force; the default before the first snapshot.
+func (s *Server) trustDomain() string {
+	if m := s.engine.mesh.Load(); m != nil {
+		return m.TrustDomain
+	}
+	if td := s.cfg.Compile.Mesh.TrustDomain; td != "" {
+		return td
+	}
+	return api.DefaultTrustDomain
 }
 
 // Missing says what keeps the server from being ready, "" when nothing does.
@@ -128,7 +144,7 @@ func (s *Server) Missing() string {
 	if !s.engine.synced.Load() {
 		missing = append(missing, "objects are not synchronised yet")
 	}
-	if s.cfg.Authority != nil && !s.cfg.Authority.Ready() {
+	if s.ca != nil && s.ca.loaded.Load() == nil {
 		missing = append(missing, "the certificate authority is not loaded yet")
 	}
 	return strings.Join(missing, "; ")
@@ -141,14 +157,14 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	api := xds.NewServer(xds.Config{Store: s.store, Clock: s.cfg.Clock, Log: s.cfg.Log, Registerer: s.registry})
-	if s.cfg.Authority != nil {
-		g.Go(func() error { return s.cfg.Authority.Run(ctx) })
+	disco := xds.NewServer(xds.Config{Store: s.store, Clock: s.cfg.Clock, Log: s.cfg.Log, Registerer: s.registry})
+	if s.ca != nil {
+		g.Go(func() error { return s.ca.load(ctx) })
 	}
 	g.Go(func() error { return s.cfg.Source.Run(ctx, s.engine.apply) })
 	g.Go(func() error { return s.cfg.Lead(ctx, s.lead) })
 	for _, l := range listeners {
-		g.Go(func() error { return l.serve(ctx, api) })
+		g.Go(func() error { return l.serve(ctx, disco) })
 	}
 	g.Go(func() error {
 		<-ctx.Done()
@@ -161,7 +177,7 @@ func (s *Server) Run(ctx context.Context) error {
 // door is one listener with what it serves.
 type door struct {
 	net.Listener
-	serve func(ctx context.Context, api *xds.Server) error
+	serve func(ctx context.Context, disco *xds.Server) error
 }
 
 func (s *Server) listen() (doors []door, err error) {
@@ -192,9 +208,9 @@ func (s *Server) listen() (doors []door, err error) {
 		open(s.cfg.MonitorAddr, page(monitorHandler(s.registry))),
 		open(s.cfg.ReadyAddr, page(readyHandler(s.Missing))),
 		open(s.cfg.XDSPlainAddr, func(l net.Listener) func(context.Context, *xds.Server) error {
-			return func(ctx context.Context, api *xds.Server) error {
+			return func(ctx context.Context, disco *xds.Server) error {
 				srv := grpc.NewServer(serverOptions()...)
-				api.Register(srv)
+				disco.Register(srv)
 				return serveGRPC(ctx, s.cfg.Clock, l, srv)
 			}
 		}),
@@ -203,12 +219,18 @@ func (s *Server) listen() (doors []door, err error) {
 	return doors, err
 }
 
-// secure serves delta ADS and the CA over TLS to callers that prove who they are.
+// secure serves delta ADS and the CA over TLS to callers that prove who they are. Connections wait for the authority.
 func (s *Server) secure(l net.Listener) func(context.Context, *xds.Server) error {
-	return func(ctx context.Context, api *xds.Server) error {
-		srv := grpc.NewServer(append(serverOptions(), s.cfg.Authority.ServerOptions(s.cfg.Log)...)...)
-		api.Register(srv)
-		s.cfg.Authority.Register(srv)
+	return func(ctx context.Context, disco *xds.Server) error {
+		select {
+		case <-ctx.Done():
+			return l.Close()
+		case <-s.ca.ready:
+		}
+		ca := s.ca.loaded.Load()
+		srv := grpc.NewServer(append(serverOptions(), s.ca.options(ca)...)...)
+		disco.Register(srv)
+		ca.Register(srv)
 		return serveGRPC(ctx, s.cfg.Clock, l, srv)
 	}
 }
@@ -243,7 +265,7 @@ func (s *Server) lead(ctx context.Context) error {
 	if s.statuses != nil {
 		g.Go(func() error { return s.statuses.Run(ctx) })
 	}
-	if s.cfg.Publish != nil && s.cfg.Authority != nil {
+	if s.cfg.Publish != nil && s.ca != nil {
 		g.Go(func() error { return s.publishRoots(ctx) })
 	}
 	g.Go(func() error { // a leader without work still holds its office
@@ -257,21 +279,36 @@ func (s *Server) lead(ctx context.Context) error {
 const publishPeriod = 10 * time.Second
 
 func (s *Server) publishRoots(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-s.ca.ready:
+	}
 	for {
 		wait := publishPeriod
-		if roots := s.cfg.Authority.Roots(); len(roots) == 0 {
-			wait = 50 * time.Millisecond // not loaded yet
-		} else if err := s.cfg.Publish(ctx, roots); err != nil && ctx.Err() == nil {
+		roots, err := s.ca.loaded.Load().RootPEM()
+		if err == nil {
+			err = s.cfg.Publish(ctx, roots)
+		}
+		if err != nil && ctx.Err() == nil {
 			s.cfg.Log.Warn("publish root certificates", "err", err)
 			wait = time.Second
 		}
-		due := make(chan struct{})
-		timer := s.cfg.Clock.AfterFunc(wait, func() { close(due) })
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !pause(ctx, s.cfg.Clock, wait) {
 			return nil
-		case <-due:
 		}
+	}
+}
+
+// pause reports false when ctx ended first.
+func pause(ctx context.Context, c clock.Clock, d time.Duration) bool {
+	due := make(chan struct{})
+	timer := c.AfterFunc(d, func() { close(due) })
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-due:
+		return true
 	}
 }

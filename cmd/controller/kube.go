@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/ca"
+	"github.com/undermesh/undermesh/controller/server"
+	"github.com/undermesh/undermesh/controller/status"
+	"github.com/undermesh/undermesh/controller/watch"
+)
+
+// plugInSecret holds an operator's own signing certificate (MT-18).
+const plugInSecret = "cacerts"
+
+// forKubernetes serves the objects of an API server. Nothing is asked of it here: it may be away.
+func forKubernetes(cfg *server.Config, o options) error {
+	rc, err := restConfig(o.kubeconfig)
+	if err != nil {
+		return err
+	}
+	rc.QPS, rc.Burst, rc.UserAgent = 80, 160, "undermesh-controller"
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return fmt.Errorf("make client of API server: %w", err)
+	}
+	dyn, err := dynamic.NewForConfig(rc)
+	if err != nil {
+		return fmt.Errorf("make client of API server: %w", err)
+	}
+	cfg.Source = watch.NewKubernetes(watch.KubeConfig{Client: client, Dynamic: dyn, Namespace: o.rootNamespace,
+		Log: cfg.Log, Clock: cfg.Clock})
+	cfg.Status = status.Kubernetes{Client: dyn, Clock: cfg.Clock}
+	cfg.Lead = server.ByLease(client, o.rootNamespace, o.identity, cfg.Log)
+	cfg.Authority = &server.AuthorityConfig{
+		Store:         ca.SecretStore{Client: client.CoreV1().Secrets(o.rootNamespace)},
+		PlugIn:        func(ctx context.Context) (map[string][]byte, error) { return plugIn(ctx, client, o.rootNamespace) },
+		Authenticator: ca.NewTokenReview(client.AuthenticationV1().TokenReviews(), cfg.Clock),
+		Direct:        client, ServingNames: o.servingNames(),
+	}
+	cfg.Publish = func(ctx context.Context, roots []byte) error {
+		if o.writeRoot != "" {
+			if err := writeFile(o.writeRoot, roots); err != nil {
+				return err
+			}
+		}
+		return publishRoots(ctx, client, o.rootNamespace, roots)
+	}
+	return nil
+}
+
+func restConfig(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig == "" {
+		rc, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("read in-cluster configuration (use -kubeconfig or -config elsewhere): %w", err)
+		}
+		return rc, nil
+	}
+	rc, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("read kubeconfig %s: %w", kubeconfig, err)
+	}
+	return rc, nil
+}
+
+// plugIn returns nil when the operator gave no certificate.
+func plugIn(ctx context.Context, client kubernetes.Interface, namespace string) (map[string][]byte, error) {
+	s, err := client.CoreV1().Secrets(namespace).Get(ctx, plugInSecret, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read secret %s/%s: %w", namespace, plugInSecret, err)
+	}
+	if s.Data == nil {
+		return map[string][]byte{}, nil // it is there and empty: an error, not a reason to make our own
+	}
+	return s.Data, nil
+}
+
+// publishRoots keeps the ConfigMap that nodes read the root certificates from.
+func publishRoots(ctx context.Context, client kubernetes.Interface, namespace string, roots []byte) error {
+	store := client.CoreV1().ConfigMaps(namespace)
+	data := map[string]string{ca.FileRootCert: string(roots)}
+	now, err := store.Get(ctx, api.CAConfigMap, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		_, err = store.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: api.CAConfigMap}, Data: data}, metav1.CreateOptions{})
+		if err != nil {
+			return fmt.Errorf("create config map %s/%s: %w", namespace, api.CAConfigMap, err)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read config map %s/%s: %w", namespace, api.CAConfigMap, err)
+	}
+	if maps.Equal(now.Data, data) {
+		return nil
+	}
+	now.Data = data
+	if _, err := store.Update(ctx, now, metav1.UpdateOptions{}); err != nil {
+		return fmt.Errorf("update config map %s/%s: %w", namespace, api.CAConfigMap, err)
+	}
+	return nil
+}
