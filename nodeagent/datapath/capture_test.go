@@ -53,6 +53,30 @@ func TestCaptureOutbound(t *testing.T) {
 	}
 }
 
+// A multipath socket is captured by the address that it connects to first; the listener speaks plain TCP with it.
+func TestCaptureMPTCP(t *testing.T) {
+	l := newLab(t)
+	a := l.pod("a", 2)
+	l.enrol(a)
+	fd := -1
+	err := a.ns.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+		return err
+	})
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOPROTOOPT) {
+		t.Logf("this kernel has no MPTCP: %v", err)
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := netns.Connect(fd, unix.AF_INET, netip.MustParseAddrPort("10.95.0.77:9000")); err != nil {
+		t.Fatal(err)
+	}
+	l.want("MPTCP", l.firstLine(fd), "OUTBOUND", "10.95.0.77:9000")
+}
+
 func ifindex(t *testing.T, ns *netns.NetNS, name string) int {
 	t.Helper()
 	var i int

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -39,11 +40,14 @@ const (
 	progLookup   = "mesh_lookup"
 )
 
-// hooks are the programs attached once to the cgroup.
-var hooks = []struct {
+// hook is a program of the node.
+type hook struct {
 	name   string
 	attach ebpf.AttachType
-}{
+}
+
+// hooks are the programs attached once to the cgroup.
+var hooks = []hook{
 	// The keeper of the mark comes first, so that no socket is marked without it.
 	{"mesh_setsockopt", ebpf.AttachCGroupSetsockopt},
 	{"mesh_sockops", ebpf.AttachCGroupSockOps},
@@ -283,7 +287,27 @@ func (d *Datapath) attachLocked(specs ...*ebpf.CollectionSpec) error {
 		}
 		d.links = append(d.links, l)
 	}
+	if err := d.dropOldHooks(); err != nil {
+		return err
+	}
 	return d.maps[mapMeta].Put(uint32(0), d.meta())
+}
+
+// dropOldHooks removes links that an earlier build had and this one has not.
+func (d *Datapath) dropOldHooks() error {
+	entries, err := os.ReadDir(d.linksDir())
+	if err != nil {
+		return fmt.Errorf("list pinned links: %w", err)
+	}
+	for _, e := range entries {
+		if slices.ContainsFunc(hooks, func(h hook) bool { return h.name == e.Name() }) {
+			continue
+		}
+		if err := dropLink(filepath.Join(d.linksDir(), e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // loadOptionsLocked replaces the maps of spec that the node has.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	stdmaps "maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,7 +29,7 @@ type PodHandle struct {
 	cookie uint64
 	dir    string // of the pod's pins
 	tables *tables
-	load   func(config, listeners *ebpf.Map) (*ebpf.Program, error)
+	load   func(config, listeners *ebpf.Map) (*ebpf.Program, error) // nil as tables
 
 	mu        sync.Mutex // protects below
 	rec       record
@@ -115,21 +116,28 @@ func (d *Datapath) PreparePod(ctx context.Context, pod Pod) (*PodHandle, error) 
 }
 
 func (d *Datapath) newHandleLocked(r record) *PodHandle {
-	return &PodHandle{cfg: d.cfg, uid: r.UID, cookie: r.Cookie, dir: d.podDir(r.UID), tables: d.tablesLocked(), rec: r,
-		load: d.loadLookup, files: map[Kind]*os.File{}}
+	h := &PodHandle{cfg: d.cfg, uid: r.UID, cookie: r.Cookie, dir: d.podDir(r.UID), tables: d.tablesLocked(), rec: r,
+		files: map[Kind]*os.File{}}
+	if d.lookupSpec != nil {
+		h.load = d.lookupLoaderLocked()
+	}
+	return h
 }
 
-// loadLookup makes one instance of the sk_lookup program. What it reads of d does not change while d is open.
-func (d *Datapath) loadLookup(config, listeners *ebpf.Map) (*ebpf.Program, error) {
-	spec := d.lookupSpec.Copy()
-	o := d.loadOptionsLocked(spec)
-	o.MapReplacements[mapConfig], o.MapReplacements[mapListeners] = config, listeners
-	coll, err := ebpf.NewCollectionWithOptions(spec, o)
-	if err != nil {
-		return nil, fmt.Errorf("load sk_lookup program: %w", err)
+// lookupLoader makes instances of the sk_lookup program from what is open now, so that it needs no lock later.
+func (d *Datapath) lookupLoaderLocked() func(config, listeners *ebpf.Map) (*ebpf.Program, error) {
+	pristine, opts := d.lookupSpec, d.loadOptionsLocked(d.lookupSpec)
+	return func(config, listeners *ebpf.Map) (*ebpf.Program, error) {
+		o := opts
+		o.MapReplacements = stdmaps.Clone(opts.MapReplacements)
+		o.MapReplacements[mapConfig], o.MapReplacements[mapListeners] = config, listeners
+		coll, err := ebpf.NewCollectionWithOptions(pristine.Copy(), o)
+		if err != nil {
+			return nil, fmt.Errorf("load sk_lookup program: %w", err)
+		}
+		defer coll.Close()
+		return coll.DetachProgram(progLookup), nil
 	}
-	defer coll.Close()
-	return coll.DetachProgram(progLookup), nil
 }
 
 func (h *PodHandle) prepare(pod Pod, fresh bool) error {

@@ -69,6 +69,16 @@ func TestAdoptAfterRestart(t *testing.T) {
 	if len(before) != len(hooks)+1 {
 		t.Fatalf("%d links are pinned: %v", len(before), before)
 	}
+	links := filepath.Join(l.cfg.BPFFS, "undermesh/links")
+	stale, err := link.LoadPinnedLink(filepath.Join(links, hooks[0].name), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stale.Pin(filepath.Join(links, "mesh_of_an_older_build")); err != nil { // moves the pin
+		t.Fatal(err)
+	}
+	_ = stale.Close()
+	delete(before, "/undermesh/links/"+hooks[0].name)
 	_ = l.d.Close()
 	l.want("agent away", l.dial(a.ns, "10.95.0.3:9001", netns.Options{}), "OUTBOUND", "10.95.0.3:9001")
 
@@ -92,7 +102,12 @@ func TestAdoptAfterRestart(t *testing.T) {
 	if on, err := h.OutboundCaptured(); !on || err != nil || !h.InboundAttached() {
 		t.Errorf("outbound %v, inbound %v, %v", on, h.InboundAttached(), err)
 	}
-	if after := l.linkIDs(); !maps.Equal(before, after) {
+	after := l.linkIDs()
+	if _, ok := after["/undermesh/links/mesh_of_an_older_build"]; ok {
+		t.Error("a hook that this build has not is still attached")
+	}
+	delete(after, "/undermesh/links/"+hooks[0].name)
+	if !maps.Equal(before, after) {
 		t.Errorf("links before %v, after %v", before, after)
 	}
 	l.want("after restart", l.dial(a.ns, "10.95.0.3:9001", netns.Options{}), "OUTBOUND", "10.95.0.3:9001")
@@ -482,7 +497,7 @@ func TestProgramsPassVerifier(t *testing.T) {
 	start := time.Now()
 	const rounds = 20
 	for range rounds {
-		p, err := l.d.loadLookup(a.h.config, a.h.listeners)
+		p, err := a.h.load(a.h.config, a.h.listeners)
 		if err != nil {
 			t.Fatalf("%+v", err)
 		}
@@ -534,7 +549,7 @@ func BenchmarkLoadLookup(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		p, err := d.loadLookup(h.config, h.listeners)
+		p, err := h.load(h.config, h.listeners)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -63,7 +63,7 @@ func TestSteering(t *testing.T) {
 	for _, port := range []string{"80", "8080", "8081"} {
 		record(types.BPFMeshWhoMESH_WHO_KUBELET, "10.95.0.1:1000", "10.95.0.3:"+port)
 	}
-	prog, err := l.d.loadLookup(b.h.config, b.h.listeners)
+	prog, err := b.h.load(b.h.config, b.h.listeners)
 	if err != nil {
 		t.Fatal(err)
 	}
