@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 
 	"github.com/undermesh/undermesh/test/cluster/image"
 )
@@ -40,6 +41,9 @@ func missingPackages() []string {
 	return out
 }
 
+// depsTimeout bounds the whole installation.
+const depsTimeout = 15 * time.Minute
+
 // deps installs what is missing by apt-get and says so.
 func deps(ctx context.Context, o options, _ []string) error {
 	missing := missingPackages()
@@ -47,6 +51,8 @@ func deps(ctx context.Context, o options, _ []string) error {
 		o.log.Info("all Debian packages are installed")
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, depsTimeout)
+	defer cancel()
 	o.log.Info("installing Debian packages", "packages", strings.Join(missing, " "))
 	for _, args := range [][]string{{"update", "-qq"}, append([]string{"install", "-y", "-qq", "--no-install-recommends"}, missing...)} {
 		cmd := exec.CommandContext(ctx, "apt-get", args...)

@@ -63,6 +63,9 @@ func (c *Cluster) remove(ctx context.Context, s State, keep string) error {
 	if err := sandbox.RemoveCgroups(ctx, hs, s.Plan.CgroupName()); err != nil {
 		return err
 	}
+	if err := sandbox.RestoreRoot(hs, s.Controllers); err != nil {
+		return err
+	}
 	reaped, cancel := context.WithTimeout(ctx, reapTimeout)
 	defer cancel()
 	for _, p := range s.Members {

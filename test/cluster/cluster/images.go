@@ -26,13 +26,23 @@ var (
 		"libcap2-bin", "gcc-12-base"}
 )
 
+// buildTimeout bounds all compiling (minutes with cold caches, more on a slow line), imageTimeout the making of all images.
+const (
+	buildTimeout = time.Hour
+	imageTimeout = 15 * time.Minute
+)
+
 // Build compiles everything that a cluster runs, unless it is cached.
 func (c *Cluster) Build(ctx context.Context) (build.Set, error) {
+	ctx, cancel := context.WithTimeout(ctx, buildTimeout)
+	defer cancel()
 	return build.Build(ctx, build.Config{Root: c.cfg.Root, Cache: filepath.Join(c.cfg.Root, ".cache", "cluster", "bin"), Log: c.cfg.Log})
 }
 
 // Samples writes the images of samples and client to .cache/images and returns their files.
 func (c *Cluster) Samples(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, buildTimeout)
+	defer cancel()
 	bin, err := build.Build(ctx, build.Config{Root: c.cfg.Root, Cache: filepath.Join(c.cfg.Root, ".cache", "cluster", "bin"),
 		Only: []string{build.Samples, build.CoreDNS}, Log: c.cfg.Log})
 	if err != nil {
@@ -43,6 +53,8 @@ func (c *Cluster) Samples(ctx context.Context) ([]string, error) {
 
 // images returns the image files that a cluster starts with: first those that the system needs.
 func (c *Cluster) images(ctx context.Context, bin build.Set) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, imageTimeout)
+	defer cancel()
 	dir := filepath.Join(c.cfg.Root, ".cache", "images")
 	// Two runs would write the same; the later rename wins.
 	system, samples, client := filepath.Join(dir, "system.tar"), filepath.Join(dir, "samples.tar"), filepath.Join(dir, "client.tar")

@@ -29,6 +29,8 @@ type State struct {
 	Bin map[string]string `json:"bin"`
 	// Members are the init processes, control plane first.
 	Members []sandbox.Proc `json:"members"`
+	// Controllers were turned on in the root cgroup for this cluster.
+	Controllers []string `json:"controllers,omitempty"`
 	// Complete says that `up` saw everything it promises.
 	Complete bool `json:"complete"`
 }

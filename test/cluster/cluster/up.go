@@ -98,7 +98,7 @@ func (c *Cluster) already(ctx context.Context) (bool, error) {
 		return false, c.remove(ctx, s, "")
 	}
 	if s.Plan.Root != c.cfg.Root {
-		return false, fmt.Errorf("bring up cluster %s: the checkout %s has one of this name up; give another name or bring it down",
+		return false, fmt.Errorf("bring up cluster %s: the checkout %s has one of this name up; bring it down (cluster down) or give another name",
 			s.Plan.Name, s.Plan.Root)
 	}
 	if s.Plan.Options != c.cfg.Options {
@@ -232,7 +232,9 @@ func (u *ascent) launch(ctx context.Context) error {
 		return err
 	}
 	for _, n := range p.Members() {
-		if err := sandbox.MakeCgroups(hs, memberCgroup(p, n)); err != nil {
+		added, err := sandbox.MakeCgroups(hs, memberCgroup(p, n))
+		u.state.Controllers = append(u.state.Controllers, added...)
+		if err != nil {
 			return err
 		}
 		arg, err := json.Marshal(node.Config{Plan: p, Member: n, Bin: u.state.Bin, EarlyImages: u.images[:1], Netpol: true})

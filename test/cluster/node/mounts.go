@@ -128,12 +128,7 @@ func delegate() error {
 	if err != nil {
 		return err
 	}
-	for _, h := range hs {
-		if h.Type == "cgroup2" {
-			return sandbox.Delegate(h.Mount)
-		}
-	}
-	return nil
+	return sandbox.Delegate(hs)
 }
 
 func overlays() error {

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -68,60 +69,115 @@ func controllers(options string) string {
 	return strings.Join(keep, ",")
 }
 
-// MakeCgroups makes the group path (relative, two levels at most) in every hierarchy.
-func MakeCgroups(hs []Hierarchy, path string) error {
+// MakeCgroups makes the group path (relative, two levels at most) in every hierarchy. It returns the controllers that it had to
+// turn on in the root group of a version 2 machine, for RestoreRoot.
+func MakeCgroups(hs []Hierarchy, path string) (added []string, err error) {
 	for _, h := range hs {
 		dir := h.Mount
 		for _, part := range strings.Split(path, "/") {
 			parent := dir
-			if h.Type == "cgroup2" {
-				if err := delegate(parent); err != nil {
-					return err
+			if pureV2(hs) {
+				on, err := delegate(parent)
+				if err != nil {
+					return added, err
+				}
+				if parent == h.Mount {
+					added = append(added, on...)
 				}
 			}
 			dir = filepath.Join(dir, part)
 			if err := os.MkdirAll(dir, 0o755); err != nil {
-				return fmt.Errorf("make cgroup: %w", err)
+				return added, fmt.Errorf("make cgroup: %w", err)
 			}
-			// A new version 1 cpuset takes no process before it has cpus and memory nodes.
-			for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
-				if h.Type != "cgroup" {
-					break
-				}
-				b, err := os.ReadFile(filepath.Join(parent, name))
-				if errors.Is(err, fs.ErrNotExist) {
-					break
-				}
-				if err == nil {
-					err = os.WriteFile(filepath.Join(dir, name), b, 0o644)
-				}
-				if err != nil {
-					return fmt.Errorf("copy %s of cgroup: %w", name, err)
-				}
+			if err := copyCPUSet(h, parent, dir); err != nil {
+				return added, err
 			}
+		}
+	}
+	return added, nil
+}
+
+// copyCPUSet hands cpus and memory nodes down: a new version 1 cpuset has none and so takes no process.
+func copyCPUSet(h Hierarchy, parent, dir string) error {
+	if h.Type == "cgroup2" {
+		return nil
+	}
+	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+		b, err := os.ReadFile(filepath.Join(parent, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // another hierarchy
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), b, 0o644)
+		}
+		if err != nil {
+			return fmt.Errorf("copy %s of cgroup: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// delegate turns on all controllers of a version 2 group for its children.
-func delegate(dir string) error {
-	b, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+// pureV2 tells whether controllers are in the version 2 hierarchy; on a hybrid machine it is there for its tree only, and the
+// cluster leaves its controllers alone.
+func pureV2(hs []Hierarchy) bool { return len(hs) == 1 && hs[0].Type == "cgroup2" }
+
+// delegated controllers are those that kubelet and runtimes use.
+var delegated = []string{"cpuset", "cpu", "io", "memory", "hugetlb", "pids"}
+
+// delegate turns controllers of a version 2 group on for its children and returns those that were off.
+func delegate(dir string) (added []string, err error) {
+	have, err := words(filepath.Join(dir, "cgroup.controllers"))
 	if err != nil {
-		return fmt.Errorf("read controllers of cgroup: %w", err)
+		return nil, err
 	}
-	for _, c := range strings.Fields(string(b)) {
-		err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+c), 0o644)
-		// A controller that the machine's owner keeps busy (realtime threads for cpu) is not the cluster's to take.
-		if err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("delegate cgroup controller %s: %w", c, err)
+	control := filepath.Join(dir, "cgroup.subtree_control")
+	on, err := words(control)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range delegated {
+		if !slices.Contains(have, c) || slices.Contains(on, c) {
+			continue
+		}
+		if err := os.WriteFile(control, []byte("+"+c), 0o644); err != nil {
+			return added, fmt.Errorf("delegate cgroup controller %s: %w", c, err)
+		}
+		added = append(added, c)
+	}
+	return added, nil
+}
+
+func words(file string) ([]string, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read controllers of cgroup: %w", err)
+	}
+	return strings.Fields(string(b)), nil
+}
+
+// Delegate turns controllers of a version 2 machine on for the groups below the root of the caller's cgroup namespace; no
+// process may be in that root itself. On other machines there is nothing to do.
+func Delegate(hs []Hierarchy) error {
+	if !pureV2(hs) {
+		return nil
+	}
+	_, err := delegate(hs[0].Mount)
+	return err
+}
+
+// RestoreRoot turns controllers off in the root group again. What another cluster or program came to use meanwhile stays on.
+func RestoreRoot(hs []Hierarchy, added []string) error {
+	if !pureV2(hs) {
+		return nil
+	}
+	for _, c := range added {
+		err := os.WriteFile(filepath.Join(hs[0].Mount, "cgroup.subtree_control"), []byte("-"+c), 0o644)
+		if err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("take back cgroup controller %s: %w", c, err)
 		}
 	}
 	return nil
 }
-
-// Delegate turns on all controllers of the version 2 group dir for its children; no process may be in dir itself.
-func Delegate(dir string) error { return delegate(dir) }
 
 // JoinCgroups moves process pid (0 is the caller) into path of every hierarchy; in version 2 into its child leaf when leaf
 // is not empty, as a group with delegated controllers holds no processes itself.
