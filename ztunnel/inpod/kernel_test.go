@@ -378,6 +378,21 @@ func TestPathsOverTheRealDatapath(t *testing.T) {
 	m.want("from outside the mesh", legacy, far.v4, hello(legacy), "direction=inbound", "path=passthrough")
 	m.want("to outside the mesh", sleep, legacy.v4, hello(sleep), "direction=outbound", "path=passthrough")
 
+	service := func(p *meshPod, vip string) netip.Addr {
+		host := p.name + ".foo.svc.cluster.local"
+		member := p.resource()
+		ports := []*workloadapi.Port{{ServicePort: 8080, TargetPort: 8080}}
+		member.Message.(*workloadapi.Workload).Services = map[string]*workloadapi.PortList{"foo/" + host: {Ports: ports}}
+		m.apply(member, client.Resource{Message: &workloadapi.Service{
+			Name: p.name, Namespace: "foo", Hostname: host, Ports: ports,
+			Addresses: []*workloadapi.NetworkAddress{{Address: netip.MustParseAddr(vip).AsSlice()}},
+		}})
+		return netip.MustParseAddr(vip)
+	}
+	m.want("service", sleep, service(far, "10.96.0.1"), hello(sleep), "path=tunnel", "dst.service=far.foo.svc.cluster.local", "direction=inbound")
+	m.want("service, same node", sleep, service(near, "10.96.0.2"), hello(sleep), "path=proxied", "dst.service=near.foo.svc.cluster.local")
+	m.want("hairpin", sleep, service(sleep, "10.96.0.3"), hello(sleep), "path=proxied", "dst.workload=sleep")
+
 	only := &securityapi.Match{Principals: []*securityapi.StringMatch{{MatchType: &securityapi.StringMatch_Exact{Exact: "cluster.local/ns/foo/sa/sleep"}}}}
 	m.apply(deny("only-sleep", only, securityapi.Action_ALLOW), near.resource("foo/only-sleep"), far.resource("foo/only-sleep"))
 	for _, dst := range []*meshPod{near, far} {

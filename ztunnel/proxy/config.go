@@ -70,7 +70,7 @@ type Config struct {
 	MaxConns       int // open connections and tunnel streams of the node; default 200,000
 	MaxConnsPerPod int // of one pod; default 50,000
 	MaxRefusals    int // refused clients that wait for their reset; beyond it the reset is immediate. Default 4096
-	MaxHandshakes  int // TLS handshakes on tunnel listeners at a time; default 512
+	MaxHandshakes  int // TLS handshakes on one pod's tunnel listener at a time; others wait. Default 256
 }
 
 func (c Config) withDefaults() Config {
@@ -97,7 +97,7 @@ func (c Config) withDefaults() Config {
 	for _, n := range []struct {
 		field *int
 		value int
-	}{{&c.MaxConns, 200_000}, {&c.MaxConnsPerPod, 50_000}, {&c.MaxRefusals, 4096}, {&c.MaxHandshakes, 512}} {
+	}{{&c.MaxConns, 200_000}, {&c.MaxConnsPerPod, 50_000}, {&c.MaxRefusals, 4096}, {&c.MaxHandshakes, 256}} {
 		if *n.field == 0 {
 			*n.field = n.value
 		}

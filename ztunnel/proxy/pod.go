@@ -70,8 +70,11 @@ type Pod struct {
 	removed chan struct{}
 	once    sync.Once
 
+	handshakes chan struct{} // one element for each that is under way
+
 	mu        sync.Mutex // protects below
 	running   *run       // nil before Run and after it
+	ended     bool       // Run takes no more listeners
 	listeners map[net.Listener]*listener
 }
 
@@ -99,7 +102,7 @@ func (p *Proxy) NewPod(cfg PodConfig) *Pod {
 	for i, a := range cfg.Addrs {
 		cfg.Addrs[i] = a.Unmap()
 	}
-	pod := &Pod{p: p, cfg: cfg, removed: make(chan struct{}), listeners: map[net.Listener]*listener{}}
+	pod := &Pod{p: p, cfg: cfg, removed: make(chan struct{}), listeners: map[net.Listener]*listener{}, handshakes: make(chan struct{}, p.cfg.MaxHandshakes)}
 	pod.SetProbes(cfg.Probes)
 	pod.tunnels = newTunnels(pod)
 	p.mu.Lock()
@@ -122,6 +125,10 @@ func (pod *Pod) SetProbes(probes []Probe) {
 func (pod *Pod) Listen(kind Kind, l net.Listener) {
 	pod.mu.Lock()
 	defer pod.mu.Unlock()
+	if pod.ended {
+		_ = l.Close() // the caller gave it away
+		return
+	}
 	ln := &listener{Listener: l, kind: kind, port: addrPort(l.Addr()).Port()}
 	pod.listeners[l] = ln
 	if r := pod.running; r != nil {
@@ -190,7 +197,7 @@ func (pod *Pod) Run(ctx context.Context) error {
 	}
 	stopAccepting()
 	pod.mu.Lock()
-	pod.running = nil
+	pod.running, pod.ended = nil, true
 	for l := range pod.listeners {
 		_ = l.Close()
 	}

@@ -14,13 +14,12 @@ import (
 // Proxy is what the pods of one node share: limits, the pods by name, and the watch on the mesh's configuration.
 // Safe for concurrent use.
 type Proxy struct {
-	cfg        Config
-	conns      atomic.Int64
-	refusals   atomic.Int64
-	handshakes chan struct{}
-	buffers    buffers
-	pipes      pipes
-	serving    hbone.Config // of tunnel servers: their streams end with the pod's connections, not earlier
+	cfg      Config
+	conns    atomic.Int64
+	refusals atomic.Int64
+	buffers  buffers
+	pipes    pipes
+	serving  hbone.Config // of tunnel servers: their streams end with the pod's connections, not earlier
 
 	mu      sync.Mutex // protects below
 	pods    map[podName]*Pod
@@ -41,7 +40,7 @@ func New(cfg Config) *Proxy {
 	serving := cfg.Tunnel
 	serving.DrainTimeout = max(cfg.DrainTimeout, cfg.RemovedGrace)
 	return &Proxy{
-		cfg: cfg, serving: serving, handshakes: make(chan struct{}, cfg.MaxHandshakes),
+		cfg: cfg, serving: serving,
 		pods: map[podName]*Pod{}, addrs: map[netip.Addr]*Pod{}, all: map[*Pod]struct{}{}, changed: make(chan struct{}),
 	}
 }

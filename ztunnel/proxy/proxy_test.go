@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/undermesh/undermesh/controller/api/securityapi"
+	"github.com/undermesh/undermesh/controller/api/workloadapi"
 	"github.com/undermesh/undermesh/controller/client"
 )
 
@@ -248,5 +250,84 @@ func TestProbeConnectionCarriesOneRequest(t *testing.T) {
 			t.Errorf("second request: %d bytes, %v, want a reset", n, err)
 		}
 		w.wantLog("reason=probe_not_declared")
+	})
+}
+
+func TestCapturedSourceUsesTheTunnelBeforeItsAnnotation(t *testing.T) {
+	inWorld(t, nil, func(w *world) {
+		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("b", "httpbin", "10.0.1.1")
+		defer w.stop(a, b)
+		b.echo()
+		early := workload("foo", "sleep", a.ip)
+		early.TunnelProtocol = workloadapi.TunnelProtocol_NONE
+		w.apply(client.Resource{Message: early}, client.Resource{Message: workload("foo", "httpbin", b.ip, "istio-system/"+strict().GetName())},
+			client.Resource{Message: strict()})
+		if got, err := say(t, a.connect("10.0.1.1:80"), "x"); err != nil || got != "10.0.0.1\nx" {
+			t.Fatalf("got %q, %v", got, err)
+		}
+		w.wantLog("path=tunnel", "direction=inbound")
+	})
+}
+
+func TestForeignSourceAddressIsNotBelieved(t *testing.T) {
+	inWorld(t, nil, func(w *world) {
+		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("a", "httpbin", "10.0.0.2")
+		defer w.stop(a, b)
+		b.echo()
+		trusted := netip.MustParseAddr("10.66.0.1")
+		p := deny("foo", "by-address", &securityapi.Match{SourceIps: []*securityapi.Address{{Address: trusted.AsSlice(), Length: 32}}})
+		p.Action = securityapi.Action_ALLOW
+		w.apply(client.Resource{Message: workload("foo", "sleep", a.ip)}, client.Resource{Message: workload("foo", "httpbin", b.ip, "foo/by-address")},
+			client.Resource{Message: p})
+		near, far := memPair(netip.AddrPortFrom(trusted, 33333), netip.MustParseAddrPort("10.0.0.2:80"))
+		a.out.ch <- far
+		if _, err := say(t, near, "x"); !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatalf("%v, want a reset", err)
+		}
+		w.wantLog("reason=policy_not_allowed", "policy=foo/by-address")
+	})
+}
+
+func TestPassthroughToAPodOfThisNodeIsJudged(t *testing.T) {
+	inWorld(t, nil, func(w *world) {
+		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("a", "httpbin", "10.0.0.2")
+		defer w.stop(a, b)
+		b.echo()
+		plain := workload("foo", "httpbin", b.ip, "foo/nobody")
+		plain.TunnelProtocol = workloadapi.TunnelProtocol_NONE // its annotation is under way
+		w.apply(client.Resource{Message: workload("foo", "sleep", a.ip)}, client.Resource{Message: plain},
+			client.Resource{Message: allowFrom("foo", "nobody", "cluster.local/ns/foo/sa/nobody")})
+		if _, err := say(t, a.connect("10.0.0.2:80"), "x"); !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatalf("%v, want a reset", err)
+		}
+		if n := w.net.dialled(80); n != 0 {
+			t.Errorf("the application was dialled %d times", n)
+		}
+	})
+}
+
+func TestSlowHandshakesOfOnePodDoNotHoldUpAnother(t *testing.T) {
+	inWorld(t, func(c *Config) { c.MaxHandshakes = 2 }, func(w *world) {
+		a, b := w.pod("b", "httpbin", "10.0.1.1"), w.pod("b", "other", "10.0.1.2")
+		defer w.stop(a, b)
+		w.apply(client.Resource{Message: workload("foo", "httpbin", a.ip)}, client.Resource{Message: workload("foo", "other", b.ip)})
+		for range 3 {
+			if _, err := w.net.dial(netip.MustParseAddr("10.9.9.9"), netip.AddrPortFrom(a.ip, 15008)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		start := time.Now()
+		c := w.attacker(b, account("sleep"))
+		defer c.Close()
+		if d := time.Since(start); d != 0 {
+			t.Errorf("the other pod's handshake took %v", d)
+		}
+		start = time.Now()
+		late := w.attacker(a, account("sleep"))
+		defer late.Close()
+		if d := time.Since(start); d > 15*time.Second {
+			t.Errorf("the handshake behind silent clients took %v", d)
+		}
 	})
 }

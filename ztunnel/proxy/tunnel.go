@@ -5,8 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"net"
 	"net/netip"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/reason"
@@ -40,16 +43,10 @@ func (s *session) tunnel(r *run) error {
 	return nil
 }
 
-// handshake waits for the pod's identity and does TLS. It holds one of a bounded number of places meanwhile.
+// handshake waits for the pod's identity, then for one of the pod's places, and does TLS.
 func (s *session) handshake() (api.Identity, *tls.Conn, error) {
 	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.HandshakeTimeout)
 	defer cancel()
-	select {
-	case s.p.handshakes <- struct{}{}:
-		defer func() { <-s.p.handshakes }()
-	case <-ctx.Done():
-		return api.Identity{}, nil, ended(s.ctx, reason.Overload, errors.New("too many handshakes"))
-	}
 	var own *client.Workload
 	if !s.p.await(ctx, func(snap *client.Snapshot) bool {
 		own = s.pod.workload(snap)
@@ -58,14 +55,44 @@ func (s *session) handshake() (api.Identity, *tls.Conn, error) {
 		return api.Identity{}, nil, ended(s.ctx, reason.NotReady, errors.New("the mesh does not know this pod yet"))
 	}
 	s.describeInbound(s.dst, api.Identity{}, "", telemetry.NoTLS)
+	stop := context.AfterFunc(ctx, func() { _ = s.client.SetReadDeadline(time.Unix(1, 0)) }) // a closed one needs none
+	awaitReadable(s.client)
+	if !stop() {
+		return api.Identity{}, nil, ended(s.ctx, reason.TLSHandshake, errors.New("peer sent nothing"))
+	}
+	select {
+	case s.pod.handshakes <- struct{}{}:
+		defer func() { <-s.pod.handshakes }()
+	case <-ctx.Done():
+		return api.Identity{}, nil, ended(s.ctx, reason.Overload, errors.New("too many handshakes"))
+	}
+	brief, done := s.p.timeout(ctx, s.p.cfg.HandshakeTimeout*2/3) // a place is not for those that only hold it
+	defer done()
 	tc := tls.Server(hbone.NewTransport(s.client), s.p.cfg.Identity.ServerTLS(own.Identity))
-	if err := tc.HandshakeContext(ctx); err != nil {
+	if err := tc.HandshakeContext(brief); err != nil {
 		if errors.Is(err, io.EOF) {
 			return api.Identity{}, nil, ended(s.ctx, reason.TLSHandshake, errors.New("peer closed before its certificate"))
 		}
 		return api.Identity{}, nil, ended(s.ctx, identity.ReasonOf(err), err)
 	}
 	return own.Identity, tc, nil
+}
+
+// awaitReadable returns when c has bytes or has ended; at once when it cannot tell. A read deadline ends the wait.
+func awaitReadable(c net.Conn) {
+	tc, ok := c.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	raw, err := tc.SyscallConn()
+	if err != nil {
+		return
+	}
+	var peeked [1]byte
+	_ = raw.Read(func(fd uintptr) bool { // whatever ends the wait shows in the handshake
+		_, _, err := syscall.Recvfrom(int(fd), peeked[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		return err != syscall.EAGAIN
+	})
 }
 
 // stream carries one CONNECT to the application. conns is the pod's life, request the stream's.

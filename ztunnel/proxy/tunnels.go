@@ -105,6 +105,10 @@ func (s *session) tunnelRefusal(err error) error {
 	if errors.Is(err, hbone.ErrClosed) {
 		return ended(s.ctx, reason.PodRemoved, err)
 	}
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "remote error" { // a TLS alert: the server looks at our certificate after our own handshake
+		return ended(s.ctx, reason.TLSHandshake, err)
+	}
 	var status *hbone.StatusError
 	if errors.As(err, &status) {
 		if status.Code == 503 {
