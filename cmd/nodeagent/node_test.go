@@ -179,7 +179,7 @@ func newNode(t *testing.T) *node {
 		propagation: 50 * time.Millisecond}
 	for _, e := range proxies {
 		if strings.HasPrefix(e.Name(), "proxy") {
-			n.o.ztunnelCgroup = "/" + e.Name()
+			n.o.ztunnelCgroup = strings.TrimPrefix(filepath.Join(group, e.Name()), netnstest.Cgroup2(t))
 		}
 	}
 	for _, d := range []string{n.o.cniBinDir, n.o.cniConfDir} {

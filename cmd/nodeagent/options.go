@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -46,8 +47,8 @@ func parse(args []string, env func(string) string) (options, error) {
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file; default: the service account of the pod")
 	fs.StringVar(&o.configDir, "config", "", "directory of YAML instead of an API server")
 	fs.StringVar(&o.zds, "zds", "/var/run/ztunnel/ztunnel.sock", "socket that ztunnel connects to")
-	fs.StringVar(&o.cniSocket, "cni-socket", wire.DefaultSocket, "socket that the CNI plugin asks; the digest lies beside it")
-	fs.StringVar(&o.cniDigest, "cni-digest", wire.DefaultDigest, "file for the CNI plugin while the agent is away")
+	fs.StringVar(&o.cniSocket, "cni-socket", wire.DefaultSocket, "socket that the CNI plugin asks")
+	fs.StringVar(&o.cniDigest, "cni-digest", "", "file for the CNI plugin while the agent is away; default: digest.json beside the socket")
 	fs.StringVar(&o.cniBinary, "cni-binary", "/usr/local/bin/"+wire.PluginType, "the CNI plugin to install")
 	fs.StringVar(&o.cniBinDir, "cni-bin-dir", "", "where the runtime looks for plugins; empty: do not install the plugin")
 	fs.StringVar(&o.cniConfDir, "cni-conf-dir", "", "where the runtime looks for CNI configurations; empty: do not install the plugin")
@@ -55,7 +56,7 @@ func parse(args []string, env func(string) string) (options, error) {
 	fs.StringVar(&o.bpfPinDir, "bpf-pin-dir", "", "directory for pins, directly below the mount point of a BPF file system; default /sys/fs/bpf/undermesh")
 	fs.StringVar(&o.runDir, "run-dir", "/run/undermesh", "directory for mounts of the agent's own")
 	fs.StringVar(&o.cgroupRoot, "cgroup-root", "", "cgroup2 group whose processes are captured; default: the root")
-	fs.StringVar(&o.ztunnelCgroup, "ztunnel-cgroup", "", "ztunnel's group below the cgroup root; default: that of the process that connects")
+	fs.StringVar(&o.ztunnelCgroup, "ztunnel-cgroup", "", "ztunnel's cgroup2 group as /proc/PID/cgroup has it; default: that of the process that connects")
 	fs.UintVar(&o.kubeletPort, "kubelet-port", 10250, "port by which kubelet is found")
 	fs.StringVar(&o.procRoot, "proc-root", "/proc", "the node's proc file system")
 	fs.StringVar(&o.netnsDir, "netns-dir", "/var/run/netns", "where the runtime mounts network namespaces")
@@ -72,6 +73,9 @@ func parse(args []string, env func(string) string) (options, error) {
 		if ns = strings.TrimSpace(ns); ns != "" {
 			o.excluded = append(o.excluded, ns)
 		}
+	}
+	if o.cniDigest == "" {
+		o.cniDigest = filepath.Join(filepath.Dir(o.cniSocket), filepath.Base(wire.DefaultDigest))
 	}
 	return o, o.validate(fs.Args())
 }

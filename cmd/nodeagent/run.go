@@ -76,9 +76,13 @@ func assemble(ctx context.Context, o options, log *slog.Logger) (*agent, error) 
 	if a.kernel, err = openKernel(ctx, o, log); err != nil {
 		return nil, err
 	}
+	groups, err := enroll.HierarchyRoot(a.kernel.CgroupRoot())
+	if err != nil {
+		return nil, errors.Join(err, a.kernel.Close())
+	}
 	finder := enroll.Finder{ProcRoot: o.procRoot, NetnsDir: o.netnsDir}
 	a.super = enroll.NewSupervisor(enroll.SupervisorConfig{Rules: a.kernel, Log: log, ZtunnelCgroup: o.ztunnelCgroup,
-		Cgroups: enroll.Cgroups{Root: a.kernel.CgroupRoot(), Finder: finder}, KubeletPort: uint16(o.kubeletPort)})
+		Cgroups: enroll.Cgroups{Root: groups, Finder: finder}, KubeletPort: uint16(o.kubeletPort)})
 	// The server asks the manager and the manager the server: the closures see a.manager once it is set below.
 	a.proxy = zds.NewServer(zds.ServerConfig{Path: o.zds, Log: log,
 		Snapshot:  func() []zds.Workload { return a.manager.Snapshot() },

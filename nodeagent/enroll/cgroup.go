@@ -20,8 +20,31 @@ var errNoKubelet = errors.New("no process listens on kubelet's port")
 
 // Cgroups turns processes into cgroup2 ids.
 type Cgroups struct {
-	Root   string // mount point of the cgroup2 hierarchy, at its root; required
+	Root   string // mount point of the cgroup2 hierarchy, see HierarchyRoot; required
 	Finder Finder
+}
+
+// HierarchyRoot returns the mount point of the file system that dir, a cgroup, is in: /proc tells groups from there.
+func HierarchyRoot(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("find cgroup mount: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return "", fmt.Errorf("stat cgroup %s: %w", dir, err)
+	}
+	for parent := filepath.Dir(dir); parent != dir; parent = filepath.Dir(dir) {
+		var up unix.Stat_t
+		if err := unix.Stat(parent, &up); err != nil {
+			return "", fmt.Errorf("stat %s: %w", parent, err)
+		}
+		if up.Dev != st.Dev {
+			break
+		}
+		dir = parent
+	}
+	return dir, nil
 }
 
 // OfPath returns the id of the group at path below Root: the inode of its directory.

@@ -33,7 +33,7 @@ type SupervisorConfig struct {
 	Rules   NodeRules    // required
 	Cgroups Cgroups      // required
 	Log     *slog.Logger // required
-	// ZtunnelCgroup is the path of ztunnel's group below Cgroups.Root; "" takes the group of the process that connects.
+	// ZtunnelCgroup is the path of ztunnel's group as /proc/PID/cgroup has it; "" takes the group of the process that connects.
 	ZtunnelCgroup string
 	// KubeletPort is kubelet's; default 10250.
 	KubeletPort uint16
