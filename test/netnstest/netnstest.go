@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -128,7 +129,10 @@ func Bridge(t testing.TB, ns *netns.NetNS, prefix string, addrs ...netip.Prefix)
 	h := open(t, ns)
 	defer h.Close()
 	br := name(prefix)
-	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: br}}
+	snooping := false // it loses the first neighbour solicitation of IPv6, which costs a second
+	// An address of its own: otherwise it takes that of a port, and changes it under its neighbours.
+	mac := net.HardwareAddr{2, 0, byte(rand.Uint32()), byte(rand.Uint32()), byte(rand.Uint32()), byte(rand.Uint32())}
+	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: br, HardwareAddr: mac}, MulticastSnooping: &snooping}
 	if err := h.LinkAdd(link); err != nil {
 		t.Fatalf("add bridge %s: %v", br, err)
 	}
@@ -170,7 +174,8 @@ func Veth(t testing.TB, node *netns.NetNS, bridge, prefix string, pod *netns.Net
 		}
 	}
 	settle(t, hp, eth)
-	settle(t, hn, br) // its carrier is that of its ports
+	settle(t, hn, l) // the bridge forwards by it only then
+	settle(t, hn, br)
 }
 
 // settle waits until the link has its carrier and IPv6 addresses are in use: the kernel does both some time after the

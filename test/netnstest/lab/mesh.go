@@ -25,12 +25,12 @@ func (l *Lab) StartController() {
 	tokens := filepath.Join(l.tmp, "tokens.csv")
 	var lines strings.Builder
 	for _, n := range l.Nodes {
-		fmt.Fprintf(&lines, "%s,system:serviceaccount:%s:ztunnel,%s\n", l.token+n.Name, api.DefaultRootNamespace, n.Name)
+		fmt.Fprintf(&lines, "%s,system:serviceaccount:%s:ztunnel,node:%s\n", l.token+n.Name, api.DefaultRootNamespace, n.Name)
 		l.must(os.WriteFile(filepath.Join(n.dir, "token"), []byte(l.token+n.Name), 0o600))
 	}
 	l.must(os.WriteFile(tokens, []byte(lines.String()), 0o600))
-	l.mesh = l.start("controller", l.fabric, "", nil, filepath.Join(l.bin, "undermesh"), "mesh", "--config", l.Dir,
-		"--token-file", tokens, "--xds-addr", xdsAddr, "--write-root", l.rootCert(), "--ca-dir", filepath.Join(l.tmp, "ca"), "--monitor-addr", "127.0.0.1:15014", "--ready-addr", "127.0.0.1:8080")
+	l.mesh = l.start("controller", l.fabric, "", nil, filepath.Join(l.bin, "controller"), "--config", l.Dir,
+		"--token-file", tokens, "--xds-addr", xdsAddr, "--write-root", l.rootCert(), "--cert-dir", filepath.Join(l.tmp, "ca"), "--monitor-addr", "127.0.0.1:15014", "--ready-addr", "127.0.0.1:8080")
 }
 
 func (l *Lab) rootCert() string { return filepath.Join(l.tmp, "root-cert.pem") }
