@@ -39,7 +39,7 @@ func (onNode) MayImpersonate(_ context.Context, c ca.Caller, id api.Identity) er
 func realCA(t *testing.T, dir string) (rootPEM func() ([]byte, error), dial func(context.Context, string) (net.Conn, error)) {
 	t.Helper()
 	tokens, err := ca.ParseStaticTokens(strings.NewReader(
-		"good,system:serviceaccount:istio-system:ztunnel,n1\nuntrusted,system:serviceaccount:foo:sleep,n1\n"))
+		"good,system:serviceaccount:istio-system:ztunnel,node:n1\nuntrusted,system:serviceaccount:foo:sleep,n1\n"))
 	must(t, err)
 	a := ca.New(ca.Config{Store: ca.DirStore{Path: filepath.Join(dir, "ca")}, Authenticator: tokens, NodeAuthorizer: onNode{}, Clock: clock.System()})
 	must(t, a.Load(t.Context()))

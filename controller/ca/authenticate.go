@@ -157,7 +157,7 @@ type StaticTokens struct {
 	byHash map[[sha256.Size]byte]Caller
 }
 
-// ParseStaticTokens reads lines "token,user" or "token,user,node" with user system:serviceaccount:NAMESPACE:ACCOUNT;
+// ParseStaticTokens reads lines "token,user" or "token,user,node" (or "node:NAME") with user system:serviceaccount:NAMESPACE:ACCOUNT;
 // lines that begin with # are comments. Its errors name the line and never quote a token.
 func ParseStaticTokens(r io.Reader) (*StaticTokens, error) {
 	in := csv.NewReader(r)
@@ -184,7 +184,7 @@ func ParseStaticTokens(r io.Reader) (*StaticTokens, error) {
 			return nil, fmt.Errorf("parse token file: line %d: %w", line, err)
 		}
 		if len(record) == 3 {
-			caller.Node = strings.TrimSpace(record[2])
+			caller.Node = strings.TrimPrefix(strings.TrimSpace(record[2]), "node:")
 		}
 		key := sha256.Sum256([]byte(token))
 		if _, twice := out.byHash[key]; twice {
