@@ -6,6 +6,7 @@ import (
 	"iter"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/client"
@@ -29,6 +30,9 @@ func newPods(w *worker) (*pods, error) {
 	cfg := proxy.Config{
 		Snapshot: w.mesh.Snapshot, Changed: w.mesh.Watch, Identity: w.ids, Clock: w.clock, Telemetry: w.stats,
 		Log: w.log.With("component", "proxy"), ClusterID: w.o.clusterID, DrainTimeout: w.o.drainTimeout,
+		// Two thirds of it are for TLS, and must be longer than identity waits for a certificate (10 s): otherwise the log
+		// says that the handshake was cancelled, and not why there is no certificate.
+		HandshakeTimeout: 18 * time.Second,
 	}
 	if err := cfg.Validate(); err != nil {
 		return nil, err

@@ -18,7 +18,7 @@ import (
 // Source gives certificates of the workloads of this node.
 type Source interface {
 	// Certificate returns a certificate that is valid now. It waits for the first one; returns ErrNoIdentity when there is
-	// none within the limit, and the cause of ctx when that ends before.
+	// none within the limit, or until ctx ends, whose cause is then in the chain as well.
 	Certificate(ctx context.Context, id api.Identity) (*Certificate, error)
 }
 
@@ -121,7 +121,10 @@ func (m *Manager) Certificate(ctx context.Context, id api.Identity) (*Certificat
 			}
 			return nil, fmt.Errorf("%w %s within %s: %w", ErrNoIdentity, id, m.cfg.FirstWait, cause)
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for certificate of %s: %w", id, context.Cause(ctx))
+			if cause == nil {
+				cause = errors.New("the CA did not answer yet")
+			}
+			return nil, fmt.Errorf("%w %s: %w: %w", ErrNoIdentity, id, context.Cause(ctx), cause)
 		}
 	}
 }

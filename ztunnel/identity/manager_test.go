@@ -2,6 +2,7 @@ package identity
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -86,6 +87,13 @@ func TestFirstRequestWaitsTenSecondsThenSaysWhy(t *testing.T) {
 		}
 		if n := ca.requests(); n < 5 || n > 12 {
 			t.Errorf("%d requests in 10 s: want a back-off", n)
+		}
+		// A caller that gives up earlier learns both: that it gave up, and why there was nothing.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := m.Certificate(ctx, alice); !errors.Is(err, ErrNoIdentity) || !errors.Is(err, context.DeadlineExceeded) ||
+			!strings.Contains(err.Error(), "the pod is not on this node") {
+			t.Errorf("with an earlier deadline: %v", err)
 		}
 		if _, err := m.Certificate(t.Context(), api.Identity{}); !errors.Is(err, ErrNoIdentity) {
 			t.Errorf("zero identity: %v", err)
