@@ -37,10 +37,10 @@ func running(t *testing.T) cluster.State {
 	return s
 }
 
-// kubectl runs kubectl in the test's namespace.
+// kubectl runs kubectl.
 func kubectl(ctx context.Context, s cluster.State, stdin string, args ...string) (string, error) {
 	path, prefix, env := s.Kubectl()
-	cmd := exec.CommandContext(ctx, path, append(append(prefix, "-n", netpolNamespace), args...)...)
+	cmd := exec.CommandContext(ctx, path, append(prefix, args...)...)
 	cmd.Env, cmd.Stdin = env, strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -180,39 +180,33 @@ func TestNetworkPolicyIsEnforced(t *testing.T) {
 	if s.Plan.Nodes < 2 {
 		t.Fatal("two nodes are needed")
 	}
-	ctx := t.Context()
-	mustKubectl(t, s, "", "create", "namespace", netpolNamespace)
-	t.Cleanup(func() {
-		if _, err := kubectl(context.WithoutCancel(ctx), s, "", "delete", "namespace", netpolNamespace, "--timeout=60s"); err != nil {
-			t.Error(err)
-		}
-	})
-	mustKubectl(t, s, netpolPods, "apply", "-f", "-")
-	mustKubectl(t, s, "", "wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
-	requests := netpolRequests(t, s)
+	k := namespace(t, s, netpolNamespace)
+	k(netpolPods, "apply", "-f", "-")
+	k("", "wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
+	requests := netpolRequests(t, s, k)
 	for _, st := range netpolStages {
 		t.Run(st.name, func(t *testing.T) {
 			if st.spec != "" {
-				mustKubectl(t, s, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: "+st.spec+"\n", "apply", "-f", "-")
+				k("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: "+st.spec+"\n", "apply", "-f", "-")
 				t.Cleanup(func() {
-					if _, err := kubectl(context.WithoutCancel(ctx), s, "", "delete", "networkpolicy", "p"); err != nil {
+					if _, err := kubectl(context.Background(), s, "", "-n", netpolNamespace, "delete", "networkpolicy", "p"); err != nil {
 						t.Error(err)
 					}
 				})
 			}
 			deadline := time.Now().Add(inForce)
 			for {
-				wrong := wrongAnswers(ctx, s, st, requests)
+				wrong := wrongAnswers(t.Context(), s, st, requests)
 				if len(wrong) == 0 {
 					return
 				}
-				if time.Now().After(deadline) || ctx.Err() != nil {
+				if time.Now().After(deadline) {
 					t.Fatalf("after %s: %s", inForce, strings.Join(wrong, "; "))
 				}
 			}
 		})
 	}
-	for _, line := range strings.Fields(mustKubectl(t, s, "", "get", "pods", "-l", "app=echo", "-o",
+	for _, line := range strings.Fields(k("", "get", "pods", "-l", "app=echo", "-o",
 		"jsonpath={range .items[*]}{.status.containerStatuses[0].ready}/{.status.containerStatuses[0].restartCount} {end}")) {
 		if line != "true/0" {
 			t.Errorf("echo pod is %s (ready/restarts): probes must pass every policy", line)
@@ -229,11 +223,12 @@ func mustKubectl(t *testing.T, s cluster.State, stdin string, args ...string) st
 	return out
 }
 
-func netpolRequests(t *testing.T, s cluster.State) []request {
+func netpolRequests(t *testing.T, s cluster.State, k func(string, ...string) string) []request {
+	t.Helper()
 	client, sleep := func(st stage) bool { return st.client }, func(st stage) bool { return st.sleep }
-	vip := mustKubectl(t, s, "", "get", "service", "echo", "-o", "jsonpath={.spec.clusterIP}")
+	vip := k("", "get", "service", "echo", "-o", "jsonpath={.spec.clusterIP}")
 	out := []request{{"client to the service", "client", "http://" + vip + "/ip", "-4", client}}
-	pods := strings.Fields(mustKubectl(t, s, "", "get", "pods", "-l", "app=echo", "-o",
+	pods := strings.Fields(k("", "get", "pods", "-l", "app=echo", "-o",
 		"jsonpath={range .items[*]}{.spec.nodeName}={range .status.podIPs[*]}{.ip},{end} {end}"))
 	if len(pods) != 2 {
 		t.Fatalf("got pods %q, want one on each node", pods)
@@ -262,7 +257,7 @@ func wrongAnswers(ctx context.Context, s cluster.State, st stage, requests []req
 	results := make(chan string)
 	for _, r := range requests {
 		go func() {
-			_, err := kubectl(ctx, s, "", "exec", r.from, "--", "curl", "-sf", "-m", "1", "-o", "/dev/null", r.opt, r.url)
+			_, err := kubectl(ctx, s, "", "-n", netpolNamespace, "exec", r.from, "--", "curl", "-sf", "-m", "1", "-o", "/dev/null", r.opt, r.url)
 			if got := err == nil; got != r.want(st) {
 				results <- fmt.Sprintf("%s: passed is %v", r.name, got)
 				return
