@@ -41,7 +41,7 @@ type conn struct {
 	goneAway  bool      // client: the peer sent GOAWAY
 	draining  bool      // no new streams
 	dead      error     // set once
-	linger    bool      // a GOAWAY with an error is on its way: read on until the peer closes
+	linger    bool      // the last frames must arrive: read on until the peer closes
 	keepalive clock.Timer
 	forced    clock.Timer
 }
@@ -141,7 +141,9 @@ func (c *conn) end(err error) {
 	c.dead = err
 	var ce *ConnError
 	local := errors.As(err, &ce) && !ce.Remote
-	c.linger = local
+	// a socket closed with unread bytes is reset, and what it had still to send is lost: the END_STREAM of a drained
+	// connection, the GOAWAY of a broken one
+	c.linger = local || errors.Is(err, ErrClosed) && len(c.streams) == 0
 	victims := make([]*Stream, 0, len(c.streams))
 	for _, s := range c.streams {
 		victims = append(victims, s)
@@ -181,7 +183,8 @@ func (c *conn) lingers() bool {
 	return c.linger
 }
 
-// closeNet closes the connection after the last write. A peer that was told of an error gets the time to read it.
+// closeNet closes the connection after the last write; when that must arrive, only its write side: the read loop goes on
+// to the peer's close or CloseTimeout.
 func (c *conn) closeNet(clean bool) {
 	if !clean {
 		c.hardClose()
