@@ -194,15 +194,16 @@ func (c *Cluster) draw() (plan.Plan, error) {
 			taken[s.Plan.Index] = "cluster " + name
 		}
 	}
+	inUse, err := sandbox.InUse()
+	if err != nil {
+		return p, err
+	}
 	var used []string
 	for i := 0; i <= plan.MaxIndex; i++ {
 		p.Index = i
 		who := taken[i]
 		if who == "" {
-			link, err := sandbox.Overlaps(append(p.HostAddrs(), p.ClusterCIDRs()...))
-			if err != nil {
-				return p, err
-			}
+			link := sandbox.Clash(inUse, append(p.HostAddrs(), p.ClusterCIDRs()...))
 			if link == "" {
 				return p, nil
 			}

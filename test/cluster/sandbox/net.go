@@ -133,31 +133,69 @@ func RemoveLink(name string) error {
 	return nil
 }
 
-// Overlaps returns the name of the link by which an address or route of this machine meets one of want, or "".
-func Overlaps(want []netip.Prefix) (string, error) {
-	rs, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+// Used is one range or address that the machine's network namespace uses, and the link it belongs to.
+type Used struct {
+	Prefix netip.Prefix
+	Link   string
+	// Host says that it is one address (of the machine or of a gateway), not a range behind a route.
+	Host bool
+}
+
+// InUse lists addresses, gateways and routes of the caller's network namespace.
+func InUse() ([]Used, error) {
+	links, err := netlink.LinkList()
 	if err != nil {
-		return "", fmt.Errorf("list routes: %w", err)
+		return nil, fmt.Errorf("list links: %w", err)
 	}
-	for _, r := range rs {
+	names := map[int]string{}
+	var out []Used
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return nil, fmt.Errorf("list addresses of link %s: %w", l.Attrs().Name, err)
+		}
+		for _, a := range addrs {
+			out = addHost(out, a.IP, l.Attrs().Name)
+		}
+	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		out = addHost(out, r.Gw, names[r.LinkIndex])
 		if r.Dst == nil {
 			continue
 		}
-		have, ok := prefix(r.Dst)
-		if !ok || have.Bits() == 0 {
-			continue
-		}
-		for _, w := range want {
-			if !have.Overlaps(w.Masked()) {
-				continue
-			}
-			if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
-				return l.Attrs().Name, nil
-			}
-			return have.String(), nil
+		if p, ok := prefix(r.Dst); ok {
+			out = append(out, Used{Prefix: p, Link: names[r.LinkIndex]})
 		}
 	}
-	return "", nil
+	return out, nil
+}
+
+func addHost(list []Used, ip net.IP, link string) []Used {
+	a, ok := netip.AddrFromSlice(ip)
+	if !ok {
+		return list
+	}
+	a = a.Unmap()
+	return append(list, Used{Prefix: netip.PrefixFrom(a, a.BitLen()), Link: link, Host: true})
+}
+
+// Clash returns the link that already uses part of want, or "". A route to a wider range is no clash: a cluster's own route is the
+// more specific one, and hides only addresses of that range that nobody here is known to use.
+func Clash(used []Used, want []netip.Prefix) string {
+	for _, u := range used {
+		for _, w := range want {
+			w = w.Masked()
+			if w.Overlaps(u.Prefix) && (u.Host || u.Prefix.Bits() >= w.Bits()) {
+				return u.Link
+			}
+		}
+	}
+	return ""
 }
 
 func prefix(n *net.IPNet) (netip.Prefix, bool) {
