@@ -60,11 +60,12 @@ type Store struct {
 	deadline   time.Time   // of the pending wake-up
 }
 
-// log is one type: live entries and tombstones in the order of their last change.
+// log is one type: two rings in the order of the last change, next of the root is the oldest, prev the newest.
 type log struct {
 	entries map[string]*entry
 	aliases map[string]map[*entry]struct{}
-	root    entry // ring: next is the oldest, prev the newest
+	live    entry // root of what exists
+	gone    entry // root of the tombstones
 	dead    int
 	floor   uint64 // removals up to here are forgotten
 }
@@ -142,7 +143,8 @@ func (s *Store) logLocked(typ string) *log {
 	l := s.logs[typ]
 	if l == nil {
 		l = &log{entries: map[string]*entry{}, aliases: map[string]map[*entry]struct{}{}}
-		l.root.prev, l.root.next = &l.root, &l.root
+		l.live.prev, l.live.next = &l.live, &l.live
+		l.gone.prev, l.gone.next = &l.gone, &l.gone
 		s.logs[typ] = l
 	}
 	return l
@@ -171,7 +173,7 @@ func (s *Store) putLocked(typ string, res *discovery.Resource) {
 		}
 		l.aliases[a][e] = struct{}{}
 	}
-	s.appendLocked(l, e)
+	s.appendLocked(&l.live, e)
 }
 
 func (s *Store) removeLocked(k Key) {
@@ -184,14 +186,14 @@ func (s *Store) removeLocked(k Key) {
 	e.unlink()
 	e.res = nil
 	l.dead++
-	s.appendLocked(l, e)
+	s.appendLocked(&l.gone, e)
 }
 
-func (s *Store) appendLocked(l *log, e *entry) {
+func (s *Store) appendLocked(root, e *entry) {
 	s.seq++
 	e.seq = s.seq
-	e.prev, e.next = l.root.prev, &l.root
-	e.prev.next, l.root.prev = e, e
+	e.prev, e.next = root.prev, root
+	e.prev.next, root.prev = e, e
 }
 
 func (e *entry) unlink() {
@@ -220,15 +222,11 @@ func (s *Store) compactLocked() {
 			}
 		}
 		limit := max(minTombstones, len(l.entries)-l.dead)
-		for e := l.root.next; e != &l.root && l.dead > 0 && (e.seq <= seen || l.dead > limit); {
-			next := e.next
-			if e.res == nil {
-				l.floor = max(l.floor, e.seq)
-				e.unlink()
-				delete(l.entries, e.name)
-				l.dead--
-			}
-			e = next
+		for e := l.gone.next; e != &l.gone && (e.seq <= seen || l.dead > limit); e = l.gone.next {
+			l.floor = max(l.floor, e.seq)
+			e.unlink()
+			delete(l.entries, e.name)
+			l.dead--
 		}
 	}
 }

@@ -105,8 +105,8 @@ func (s *Store) collect(c *cursor, subs []*subscription) (deltas []delta, versio
 func (l *log) initial(d *delta) {
 	sub := d.sub
 	if sub.wildcard {
-		for e := l.root.next; e != &l.root; e = e.next {
-			if e.res != nil && sub.known[e.name] != e.res.GetVersion() {
+		for e := l.live.next; e != &l.live; e = e.next {
+			if sub.known[e.name] != e.res.GetVersion() {
 				d.upserts = append(d.upserts, e.res)
 			}
 		}
@@ -127,14 +127,16 @@ func (l *log) initial(d *delta) {
 
 // since walks back from the newest change.
 func (l *log) since(pos uint64, d *delta) {
-	for e := l.root.prev; e != &l.root && e.seq > pos; e = e.prev {
-		switch {
-		case e.res != nil && d.sub.covers(e.res):
+	for e := l.live.prev; e != &l.live && e.seq > pos; e = e.prev {
+		if d.sub.covers(e.res) {
 			d.upserts = append(d.upserts, e.res)
 			if !d.sub.wildcard {
 				d.sub.sent[e.name] = struct{}{}
 			}
-		case e.res == nil && d.sub.holds(e.name):
+		}
+	}
+	for e := l.gone.prev; e != &l.gone && e.seq > pos; e = e.prev {
+		if d.sub.holds(e.name) {
 			d.removed = append(d.removed, e.name)
 			delete(d.sub.sent, e.name)
 		}
