@@ -9,7 +9,10 @@ import (
 	"path/filepath"
 	"strings"
 
+	"k8s.io/klog/v2"
+
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/version"
 	"github.com/undermesh/undermesh/controller/ca"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/configdir"
@@ -30,6 +33,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			InstallNamespace: o.rootNamespace, ClusterDomain: o.clusterDomain, ClusterID: o.clusterID, CertTTL: o.certTTL,
 		},
 	}
+	klog.SetSlogLogger(log) // what client-go has to say
 	var err error
 	if o.configDir != "" {
 		err = forDirectory(&cfg, o)
@@ -43,7 +47,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	log.Info("controller starts", "identity", o.identity, "config", o.configDir, "xds", o.xdsAddr)
+	log.Info("controller starts", "version", version.Version, "identity", o.identity, "config", o.configDir, "xds", o.xdsAddr)
 	return s.Run(ctx)
 }
 

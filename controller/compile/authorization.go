@@ -19,12 +19,16 @@ import (
 const annotationDryRun = "istio.io/dry-run"
 
 // policy compiles one AuthorizationPolicy with the meaning it has on TCP.
-func (c *Compiler) policy(n model.Name) ([]Resource, Status) {
+func (c *Compiler) policy(n model.Name) ([]Resource, validate.Status) {
 	p := c.reg.Policy(n)
 	if p == nil {
-		return nil, Status{Kind: model.KindAuthorizationPolicy, Name: n, Gone: true}
+		st := newStatus(model.KindAuthorizationPolicy, n)
+		st.Gone = true
+		return nil, st
 	}
-	st := statusOf(model.KindAuthorizationPolicy, n, p.Generation, p.Findings, ReasonDeniesAll,
+	st := newStatus(model.KindAuthorizationPolicy, n)
+	st.Generation = p.Generation
+	st = st.Judge(p.Findings, validate.ReasonDeniesAll,
 		"the policy cannot be enforced as written and denies every connection to its workloads")
 	out := &securityapi.Authorization{Name: n.Name, Namespace: n.Namespace, Scope: c.scope(p),
 		DryRun: strings.EqualFold(p.Annotations[annotationDryRun], "true")}
@@ -34,7 +38,7 @@ func (c *Compiler) policy(n model.Name) ([]Resource, Status) {
 	case p.Spec.GetAction() == securitybeta.AuthorizationPolicy_AUDIT:
 		// It decides nothing by its meaning; a DENY without rules refuses nothing and keeps the name known to nodes.
 		out.Action = securityapi.Action_DENY
-		st.Enforced, st.EnforcedBy = false, ReasonUnsuported
+		st.Enforced, st.EnforcedBy = false, validate.ReasonUnsupported
 	default:
 		if p.Spec.GetAction() == securitybeta.AuthorizationPolicy_DENY {
 			out.Action = securityapi.Action_DENY

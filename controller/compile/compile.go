@@ -34,9 +34,9 @@ type Key struct{ Type, Name string }
 // Delta is what a batch of events changed.
 type Delta struct {
 	Generation uint64
-	Upserts    []Resource // sorted by type and name
-	Removed    []Key      // sorted
-	Status     []Status   // of the policies that were compiled again, sorted
+	Upserts    []Resource        // sorted by type and name
+	Removed    []Key             // sorted
+	Status     []validate.Status // of the policies that were compiled again, sorted
 }
 
 // Empty reports whether no resource changed.
@@ -105,6 +105,9 @@ func New(cfg Config) *Compiler {
 // Mesh returns the configuration in force.
 func (c *Compiler) Mesh() model.Mesh { return c.reg.Mesh() }
 
+// MeshFindings says what is wrong with the mesh's configuration.
+func (c *Compiler) MeshFindings() []validate.Finding { return c.reg.MeshFindings() }
+
 // Apply takes in the events. The first call publishes the mesh's settings whatever the events are.
 func (c *Compiler) Apply(events []model.Event) Delta {
 	dirty := c.reg.Apply(events)
@@ -123,7 +126,7 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 	for n := range dirty.Pods {
 		ch.set(owner{model.KindPod, n}, nil, c.pod(n))
 	}
-	var status []Status
+	var status []validate.Status
 	for n := range dirty.Policies {
 		res, st := c.policy(n)
 		ch.set(owner{model.KindAuthorizationPolicy, n}, st.Findings, res)
@@ -136,7 +139,7 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 	}
 	delta := ch.delta()
 	delta.Status = status
-	slices.SortFunc(delta.Status, func(a, b Status) int { return strings.Compare(a.sortKey(), b.sortKey()) })
+	slices.SortFunc(delta.Status, func(a, b validate.Status) int { return strings.Compare(a.Key(), b.Key()) })
 	if c.generation == 0 || dirty.Mesh || !delta.Empty() {
 		c.generation++
 		delta.Upserts = append(delta.Upserts, c.meshSettings())

@@ -74,7 +74,7 @@ func render(t *testing.T, c *compile.Compiler, d compile.Delta) string {
 		b.Write(text)
 	}
 	for _, s := range d.Status {
-		fmt.Fprintf(&b, "# status %s %s accepted=%t (%s) enforced=%t (%s) %s\n", s.Kind, s.Name, s.Accepted, s.AcceptedBy,
+		fmt.Fprintf(&b, "# status %s accepted=%t (%s) enforced=%t (%s) %s\n", s.Key(), s.Accepted, s.AcceptedBy,
 			s.Enforced, s.EnforcedBy, s.Message)
 	}
 	for _, f := range c.Findings() {

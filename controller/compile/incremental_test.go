@@ -193,7 +193,7 @@ func compare(t *testing.T, step string, got state, want []compile.Resource) {
 // TestIncrementalEqualsFull applies random events in batches and compares what the deltas add up to with a compilation
 // from nothing of the objects as they are then. SEED repeats one history.
 func TestIncrementalEqualsFull(t *testing.T) {
-	seeds := 60
+	seeds := 25
 	first := uint64(time.Now().UnixNano())
 	if s := os.Getenv("SEED"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)

@@ -2,7 +2,6 @@ package server
 
 import (
 	"log/slog"
-	"sync"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,28 +17,27 @@ type engine struct {
 	log     *slog.Logger
 	clock   clock.Clock
 	out     publisher
-	status  func([]compile.Status)
+	status  func([]validate.Status)
 	index   interface{ Apply([]model.Event) }
 	metrics *metrics
 
 	synced atomic.Bool // the first batch was published
 	mesh   atomic.Pointer[model.Mesh]
 
-	mu       sync.Mutex // protects below; the source emits from one goroutine, findings are read from others
+	// Of the source's goroutine alone.
 	compiler *compile.Compiler
+	logged   map[string]string // object -> the errors that were logged of it
 }
 
 // apply compiles one batch and publishes what it changed.
 func (e *engine) apply(events []model.Event) {
 	start := e.clock.Now()
 	e.index.Apply(events)
-	e.mu.Lock()
 	delta := e.compiler.Apply(events)
-	mesh := e.compiler.Mesh()
+	mesh, bad := e.compiler.Mesh(), e.compiler.MeshFindings()
 	for s := validate.Info; s <= validate.Error; s++ {
 		e.metrics.findings.WithLabelValues(s.String()).Set(float64(e.compiler.CountFindings(s)))
 	}
-	e.mu.Unlock()
 	e.mesh.Store(&mesh)
 	if !delta.Empty() {
 		e.out.apply(delta)
@@ -47,7 +45,7 @@ func (e *engine) apply(events []model.Event) {
 	if len(delta.Status) > 0 {
 		e.status(delta.Status)
 	}
-	e.logFindings(delta)
+	e.logFindings(delta.Status, bad)
 	e.synced.Store(true)
 	took := e.clock.Now().Sub(start)
 	e.metrics.compiled(len(events), delta, took.Seconds())
@@ -55,16 +53,47 @@ func (e *engine) apply(events []model.Event) {
 		"changed", len(delta.Upserts), "removed", len(delta.Removed), "dur", took)
 }
 
-// logFindings names each policy that cannot be enforced as written, when it is compiled.
-func (e *engine) logFindings(d compile.Delta) {
-	for _, s := range d.Status {
+// logFindings names each policy that cannot be enforced as written, and a mesh configuration that is not taken over; each
+// once, until it says something else.
+func (e *engine) logFindings(statuses []validate.Status, mesh []validate.Finding) {
+	for _, s := range statuses {
+		now := ""
 		for _, f := range s.Findings {
 			if f.Severity == validate.Error {
-				e.log.Error("policy cannot be enforced as written", "kind", f.Kind, "policy", s.Name.String(),
+				now += f.Error() + "\n"
+			}
+		}
+		if !e.changed(s.Key(), now) {
+			continue
+		}
+		for _, f := range s.Findings {
+			if f.Severity == validate.Error {
+				e.log.Error("policy cannot be enforced as written", "kind", f.Kind, "policy", s.Namespace+"/"+s.Name,
 					"field", f.Field, "err", f.Message)
 			}
 		}
 	}
+	for _, f := range mesh {
+		if e.changed(f.Kind, f.Message) {
+			e.log.Error("mesh configuration is not taken over", "object", f.Namespace+"/"+f.Name, "field", f.Field, "err", f.Message)
+		}
+	}
+	if len(mesh) == 0 {
+		delete(e.logged, string(model.KindConfigMap))
+	}
+}
+
+// changed remembers what was said about an object and reports whether it is something new.
+func (e *engine) changed(object, said string) bool {
+	if e.logged[object] == said {
+		return false
+	}
+	if said == "" {
+		delete(e.logged, object)
+		return false
+	}
+	e.logged[object] = said
+	return true
 }
 
 // metrics of the controller, under the names that Istio's dashboards read where they exist.

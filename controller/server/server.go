@@ -24,6 +24,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/status"
+	"github.com/undermesh/undermesh/controller/validate"
 	"github.com/undermesh/undermesh/controller/watch"
 	"github.com/undermesh/undermesh/controller/xds"
 	"github.com/undermesh/undermesh/ztunnel/clock"
@@ -53,7 +54,7 @@ type Config struct {
 	Authority *AuthorityConfig
 	// Status stores what was found about policies; nil stores nothing.
 	Status interface {
-		Write(ctx context.Context, s compile.Status) error
+		Write(ctx context.Context, s validate.Status) error
 	}
 	// Lead runs its argument while this replica may write; default: always.
 	Lead func(ctx context.Context, lead func(context.Context) error) error
@@ -111,13 +112,13 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
-	report := func([]compile.Status) {}
+	report := func([]validate.Status) {}
 	if cfg.Status != nil {
 		s.statuses = status.New(status.Config{Writer: cfg.Status, Log: cfg.Log, Clock: cfg.Clock})
 		report = s.statuses.Update
 	}
 	s.engine = &engine{log: cfg.Log, clock: cfg.Clock, out: publisher{s.store, cfg.Log}, status: report, index: cfg.Index,
-		metrics: m, compiler: compile.New(cfg.Compile)}
+		metrics: m, compiler: compile.New(cfg.Compile), logged: map[string]string{}}
 	if cfg.Authority != nil {
 		s.ca = newAuthority(*cfg.Authority, cfg, s.trustDomain)
 	}

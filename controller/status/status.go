@@ -13,8 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/undermesh/undermesh/controller/compile"
-	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/validate"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
@@ -26,7 +25,7 @@ const (
 
 // writer stores one status; it does nothing when the object is gone or says the same already.
 type writer interface {
-	Write(ctx context.Context, s compile.Status) error
+	Write(ctx context.Context, s validate.Status) error
 }
 
 // Config of a Manager.
@@ -43,13 +42,8 @@ type Manager struct {
 	wake chan struct{}
 
 	mu    sync.Mutex // protects below
-	want  map[key]compile.Status
-	dirty map[key]bool
-}
-
-type key struct {
-	kind model.Kind
-	name model.Name
+	want  map[string]validate.Status
+	dirty map[string]bool
 }
 
 // New returns a Manager that writes nothing before Run.
@@ -63,14 +57,14 @@ func New(cfg Config) *Manager {
 	if cfg.Backoff <= 0 {
 		cfg.Backoff = 2 * time.Second
 	}
-	return &Manager{cfg: cfg, wake: make(chan struct{}, 1), want: map[key]compile.Status{}, dirty: map[key]bool{}}
+	return &Manager{cfg: cfg, wake: make(chan struct{}, 1), want: map[string]validate.Status{}, dirty: map[string]bool{}}
 }
 
 // Update takes in new statuses.
-func (m *Manager) Update(statuses []compile.Status) {
+func (m *Manager) Update(statuses []validate.Status) {
 	m.mu.Lock()
 	for _, s := range statuses {
-		k := key{s.Kind, s.Name}
+		k := s.Key()
 		m.dirty[k] = true
 		m.want[k] = s
 	}
@@ -138,7 +132,7 @@ func (m *Manager) write(ctx context.Context) bool {
 			continue
 		}
 		if ctx.Err() == nil {
-			m.cfg.Log.Warn("write policy status", "kind", string(k.kind), "policy", k.name.String(), "err", err)
+			m.cfg.Log.Warn("write policy status", "kind", s.Kind, "policy", s.Namespace+"/"+s.Name, "err", err)
 		}
 		good = false
 		m.mu.Lock()
@@ -156,7 +150,7 @@ type condition struct {
 	name, status, reason, message string
 }
 
-func conditionsOf(s compile.Status) []condition {
+func conditionsOf(s validate.Status) []condition {
 	word := func(b bool) string {
 		if b {
 			return "True"

@@ -15,9 +15,8 @@ import (
 
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
-	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/configdir"
-	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/validate"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
@@ -25,10 +24,10 @@ import (
 type flaky struct {
 	mu       sync.Mutex
 	failures int
-	wrote    chan compile.Status
+	wrote    chan validate.Status
 }
 
-func (f *flaky) Write(_ context.Context, s compile.Status) error {
+func (f *flaky) Write(_ context.Context, s validate.Status) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.failures > 0 {
@@ -40,11 +39,10 @@ func (f *flaky) Write(_ context.Context, s compile.Status) error {
 }
 
 func TestManagerWritesUntilItIsThere(t *testing.T) {
-	w := &flaky{failures: 3, wrote: make(chan compile.Status, 10)}
+	w := &flaky{failures: 3, wrote: make(chan validate.Status, 10)}
 	m := New(Config{Writer: w, Backoff: time.Millisecond})
-	name := model.Name{Namespace: "foo", Name: "p"}
-	m.Update([]compile.Status{{Kind: model.KindAuthorizationPolicy, Name: name, Message: "old"}})
-	m.Update([]compile.Status{{Kind: model.KindAuthorizationPolicy, Name: name, Message: "new"}})
+	m.Update([]validate.Status{{Kind: "AuthorizationPolicy", Namespace: "foo", Name: "p", Message: "old"}})
+	m.Update([]validate.Status{{Kind: "AuthorizationPolicy", Namespace: "foo", Name: "p", Message: "new"}})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
@@ -70,7 +68,7 @@ func TestKubernetesKeepsForeignConditions(t *testing.T) {
 	client := fakedynamic.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(),
 		map[schema.GroupVersionResource]string{gvr: "AuthorizationPolicyList"}, obj)
 	w := Kubernetes{Client: client, Clock: clock.System()}
-	s := compile.Status{Kind: model.KindAuthorizationPolicy, Name: model.Name{Namespace: "foo", Name: "p"}, Generation: 3,
+	s := validate.Status{Kind: "AuthorizationPolicy", Namespace: "foo", Name: "p", Generation: 3,
 		Accepted: false, AcceptedBy: "Invalid", EnforcedBy: "DeniesAll", Message: "spec.x: unknown field"}
 	for range 2 {
 		if err := w.Write(t.Context(), s); err != nil {
@@ -102,7 +100,7 @@ func TestKubernetesKeepsForeignConditions(t *testing.T) {
 		accepted["reason"] != "Invalid" || accepted["lastTransitionTime"] == nil {
 		t.Errorf("got %v", list)
 	}
-	s.Name.Name = "gone"
+	s.Name = "gone"
 	if err := w.Write(t.Context(), s); err != nil {
 		t.Errorf("a policy that is gone: %v", err)
 	}
@@ -111,7 +109,7 @@ func TestKubernetesKeepsForeignConditions(t *testing.T) {
 func TestDirectoryWriter(t *testing.T) {
 	dir := t.TempDir()
 	w := Directory{Dir: dir}
-	s := compile.Status{Kind: model.KindPeerAuthentication, Name: model.Name{Namespace: "foo", Name: "p"}, Accepted: true}
+	s := validate.Status{Kind: "PeerAuthentication", Namespace: "foo", Name: "p", Accepted: true}
 	if err := w.Write(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}

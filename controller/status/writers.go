@@ -13,9 +13,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 
-	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/validate"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
@@ -29,8 +29,8 @@ const (
 type Directory struct{ Dir string }
 
 // Write implements the Manager's writer.
-func (d Directory) Write(_ context.Context, s compile.Status) error {
-	k := configdir.Key{Group: group, Kind: string(s.Kind), Namespace: s.Name.Namespace, Name: s.Name.Name}
+func (d Directory) Write(_ context.Context, s validate.Status) error {
+	k := configdir.Key{Group: group, Kind: s.Kind, Namespace: s.Namespace, Name: s.Name}
 	if s.Gone {
 		return configdir.RemoveOverlay(d.Dir, writerName, k)
 	}
@@ -48,24 +48,24 @@ type Kubernetes struct {
 	Clock  clock.Clock
 }
 
-var resources = map[model.Kind]string{
-	model.KindPeerAuthentication:  "peerauthentications",
-	model.KindAuthorizationPolicy: "authorizationpolicies",
+var resources = map[string]string{
+	string(model.KindPeerAuthentication):  "peerauthentications",
+	string(model.KindAuthorizationPolicy): "authorizationpolicies",
 }
 
 // Write implements the Manager's writer. Conditions of other types are kept.
-func (k Kubernetes) Write(ctx context.Context, s compile.Status) error {
+func (k Kubernetes) Write(ctx context.Context, s validate.Status) error {
 	if s.Gone {
 		return nil
 	}
 	gvr := schema.GroupVersionResource{Group: group, Version: "v1", Resource: resources[s.Kind]}
-	client := k.Client.Resource(gvr).Namespace(s.Name.Namespace)
-	now, err := client.Get(ctx, s.Name.Name, metav1.GetOptions{})
+	client := k.Client.Resource(gvr).Namespace(s.Namespace)
+	now, err := client.Get(ctx, s.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("read %s %s: %w", s.Kind, s.Name, err)
+		return fmt.Errorf("read %s: %w", s.Key(), err)
 	}
 	list, changed := k.merge(now, s)
 	if !changed {
@@ -74,20 +74,20 @@ func (k Kubernetes) Write(ctx context.Context, s compile.Status) error {
 	patch, err := json.Marshal(map[string]any{"status": map[string]any{
 		"conditions": list, "observedGeneration": s.Generation}})
 	if err != nil {
-		return fmt.Errorf("encode status of %s %s: %w", s.Kind, s.Name, err)
+		return fmt.Errorf("encode status of %s: %w", s.Key(), err)
 	}
-	_, err = client.Patch(ctx, s.Name.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "istiod"}, "status")
+	_, err = client.Patch(ctx, s.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "istiod"}, "status")
 	if apierrors.IsNotFound(err) { // removed since
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("write status of %s %s: %w", s.Kind, s.Name, err)
+		return fmt.Errorf("write status of %s: %w", s.Key(), err)
 	}
 	return nil
 }
 
 // merge returns the list of conditions as it should be and whether it differs from what the object has.
-func (k Kubernetes) merge(u *unstructured.Unstructured, s compile.Status) (list []any, changed bool) {
+func (k Kubernetes) merge(u *unstructured.Unstructured, s validate.Status) (list []any, changed bool) {
 	old, _, err := unstructured.NestedSlice(u.Object, "status", "conditions")
 	if err != nil {
 		old = nil // of a shape that is not ours: replaced
