@@ -60,6 +60,14 @@ func Netns(t testing.TB) *netns.NetNS {
 		t.Fatalf("open network namespace: %v", err)
 	}
 	t.Cleanup(func() { _ = ns.Close() })
+	// Without detection of duplicates IPv6 addresses are usable, and routes complete, as soon as a link is up.
+	err = ns.Do(func() error {
+		return errors.Join(os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0),
+			os.WriteFile("/proc/sys/net/ipv6/conf/all/accept_dad", []byte("0"), 0))
+	})
+	if err != nil {
+		t.Fatalf("switch duplicate address detection off: %v", err)
+	}
 	with(t, ns, func(h *netlink.Handle) {
 		lo, err := h.LinkByName("lo")
 		if err == nil {
@@ -194,10 +202,9 @@ func settle(t testing.TB, h *netlink.Handle, link netlink.Link) {
 		if err != nil {
 			t.Fatalf("list addresses of %s: %v", link.Attrs().Name, err)
 		}
-		tentative := func(a netlink.Addr) bool {
-			return a.Flags&unix.IFA_F_TENTATIVE != 0 && a.Scope == unix.RT_SCOPE_UNIVERSE
-		}
-		if l.Attrs().OperState == netlink.OperUp && !slices.ContainsFunc(addrs, tentative) {
+		tentative := func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }
+		local := func(a netlink.Addr) bool { return a.Scope == unix.RT_SCOPE_LINK }
+		if l.Attrs().OperState == netlink.OperUp && !slices.ContainsFunc(addrs, tentative) && slices.ContainsFunc(addrs, local) {
 			return
 		}
 		select {
