@@ -556,3 +556,29 @@ func BenchmarkLoadLookup(b *testing.B) {
 		_ = p.Close()
 	}
 }
+
+// What an ADD waits for: prepare, attach, capture.
+func TestEnrolmentIsCheap(t *testing.T) {
+	l := newLab(t)
+	a := l.pod("a", 2)
+	var each []time.Duration
+	for range 20 {
+		start := time.Now()
+		h, err := l.d.PreparePod(t.Context(), a.spec())
+		if err == nil {
+			err = errors.Join(h.AttachInbound(), h.CaptureOutbound(true))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		each = append(each, time.Since(start))
+		if err := h.Cleanup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(each)
+	t.Logf("one enrolment: p50 %v, max %v", each[len(each)/2], each[len(each)-1])
+	if p50 := each[len(each)/2]; p50 > 100*time.Millisecond {
+		t.Errorf("p50 %v: a SOCKMAP refused and made again, or BTF parsed for each pod, would look like this", p50)
+	}
+}
