@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -26,6 +27,12 @@ type fakeWorker struct {
 
 func (w *fakeWorker) PID() int { return w.pid }
 
+func (w *fakeWorker) signals() []os.Signal {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.sent)
+}
+
 func (w *fakeWorker) Wait() (Exit, error) { return <-w.end, nil }
 
 func (w *fakeWorker) Signal(s os.Signal) error {
@@ -43,13 +50,44 @@ func (w *fakeWorker) Signal(s os.Signal) error {
 
 type fixture struct {
 	signals chan os.Signal
-	started []time.Time
+	done    chan error
+
+	mu      sync.Mutex // protects below
+	starts  []time.Time
 	workers []*fakeWorker
 	fail    error
-	done    chan error
 }
 
-func (f *fixture) last() *fakeWorker { return f.workers[len(f.workers)-1] }
+func (f *fixture) last() *fakeWorker {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.workers[len(f.workers)-1]
+}
+
+// started is when workers were started, or were tried to.
+func (f *fixture) started() []time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.starts)
+}
+
+func (f *fixture) setFail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail = err
+}
+
+func (f *fixture) start() (Process, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.starts = append(f.starts, time.Now())
+	if f.fail != nil {
+		return nil, f.fail
+	}
+	w := &fakeWorker{pid: len(f.starts), end: make(chan Exit, 4)}
+	f.workers = append(f.workers, w)
+	return w, nil
+}
 
 func (f *fixture) crash() {
 	w := f.last()
@@ -61,15 +99,7 @@ func supervise(ctx context.Context, t *testing.T) *fixture {
 	f := &fixture{signals: make(chan os.Signal, 2), done: make(chan error, 1)}
 	s, err := New(Config{
 		Clock: clock.System(), Signals: f.signals, StopTimeout: 30 * time.Second,
-		Start: func() (Process, error) {
-			f.started = append(f.started, time.Now())
-			if f.fail != nil {
-				return nil, f.fail
-			}
-			w := &fakeWorker{pid: len(f.started), end: make(chan Exit, 4)}
-			f.workers = append(f.workers, w)
-			return w, nil
-		},
+		Start: f.start,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -85,19 +115,19 @@ func TestFirstCrashIsAnsweredAtOnceLaterOnesBackOff(t *testing.T) {
 		time.Sleep(time.Hour)
 		crashed := time.Now()
 		f.crash()
-		if len(f.started) != 2 || f.started[1] != crashed {
-			t.Fatalf("started at %v, crashed at %v", f.started, crashed)
+		if len(f.started()) != 2 || f.started()[1] != crashed {
+			t.Fatalf("started at %v, crashed at %v", f.started(), crashed)
 		}
 		var waits []time.Duration
 		for range 12 {
-			n := len(f.started)
+			n := len(f.started())
 			crashed = time.Now()
 			f.crash()
-			for len(f.started) == n {
+			for len(f.started()) == n {
 				time.Sleep(time.Millisecond)
 				synctest.Wait()
 			}
-			waits = append(waits, f.started[n].Sub(crashed))
+			waits = append(waits, f.started()[n].Sub(crashed))
 		}
 		if waits[0] != 10*time.Millisecond || waits[1] != 20*time.Millisecond || waits[11] != 5*time.Second {
 			t.Errorf("waits are %v", waits)
@@ -105,7 +135,7 @@ func TestFirstCrashIsAnsweredAtOnceLaterOnesBackOff(t *testing.T) {
 		time.Sleep(11 * time.Second) // healthy: counted anew
 		crashed = time.Now()
 		f.crash()
-		if got := f.started[len(f.started)-1]; got != crashed {
+		if got := f.started()[len(f.started())-1]; got != crashed {
 			t.Errorf("waited %s after a healthy worker", got.Sub(crashed))
 		}
 		f.signals <- syscall.SIGTERM
@@ -124,10 +154,10 @@ func TestSignalsReachTheWorker(t *testing.T) {
 		if err := <-f.done; err != nil {
 			t.Error(err)
 		}
-		if s := f.last().sent; len(s) != 2 || s[0] != syscall.SIGHUP || s[1] != syscall.SIGTERM {
+		if s := f.last().signals(); len(s) != 2 || s[0] != syscall.SIGHUP || s[1] != syscall.SIGTERM {
 			t.Errorf("sent %v", s)
 		}
-		if len(f.started) != 1 {
+		if len(f.started()) != 1 {
 			t.Error("a worker was started after SIGTERM")
 		}
 	})
@@ -173,7 +203,7 @@ func TestEndsThatAreNotCrashes(t *testing.T) {
 				if err := <-f.done; (err == nil) != c.ok {
 					t.Errorf("Run returned %v", err)
 				}
-				if len(f.started) != 1 {
+				if len(f.started()) != 1 {
 					t.Error("it was started again")
 				}
 			})
@@ -186,8 +216,8 @@ func TestEndOfContextEndsTheWorker(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		f := supervise(ctx, t)
 		cancel()
-		if err := <-f.done; err != nil || len(f.last().sent) != 1 {
-			t.Errorf("%v, sent %v", err, f.last().sent)
+		if err := <-f.done; err != nil || len(f.last().signals()) != 1 {
+			t.Errorf("%v, sent %v", err, f.last().signals())
 		}
 	})
 }
@@ -195,11 +225,11 @@ func TestEndOfContextEndsTheWorker(t *testing.T) {
 func TestWorkerThatCannotStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := supervise(t.Context(), t)
-		f.fail = errors.New("no memory")
+		f.setFail(errors.New("no memory"))
 		f.crash()
 		time.Sleep(time.Second)
-		if len(f.started) < 4 {
-			t.Errorf("tried %d times", len(f.started))
+		if len(f.started()) < 4 {
+			t.Errorf("tried %d times", len(f.started()))
 		}
 		f.signals <- syscall.SIGTERM // between two workers
 		if err := <-f.done; err != nil {
