@@ -1,0 +1,34 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestFlagsRefuseWhatCannotWork(t *testing.T) {
+	for args, want := range map[string]string{
+		"--config=d":                "-config needs -token-file and -cert-dir",
+		"--token-file=x":            "need -config",
+		"--config=d --kubeconfig=k": "exclude each other",
+		"--cert-ttl=1s":             "-cert-ttl must be a minute or more",
+		"surplus":                   "takes no arguments",
+		"--config=d --xds-addr=":    "",
+		"--config=d --token-file=t --cert-dir=c --identity=me": "",
+		"--root-namespace=istio-system --cluster-id=Kubernetes --cluster-domain=cluster.local --xds-addr=:15012 --monitor-addr=:15014 --ready-addr=:8080 --log-level=info": "",
+	} {
+		var out strings.Builder
+		_, err := parse(strings.Fields(args), &out)
+		if (err != nil) != (want != "") || !strings.Contains(out.String(), want) {
+			t.Errorf("%s: %v, %q; want %q", args, err, out.String(), want)
+		}
+	}
+}
+
+func TestServingNames(t *testing.T) {
+	o := options{rootNamespace: "istio-system", clusterDomain: "cluster.local", xdsAddr: "10.0.0.1:15012", tlsNames: "a, b,"}
+	got := strings.Join(o.servingNames(), " ")
+	want := "istiod.istio-system.svc istiod.istio-system.svc.cluster.local istiod.istio-system istiod localhost 127.0.0.1 ::1 10.0.0.1 a b"
+	if got != want {
+		t.Errorf("got %s\nwant %s", got, want)
+	}
+}
