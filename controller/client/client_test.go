@@ -1,0 +1,123 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/ztunnel/clock"
+)
+
+type half struct{}
+
+func (half) Float64() float64 { return 1 }
+
+func TestRunBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var at []time.Duration
+		begin := time.Now()
+		ctx, cancel := context.WithCancel(t.Context())
+		c := New(Config{NodeID: "n", Clock: clock.System(), Rand: half{}, MaxBackoff: time.Second, Dial: func(context.Context) (*grpc.ClientConn, error) {
+			if at = append(at, time.Since(begin)); len(at) == 7 {
+				cancel()
+			}
+			return nil, errors.New("refused")
+		}})
+		if err := c.Run(ctx); err != nil {
+			t.Error(err)
+		}
+		want := []time.Duration{0, 100, 300, 700, 1500, 2500, 3500}
+		for i := range want {
+			if at[i] != want[i]*time.Millisecond {
+				t.Errorf("attempt %d at %s, want %s", i, at[i], want[i]*time.Millisecond)
+			}
+		}
+	})
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	dial := func(context.Context) (*grpc.ClientConn, error) { return nil, nil }
+	for want, cfg := range map[string]Config{
+		"Dial": {NodeID: "n"}, "NodeID": {Dial: dial}, "Clock": {Dial: dial, NodeID: "n"}, "Rand": {Dial: dial, NodeID: "n", Clock: clock.System()},
+		"Types": {Dial: dial, NodeID: "n", Clock: clock.System(), Rand: half{}, Types: []string{"x"}},
+	} {
+		if err := New(cfg).Run(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %s, got %v", want, err)
+		}
+	}
+}
+
+func response(t *testing.T, typ, generation string, removed []string, rs ...Resource) *discovery.DeltaDiscoveryResponse {
+	t.Helper()
+	out := &discovery.DeltaDiscoveryResponse{TypeUrl: typ, SystemVersionInfo: generation, RemovedResources: removed, Nonce: "n"}
+	for _, r := range rs {
+		raw, err := proto.Marshal(r.Message)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.Resources = append(out.Resources, &discovery.Resource{Name: r.Name, Version: "v" + generation, Resource: &anypb.Any{TypeUrl: typ, Value: raw}})
+	}
+	return out
+}
+
+func TestSnapshotWaitsForEveryType(t *testing.T) {
+	c := New(Config{})
+	changed, stop := c.Watch()
+	defer stop()
+	for i, typ := range []string{api.AddressType, api.AuthorizationType, api.WorkloadSettingsType, api.MeshSettingsType} {
+		if c.Snapshot() != nil {
+			t.Fatalf("there is a snapshot after %d types", i)
+		}
+		if ack := c.handle(response(t, typ, "3", nil)); ack.GetErrorDetail() != nil || ack.GetResponseNonce() != "n" {
+			t.Fatalf("answer %v", ack)
+		}
+	}
+	if c.Snapshot() == nil || c.Snapshot().Generation() != 3 || len(changed) != 1 {
+		t.Fatal("no snapshot after all types")
+	}
+	before := c.Snapshot()
+	c.handle(response(t, api.MeshSettingsType, "4", nil)) // nothing in it
+	if c.Snapshot() != before {
+		t.Error("an empty response made a new snapshot")
+	}
+	set := Resource{Name: "h", Message: &settings.WorkloadSettings{TunnelPort: 9}}
+	c.handle(response(t, api.WorkloadSettingsType, "5", nil, set))
+	if c.Snapshot().Generation() != 5 || c.state.versions[api.WorkloadSettingsType]["h"] != "v5" {
+		t.Error("the version to resume from is not kept")
+	}
+	bad := Resource{Name: "h", Message: &settings.WorkloadSettings{TunnelPort: 70000}}
+	ack := c.handle(response(t, api.WorkloadSettingsType, "6", nil, bad))
+	if !strings.Contains(ack.GetErrorDetail().GetMessage(), `"h"`) || c.state.versions[api.WorkloadSettingsType]["h"] != "v5" {
+		t.Errorf("NACK %v, version %v", ack, c.state.versions)
+	}
+	if set, _ := c.Snapshot().settings.get("h"); set.GetTunnelPort() != 9 {
+		t.Error("the previous settings are gone")
+	}
+	c.handle(response(t, api.WorkloadSettingsType, "7", []string{"h"}))
+	if c.Snapshot().settings.size != 0 || len(c.state.versions[api.WorkloadSettingsType]) != 0 {
+		t.Error("a removal does not count")
+	}
+	if ack := c.handle(response(t, "x", "8", nil)); ack.GetErrorDetail() == nil {
+		t.Error("a type that was not asked for is accepted")
+	}
+}
+
+func TestForeignControllerCountsChanges(t *testing.T) {
+	c := New(Config{Types: []string{api.AddressType}})
+	for i := range 3 {
+		c.handle(response(t, api.AddressType, "2026-01-01T00:00:00Z/1", []string{"x"}))
+		if g := c.Snapshot().Generation(); g != uint64(i+1) {
+			t.Errorf("generation %d", g)
+		}
+	}
+}
