@@ -318,7 +318,7 @@ func (p *meshPod) resource(policies ...string) client.Resource {
 func (m *mesh) ask(p *meshPod, dst netip.Addr) string {
 	m.t.Helper()
 	cmd := exec.CommandContext(m.t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), clientEnv+"="+netip.AddrPortFrom(dst, 8080).String())
+	cmd.Env = append(os.Environ(), clientEnv+"="+netip.AddrPortFrom(dst, 8080).String(), "GORACE=atexit_sleep_ms=0")
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(m.appGroup.Fd())}
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr

@@ -16,7 +16,7 @@ import (
 )
 
 func TestAcrossNodesTheTunnel(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(a, b)
 		b.echo()
@@ -37,7 +37,7 @@ func TestAcrossNodesTheTunnel(t *testing.T) {
 }
 
 func TestSameNodeIsProxiedAndJudged(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		a, b, c := w.pod("a", "sleep", "10.0.0.1"), w.pod("a", "httpbin", "10.0.0.2"), w.pod("a", "other", "10.0.0.3")
 		defer w.stop(a, b, c)
 		b.echo()
@@ -62,7 +62,7 @@ func TestSameNodeIsProxiedAndJudged(t *testing.T) {
 }
 
 func TestStrictRefusesPlainTextAndResetsLate(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		b := w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(b)
 		b.echo()
@@ -90,7 +90,7 @@ func TestStrictRefusesPlainTextAndResetsLate(t *testing.T) {
 }
 
 func TestPlainTextKeepsTheClientAddress(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		b := w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(b)
 		b.echo()
@@ -109,7 +109,7 @@ func TestPlainTextKeepsTheClientAddress(t *testing.T) {
 }
 
 func TestPolicyChangeEndsLiveConnections(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		a, b, c := w.pod("a", "sleep", "10.0.0.1"), w.pod("b", "httpbin", "10.0.1.1"), w.pod("b", "sleep2", "10.0.1.2")
 		defer w.stop(a, b, c)
 		b.echo()
@@ -149,7 +149,7 @@ func TestPolicyChangeEndsLiveConnections(t *testing.T) {
 }
 
 func TestNothingIsDecidedWithoutASnapshot(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("a", "httpbin", "10.0.0.2")
 		defer w.stop(a, b)
 		b.echo()
@@ -181,7 +181,7 @@ func TestNothingIsDecidedWithoutASnapshot(t *testing.T) {
 }
 
 func TestPredecessorOfTheSameNameIsNotThePod(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		b := w.pod("a", "httpbin", "10.0.0.2")
 		defer w.stop(b)
 		w.apply(client.Resource{Message: workload("foo", "httpbin", netip.MustParseAddr("10.0.0.77"))})
@@ -193,7 +193,7 @@ func TestPredecessorOfTheSameNameIsNotThePod(t *testing.T) {
 }
 
 func TestProbes(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		b := w.pod("b", "httpbin", "10.0.1.1", Probe{Port: 80, Path: "/healthz?full=1"}, Probe{Port: 8080, Path: "/other"})
 		defer w.stop(b)
 		b.echo()
@@ -229,7 +229,7 @@ func TestProbes(t *testing.T) {
 }
 
 func TestProbeConnectionCarriesOneRequest(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		b := w.pod("b", "httpbin", "10.0.1.1", Probe{Port: 80, Path: "/healthz"})
 		defer w.stop(b)
 		b.echo()
@@ -254,7 +254,7 @@ func TestProbeConnectionCarriesOneRequest(t *testing.T) {
 }
 
 func TestCapturedSourceUsesTheTunnelBeforeItsAnnotation(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(a, b)
 		b.echo()
@@ -270,7 +270,7 @@ func TestCapturedSourceUsesTheTunnelBeforeItsAnnotation(t *testing.T) {
 }
 
 func TestForeignSourceAddressIsNotBelieved(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("a", "httpbin", "10.0.0.2")
 		defer w.stop(a, b)
 		b.echo()
@@ -289,7 +289,7 @@ func TestForeignSourceAddressIsNotBelieved(t *testing.T) {
 }
 
 func TestPassthroughToAPodOfThisNodeIsJudged(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("a", "httpbin", "10.0.0.2")
 		defer w.stop(a, b)
 		b.echo()
@@ -307,7 +307,7 @@ func TestPassthroughToAPodOfThisNodeIsJudged(t *testing.T) {
 }
 
 func TestSlowHandshakesOfOnePodDoNotHoldUpAnother(t *testing.T) {
-	inWorld(t, func(c *Config) { c.MaxHandshakes = 2 }, func(w *world) {
+	inWorld(t, func(c *Config) { c.MaxHandshakes = 2 }, func(t *testing.T, w *world) {
 		a, b := w.pod("b", "httpbin", "10.0.1.1"), w.pod("b", "other", "10.0.1.2")
 		defer w.stop(a, b)
 		w.apply(client.Resource{Message: workload("foo", "httpbin", a.ip)}, client.Resource{Message: workload("foo", "other", b.ip)})

@@ -42,7 +42,7 @@ func (w *world) attacker(p *testPod, id api.Identity) *hbone.Client {
 }
 
 func TestConnectIsJudgedByCertificateAndAddress(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		b := w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(b)
 		b.echo()
@@ -86,7 +86,7 @@ func TestConnectIsJudgedByCertificateAndAddress(t *testing.T) {
 }
 
 func TestGarbageOnTheTunnelPort(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		b := w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(b)
 		w.apply(client.Resource{Message: workload("foo", "httpbin", b.ip)})
@@ -109,7 +109,7 @@ func TestGarbageOnTheTunnelPort(t *testing.T) {
 }
 
 func TestNoCertificateNoTunnel(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		b := w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(b)
 		w.apply(client.Resource{Message: workload("foo", "httpbin", b.ip)})
@@ -128,7 +128,7 @@ func TestNoCertificateNoTunnel(t *testing.T) {
 }
 
 func TestServerWithAnotherIdentityIsRefused(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("b", "impostor", "10.0.1.1")
 		defer w.stop(a, b)
 		b.echo()
@@ -148,7 +148,7 @@ func TestServerWithAnotherIdentityIsRefused(t *testing.T) {
 }
 
 func TestHalfCloseThroughTheTunnel(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(a, b)
 		w.apply(client.Resource{Message: workload("foo", "sleep", a.ip)}, client.Resource{Message: workload("foo", "httpbin", b.ip)})
@@ -191,7 +191,7 @@ func TestHalfCloseThroughTheTunnel(t *testing.T) {
 }
 
 func TestRefusedByTheOtherNodeIsAReset(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(a, b)
 		b.echo()
@@ -210,7 +210,7 @@ func TestRefusedByTheOtherNodeIsAReset(t *testing.T) {
 }
 
 func TestServiceAddressAndHairpin(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(a, b)
 		a.echo()
@@ -257,7 +257,7 @@ func TestServiceAddressAndHairpin(t *testing.T) {
 }
 
 func TestPanicEndsOneConnection(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		b := w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(b)
 		b.echo()
@@ -275,7 +275,7 @@ func TestPanicEndsOneConnection(t *testing.T) {
 }
 
 func TestRemovedPodKeepsItsConnectionsForTheGrace(t *testing.T) {
-	inWorld(t, func(c *Config) { c.RemovedGrace = time.Minute }, func(w *world) {
+	inWorld(t, func(c *Config) { c.RemovedGrace = time.Minute }, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "sleep", "10.0.0.1"), w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(a, b)
 		b.echo()
@@ -314,7 +314,7 @@ func TestRemovedPodKeepsItsConnectionsForTheGrace(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	inWorld(t, func(c *Config) { c.MaxConnsPerPod = 2 }, func(w *world) {
+	inWorld(t, func(c *Config) { c.MaxConnsPerPod = 2 }, func(t *testing.T, w *world) {
 		b := w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(b)
 		b.echo()
@@ -338,7 +338,7 @@ func TestLimits(t *testing.T) {
 }
 
 func TestAcceptGoesOnAfterErrors(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
 		b := w.pod("b", "httpbin", "10.0.1.1")
 		defer w.stop(b)
 		b.echo()

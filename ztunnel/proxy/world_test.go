@@ -111,7 +111,7 @@ func (b *lockedBuffer) String() string {
 }
 
 // inWorld runs f in a bubble; everything that it starts ends before the bubble does.
-func inWorld(t *testing.T, alter func(*Config), f func(w *world)) {
+func inWorld(t *testing.T, alter func(*Config), f func(t *testing.T, w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -145,10 +145,12 @@ func inWorld(t *testing.T, alter func(*Config), f func(w *world)) {
 			run(tel.Run)
 			run(w.nodes[node].Run)
 		}
-		f(w)
-		cancel()
-		wg.Wait()
-		synctest.Wait()
+		defer func() {
+			cancel()
+			wg.Wait()
+			synctest.Wait()
+		}()
+		f(t, w)
 	})
 }
 
@@ -258,14 +260,20 @@ func (w *world) pod(node, name, ip string, probes ...Probe) *testPod {
 func (p *testPod) connect(dst string) net.Conn {
 	near, far := memPair(netip.AddrPortFrom(p.ip, 33333), netip.MustParseAddrPort(dst))
 	p.out.ch <- far
-	return near
+	return patient(near)
 }
 
 // arrive makes a connection that arrives in plain text from src.
 func (p *testPod) arrive(l *memListener, src string, port uint16) net.Conn {
 	near, far := memPair(netip.MustParseAddrPort(src), netip.AddrPortFrom(p.ip, port))
 	l.ch <- far
-	return near
+	return patient(near)
+}
+
+// patient makes a read that nothing ends fail the test: an hour of the bubble's time is soon over.
+func patient(c *memConn) *memConn {
+	_ = c.SetReadDeadline(time.Now().Add(time.Hour))
+	return c
 }
 
 // echo answers every connection of the application with its peer's address and then its input.
