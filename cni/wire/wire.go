@@ -104,12 +104,15 @@ func ReadDigest(path string) (Digest, error) {
 	return d, nil
 }
 
-// WriteDigest replaces the file at path atomically, mode 0644.
+// WriteDigest replaces the file at path atomically, mode 0644, and makes its directory.
 func WriteDigest(path string, d Digest) error {
 	d.Version = DigestVersion
 	data, err := json.Marshal(d)
 	if err != nil {
 		return fmt.Errorf("encode digest: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make directory of the digest: %w", err)
 	}
 	return WriteFileAtomic(path, append(data, '\n'), 0o644)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -65,10 +66,13 @@ func (k *Kube) Run(ctx context.Context) error {
 			return fmt.Errorf("watch %s: %w", name, err)
 		}
 	}
-	done := make(chan struct{})
-	go func() { defer close(done); k.namespaces.RunWithContext(ctx) }()
-	k.pods.RunWithContext(ctx)
-	<-done
+	var g sync.WaitGroup
+	g.Go(func() { k.namespaces.RunWithContext(ctx) })
+	g.Go(func() { k.pods.RunWithContext(ctx) })
+	if cache.WaitForCacheSync(ctx.Done(), k.pods.HasSynced, k.namespaces.HasSynced) {
+		k.changes.notify() // the last event may have come before List said that it is complete
+	}
+	g.Wait()
 	return nil
 }
 
