@@ -44,10 +44,36 @@ const clientEnv = "UNDERMESH_TEST_CLIENT"
 
 func TestMain(m *testing.M) {
 	if dst := os.Getenv(clientEnv); dst != "" {
+		if n, err := strconv.Atoi(os.Getenv(countEnv)); err == nil {
+			fmt.Print(runClients(dst, n))
+			return
+		}
 		fmt.Print(runClient(dst))
 		return
 	}
 	os.Exit(m.Run())
+}
+
+// countEnv makes that many connections, 16 at a time, and prints what the answers were.
+const countEnv = "UNDERMESH_TEST_COUNT"
+
+func runClients(dst string, n int) string {
+	var mu sync.Mutex
+	answers := map[string]int{}
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			for range (n + 15 - i) / 16 {
+				got := runClient(dst)
+				mu.Lock()
+				answers[got]++
+				mu.Unlock()
+			}
+		})
+	}
+	begin := time.Now()
+	wg.Wait()
+	return fmt.Sprintf("%v in %v", answers, time.Since(begin).Round(time.Millisecond))
 }
 
 func runClient(dst string) string {
@@ -315,10 +341,11 @@ func (p *meshPod) resource(policies ...string) client.Resource {
 }
 
 // ask is an application of p that talks to dst, in a process of its own.
-func (m *mesh) ask(p *meshPod, dst netip.Addr) string {
+func (m *mesh) ask(p *meshPod, dst netip.Addr, env ...string) string {
 	m.t.Helper()
 	cmd := exec.CommandContext(m.t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), clientEnv+"="+netip.AddrPortFrom(dst, 8080).String(), "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(cmd.Env, env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(m.appGroup.Fd())}
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
@@ -409,4 +436,21 @@ func TestPathsOverTheRealDatapath(t *testing.T) {
 		}
 	}
 	m.want("STRICT, in the mesh", other, far.v4, hello(other), "path=tunnel", "direction=inbound")
+}
+
+func TestManyConnectionsLoseNone(t *testing.T) {
+	m := newMesh(t)
+	sleep, near, far, legacy := m.pod("a", "sleep", 10), m.pod("a", "near", 12), m.pod("b", "far", 13), m.pod("", "legacy", 14)
+	m.apply(sleep.resource(), near.resource(), far.resource())
+	const n = 1000
+	for _, c := range []struct {
+		name     string
+		from, to *meshPod
+	}{{"tunnel", sleep, far}, {"proxied", sleep, near}, {"plain inbound", legacy, far}, {"passthrough", sleep, legacy}} {
+		got := m.ask(c.from, c.to.v4, countEnv+"="+strconv.Itoa(n))
+		t.Logf("%s: %s", c.name, got)
+		if want := fmt.Sprintf("map[%s hello:%d] in", c.from.v4, n); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %s, want %d answers", c.name, got, n)
+		}
+	}
 }

@@ -115,7 +115,7 @@ func (pod *Pod) stream(conns, request context.Context, own, peer api.Identity, r
 	s.finish(err)
 }
 
-// reasonHeader tells our own peers why a CONNECT was refused; others do not look at it.
+// reasonHeader tells the client's proxy, if it is one of ours, why a CONNECT was refused: for its log.
 const reasonHeader = "x-undermesh-reason"
 
 func statusOf(why reason.Reason) int {

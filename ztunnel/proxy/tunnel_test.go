@@ -204,7 +204,7 @@ func TestRefusedByTheOtherNodeIsAReset(t *testing.T) {
 		if d := time.Since(start); d != 100*time.Millisecond {
 			t.Errorf("reset after %v, want 100ms", d)
 		}
-		w.wantLog("reason=tunnel_rejected", "direction=outbound")
+		w.wantLog("reason=tunnel_rejected", "direction=outbound", "status 401: policy_not_allowed")
 		w.wantLog("reason=policy_not_allowed", "direction=inbound", "policy=foo/nobody")
 	})
 }

@@ -111,6 +111,9 @@ func (s *session) tunnelRefusal(err error) error {
 	}
 	var status *hbone.StatusError
 	if errors.As(err, &status) {
+		if why := headerSafe(status.Header.Get(reasonHeader)); why != "" {
+			err = fmt.Errorf("%w: %.40s", err, why)
+		}
 		if status.Code == 503 {
 			return ended(s.ctx, reason.UpstreamConnect, err)
 		}
