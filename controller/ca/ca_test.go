@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"math/big"
 	"net/url"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -26,11 +25,6 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 	securityv1 "istio.io/api/security/v1alpha1"
-	authenticationv1 "k8s.io/api/authentication/v1"
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/ztunnel/clock"
@@ -315,56 +309,6 @@ func TestRootIsMadeOnce(t *testing.T) {
 	}
 }
 
-func TestDirStore(t *testing.T) {
-	d := DirStore{filepath.Join(t.TempDir(), "ca")}
-	if got, err := d.Load(t.Context()); got != nil || err != nil {
-		t.Fatalf("before: %v, %v", got, err)
-	}
-	first := map[string][]byte{FileCACert: []byte("1"), FileCAKey: []byte("k")}
-	for _, data := range []map[string][]byte{first, {FileCACert: []byte("2"), FileCAKey: []byte("l")}} {
-		got, err := d.CreateOnce(t.Context(), data)
-		if err != nil || string(got[FileCACert]) != "1" {
-			t.Errorf("got %s, %v", got[FileCACert], err)
-		}
-	}
-	if got, err := d.Load(t.Context()); err != nil || string(got[FileCAKey]) != "k" {
-		t.Errorf("after: %v, %v", got, err)
-	}
-	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(d.Path), ".ca-*")); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
-}
-
-type fakeSecrets struct{ stored *corev1.Secret }
-
-func (f *fakeSecrets) Get(context.Context, string, metav1.GetOptions) (*corev1.Secret, error) {
-	if f.stored == nil {
-		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "secrets"}, api.CASecret)
-	}
-	return f.stored, nil
-}
-
-func (f *fakeSecrets) Create(_ context.Context, s *corev1.Secret, _ metav1.CreateOptions) (*corev1.Secret, error) {
-	if f.stored != nil {
-		return nil, apierrors.NewAlreadyExists(schema.GroupResource{Resource: "secrets"}, s.Name)
-	}
-	f.stored = s
-	return s, nil
-}
-
-func TestSecretStore(t *testing.T) {
-	s := SecretStore{&fakeSecrets{}}
-	if got, err := s.Load(t.Context()); got != nil || err != nil {
-		t.Fatalf("before: %v, %v", got, err)
-	}
-	for _, v := range []string{"1", "2"} {
-		got, err := s.CreateOnce(t.Context(), map[string][]byte{FileCACert: []byte(v)})
-		if err != nil || string(got[FileCACert]) != "1" {
-			t.Errorf("got %s, %v", got[FileCACert], err)
-		}
-	}
-}
-
 // cacerts makes root -> intermediate files as the documents' Makefile does.
 func cacerts(t testing.TB) map[string][]byte {
 	t.Helper()
@@ -458,87 +402,6 @@ func TestServingCertificateRenews(t *testing.T) {
 	}
 	if _, err := New(Config{}).ServingCertificate(nil)(nil); !errors.Is(err, ErrNotLoaded) {
 		t.Errorf("before Load: %v", err)
-	}
-}
-
-type fakeReview struct {
-	calls  int
-	status authenticationv1.TokenReviewStatus
-	err    error
-}
-
-func (f *fakeReview) Create(_ context.Context, r *authenticationv1.TokenReview, _ metav1.CreateOptions) (*authenticationv1.TokenReview, error) {
-	f.calls++
-	if len(r.Spec.Audiences) != 1 || r.Spec.Audiences[0] != api.TokenAudience {
-		return nil, errors.New("wrong audience asked for")
-	}
-	return &authenticationv1.TokenReview{Status: f.status}, f.err
-}
-
-func TestTokenReview(t *testing.T) {
-	good := authenticationv1.TokenReviewStatus{Authenticated: true, Audiences: []string{api.TokenAudience}, User: authenticationv1.UserInfo{
-		Username: "system:serviceaccount:istio-system:ztunnel", Extra: map[string]authenticationv1.ExtraValue{
-			extraPodName: {"zt-1"}, extraPodUID: {"u"}, extraNodeName: {"node1"}}}}
-	f, clk := &fakeReview{status: good}, &manual{now: start}
-	tr := NewTokenReview(f, clk)
-	want := Caller{"istio-system", "ztunnel", "zt-1", "u", "node1"}
-	for range 3 {
-		if c, err := tr.Authenticate(t.Context(), "a"); err != nil || c != want {
-			t.Fatalf("got %+v, %v", c, err)
-		}
-	}
-	if f.calls != 1 {
-		t.Errorf("%d reviews of one token", f.calls)
-	}
-	f.status.Authenticated = false
-	clk.add(31 * time.Second)
-	if _, err := tr.Authenticate(t.Context(), "a"); !errors.Is(err, ErrBadToken) {
-		t.Errorf("revoked: %v", err)
-	}
-	for name, spoil := range map[string]func(*authenticationv1.TokenReviewStatus){
-		"audience":   func(s *authenticationv1.TokenReviewStatus) { s.Audiences = nil },
-		"no account": func(s *authenticationv1.TokenReviewStatus) { s.User.Username = "admin" },
-		"slashes":    func(s *authenticationv1.TokenReviewStatus) { s.User.Username = "system:serviceaccount:a/sa/b:c" },
-	} {
-		f.status = good
-		spoil(&f.status)
-		if c, err := tr.Authenticate(t.Context(), name); !errors.Is(err, ErrBadToken) || c != (Caller{}) {
-			t.Errorf("%s: %+v, %v", name, c, err)
-		}
-	}
-	f.status, f.err = good, errors.New("api server is away")
-	if _, err := tr.Authenticate(t.Context(), "z"); err == nil || errors.Is(err, ErrBadToken) {
-		t.Errorf("an outage is not a bad token: %v", err)
-	}
-	f.err = nil
-	for i := range reviewsMax + 10 {
-		if _, err := tr.Authenticate(t.Context(), fmt.Sprint("t", i)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if len(tr.known) > reviewsMax {
-		t.Errorf("%d tokens remembered", len(tr.known))
-	}
-}
-
-func TestStaticTokens(t *testing.T) {
-	s, err := ParseStaticTokens(strings.NewReader(tokens))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c, err := s.Authenticate(t.Context(), "zt"); err != nil || c.Node != "node1" || c.String() != "istio-system/ztunnel" {
-		t.Errorf("got %+v, %v", c, err)
-	}
-	if _, err := s.Authenticate(t.Context(), ""); !errors.Is(err, ErrBadToken) {
-		t.Errorf("an empty token: %v", err)
-	}
-	for in, want := range map[string]string{
-		"\nsecret\n": "line 2: 1 fields", "secret,u": "line 1: user", "secret,system:serviceaccount:a:b\nsecret,system:serviceaccount:a:b": "line 2: token: is in",
-		",system:serviceaccount:a:b": "line 1: token: empty", "secret,system:serviceaccount:a:": "line 1: user",
-	} {
-		if _, err := ParseStaticTokens(strings.NewReader(in)); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
-			t.Errorf("%q: got %v, want %q", in, err, want)
-		}
 	}
 }
 
