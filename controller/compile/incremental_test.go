@@ -107,6 +107,9 @@ func (g generator) object(kind model.Kind, n model.Name) any {
 	case model.KindNode:
 		o := &corev1.Node{ObjectMeta: g.meta(n)}
 		o.Labels = map[string]string{corev1.LabelTopologyZone: g.pick("z1", "z2")}
+		for range g.IntN(3) {
+			o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Address: "10.0.0." + strconv.Itoa(g.IntN(8))})
+		}
 		return o
 	case model.KindConfigMap:
 		return &corev1.ConfigMap{ObjectMeta: g.meta(n), Data: map[string]string{"mesh": "trustDomain: " + g.pick("cluster.local", "td") +

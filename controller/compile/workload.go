@@ -196,7 +196,11 @@ func (c *Compiler) foreign(n model.Name, s *model.Service, slice *model.Slice, e
 	if e.Conditions.Ready != nil && !*e.Conditions.Ready {
 		w.Status = workloadapi.WorkloadStatus_UNHEALTHY
 	}
-	return Resource{Type: api.AddressType, Name: w.GetUid(), Aliases: []string{c.cfg.Network + "/" + ip.String()},
+	aliases := []string{c.cfg.Network + "/" + ip.String()}
+	if c.reg.IsNode(ip) { // the API server, for example: what comes from a node is not this workload's
+		w.NetworkMode, aliases = workloadapi.NetworkMode_HOST_NETWORK, nil
+	}
+	return Resource{Type: api.AddressType, Name: w.GetUid(), Aliases: aliases,
 		Message: &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // cache remembers what each file held, so that unchanged files cost a comparison and keep their objects' addresses.
@@ -64,6 +65,10 @@ func (c *cache) read(r rawFile) *file {
 		return f
 	}
 	docs, problems := parseFile(r)
+	if len(f.docs) > 0 && strings.TrimSpace(r.data) == "" {
+		// Editors empty a file before they fill it: policies must not be gone meanwhile.
+		problems = []Problem{{File: r.path, Message: "is empty; what it held is served until the file is removed"}}
+	}
 	f.data, f.problems = r.data, problems
 	if !slices.ContainsFunc(problems, func(p Problem) bool { return !p.Carried }) {
 		f.docs = docs

@@ -50,6 +50,18 @@ func TestBadFileKeepsItsLastGoodState(t *testing.T) {
 	write(t, dir, "a.yaml", pod+"spec: {containers: [{name: x, imagee: y}]}\n")
 	write(t, dir, "sub/c.yaml", strings.ReplaceAll(pod, "name: a", "name: d"))
 	after := load(t, d)
+	defer func() {
+		write(t, dir, "sub/c.yaml", " \n")
+		if v := load(t, d); v.Get(Key{Kind: "Pod", Namespace: "foo", Name: "d"}) == nil || len(v.Problems) != 2 {
+			t.Error("a file that was emptied lost its objects:", v.Problems)
+		}
+		if err := os.Remove(filepath.Join(dir, "sub/c.yaml")); err != nil {
+			t.Fatal(err)
+		}
+		if v := load(t, d); v.Get(Key{Kind: "Pod", Namespace: "foo", Name: "d"}) != nil {
+			t.Error("a file that was removed is served")
+		}
+	}()
 	if len(after.Problems) != 1 {
 		t.Fatalf("problems %v", after.Problems)
 	}

@@ -74,6 +74,12 @@ type Slice struct {
 // Locality is where a node is.
 type Locality struct{ Region, Zone, Subzone string }
 
+// Node is what the mesh needs of a node.
+type Node struct {
+	Locality Locality
+	IPs      []netip.Addr
+}
+
 // PeerAuthentication with what is wrong with it.
 type PeerAuthentication struct {
 	*securityv1.PeerAuthentication

@@ -126,8 +126,14 @@ func newSlice(s *discoveryv1.EndpointSlice) *Slice {
 	return &Slice{s, Name{s.Namespace, service}}
 }
 
-func newLocality(n *corev1.Node) Locality {
-	return Locality{n.Labels[corev1.LabelTopologyRegion], n.Labels[corev1.LabelTopologyZone], n.Labels[labelSubzone]}
+func newNode(n *corev1.Node) Node {
+	out := Node{Locality: Locality{n.Labels[corev1.LabelTopologyRegion], n.Labels[corev1.LabelTopologyZone], n.Labels[labelSubzone]}}
+	for _, a := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil {
+			out.IPs = append(out.IPs, ip.Unmap())
+		}
+	}
+	return out
 }
 
 func newAuthorization(p *securityv1.AuthorizationPolicy, issues []validate.Field) *AuthorizationPolicy {

@@ -30,10 +30,13 @@ func (r *Registry) Peer(n Name) *PeerAuthentication { return r.peers[n] }
 func (r *Registry) Policy(n Name) *AuthorizationPolicy { return r.policies[n] }
 
 // Locality of a node; zero when it is not known.
-func (r *Registry) Locality(node string) Locality { return r.nodes[node] }
+func (r *Registry) Locality(node string) Locality { return r.nodes[node].Locality }
 
 // HasPod reports whether a pod that is not on the host network has the address.
 func (r *Registry) HasPod(ip netip.Addr) bool { return len(r.podsByIP[ip]) > 0 }
+
+// IsNode reports whether the address is that of a node.
+func (r *Registry) IsNode(ip netip.Addr) bool { return len(r.nodesByIP[ip]) > 0 }
 
 // ServicesOf returns the services whose selector matches the pod, sorted.
 func (r *Registry) ServicesOf(p *Pod) []*Service {

@@ -26,13 +26,14 @@ type Registry struct {
 	pods     map[Name]*Pod
 	services map[Name]*Service
 	slices   map[Name]*Slice
-	nodes    map[string]Locality
+	nodes    map[string]Node
 	peers    map[Name]*PeerAuthentication
 	policies map[Name]*AuthorizationPolicy
 
 	podsByLabel    labelIndex
 	podsByNode     map[string]map[Name]*Pod
 	podsByIP       map[netip.Addr]map[Name]*Pod // not those on the host network
+	nodesByIP      map[netip.Addr]map[string]bool
 	servicesByPair selectorIndex
 	slicesByIP     map[netip.Addr]map[Name]bool
 	slicesOf       map[Name]map[Name]bool // service → slices
@@ -60,9 +61,9 @@ func newDirty() *Dirty {
 // New returns an empty registry.
 func New(cfg Config) *Registry {
 	return &Registry{cfg: cfg, mesh: cfg.Mesh, pods: map[Name]*Pod{}, services: map[Name]*Service{},
-		slices: map[Name]*Slice{}, nodes: map[string]Locality{}, peers: map[Name]*PeerAuthentication{},
+		slices: map[Name]*Slice{}, nodes: map[string]Node{}, peers: map[Name]*PeerAuthentication{},
 		policies: map[Name]*AuthorizationPolicy{}, podsByLabel: labelIndex{}, podsByNode: map[string]map[Name]*Pod{},
-		podsByIP: map[netip.Addr]map[Name]*Pod{}, servicesByPair: selectorIndex{}, slicesByIP: map[netip.Addr]map[Name]bool{},
+		podsByIP: map[netip.Addr]map[Name]*Pod{}, nodesByIP: map[netip.Addr]map[string]bool{}, servicesByPair: selectorIndex{}, slicesByIP: map[netip.Addr]map[Name]bool{},
 		slicesOf: map[Name]map[Name]bool{}, policiesByPair: selectorIndex{}, policiesOf: map[Name]map[Name]bool{},
 		peersByPair: selectorIndex{}}
 }
@@ -209,13 +210,23 @@ func (r *Registry) applySlice(e Event, d *Dirty) {
 
 func (r *Registry) applyNode(e Event, d *Dirty) {
 	old := r.nodes[e.Name.Name]
-	var now Locality
+	var now Node
 	delete(r.nodes, e.Name.Name)
 	if e.Object != nil {
-		now = newLocality(e.Object.(*corev1.Node))
+		now = newNode(e.Object.(*corev1.Node))
 		r.nodes[e.Name.Name] = now
 	}
-	if old != now {
+	if !slices.Equal(old.IPs, now.IPs) {
+		for _, ip := range old.IPs {
+			unlink(r.nodesByIP, ip, e.Name.Name)
+			r.dirtyAddress(ip, d)
+		}
+		for _, ip := range now.IPs {
+			link(r.nodesByIP, ip, e.Name.Name, true)
+			r.dirtyAddress(ip, d)
+		}
+	}
+	if old.Locality != now.Locality {
 		for n := range r.podsByNode[e.Name.Name] {
 			d.Pods[n] = true
 		}

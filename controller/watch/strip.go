@@ -14,7 +14,7 @@ func strip(o any) (any, error) {
 	case *corev1.Pod:
 		stripPod(v)
 	case *corev1.Node:
-		v.Annotations, v.Spec, v.Status = nil, corev1.NodeSpec{}, corev1.NodeStatus{}
+		v.Annotations, v.Spec, v.Status = nil, corev1.NodeSpec{}, corev1.NodeStatus{Addresses: v.Status.Addresses}
 	}
 	return o, nil
 }
