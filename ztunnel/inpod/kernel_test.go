@@ -399,6 +399,7 @@ func TestPathsOverTheRealDatapath(t *testing.T) {
 
 	hello := func(p *meshPod) string { return p.v4.String() + " hello" }
 	m.want("other node", sleep, far.v4, hello(sleep), "path=tunnel", "direction=inbound", "src.identity=spiffe://cluster.local/ns/foo/sa/sleep")
+	m.want("bytes are counted", sleep, far.v4, hello(sleep), "path=tunnel", "direction=outbound", "bytes_sent=5", "bytes_recv=16")
 	m.want("other node, IPv6", sleep, far.v6, sleep.v6.String()+" hello", "path=tunnel", "direction=inbound")
 	m.want("same node", sleep, near.v4, hello(sleep), "path=proxied", "direction=outbound")
 	m.want("same node, IPv6", sleep, near.v6, sleep.v6.String()+" hello", "path=proxied")

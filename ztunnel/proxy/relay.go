@@ -179,3 +179,31 @@ func (r *idleReader) readNow(fd uintptr) bool {
 	}
 	return true
 }
+
+// readNow reads what a TCP socket has, without waiting: bytes that may leave together with the CONNECT. Nothing at the end of
+// the stream, which the relay meets again.
+func readNow(c net.Conn, p []byte) ([]byte, error) {
+	tc, ok := c.(*net.TCPConn)
+	if !ok {
+		return nil, nil
+	}
+	raw, err := tc.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var n int
+	var rerr error
+	err = raw.Read(func(fd uintptr) bool {
+		n, _, rerr = syscall.Recvfrom(int(fd), p, syscall.MSG_DONTWAIT)
+		return true
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case rerr == syscall.EAGAIN || rerr == syscall.EINTR:
+		return nil, nil
+	case rerr != nil:
+		return nil, rerr
+	}
+	return p[:max(n, 0)], nil
+}

@@ -183,6 +183,29 @@ func TestRefuseOverTCPIsAResetAfterTheAccept(t *testing.T) {
 	}
 }
 
+func TestReadNowDoesNotWait(t *testing.T) {
+	c, in := tcpPair(t)
+	buf := make([]byte, 16)
+	if b, err := readNow(in, buf); len(b) != 0 || err != nil {
+		t.Fatalf("nothing sent: %q, %v", b, err)
+	}
+	if _, err := c.Write([]byte("early")); err != nil {
+		t.Fatal(err)
+	}
+	awaitReadable(in)
+	if b, err := readNow(in, buf); string(b) != "early" || err != nil {
+		t.Fatalf("got %q, %v", b, err)
+	}
+	_ = c.CloseWrite()
+	awaitReadable(in)
+	if b, err := readNow(in, buf); len(b) != 0 || err != nil {
+		t.Fatalf("at the end: %q, %v", b, err)
+	}
+	if _, err := in.Read(buf); !errors.Is(err, io.EOF) {
+		t.Errorf("the end was lost: %v", err)
+	}
+}
+
 func FuzzParseProbe(f *testing.F) {
 	for _, s := range []string{
 		"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", "GET / HTTP/1.0\r\n\r\n", "POST /x?y HTTP/1.1\r\nContent-Length: 0\r\n\r\n",

@@ -27,6 +27,7 @@ type session struct {
 	src, dst netip.AddrPort // of the accepted socket
 	begin    time.Time
 	relayed  bool // the client is in the hands of a relay, which closes it
+	spoke    bool // the client's first bytes were read
 
 	line           telemetry.Line
 	labels         []telemetry.Labels
@@ -76,6 +77,8 @@ func (pod *Pod) serve(r *run, kind Kind, c net.Conn) {
 	case s.relayed:
 	case err != nil && kind == Tunnel:
 		_ = c.Close() // a peer that speaks TLS got its alert
+	case err != nil && s.spoke:
+		reset(c)
 	case err != nil:
 		pod.p.refuse(r.conns, c)
 	default:

@@ -85,9 +85,17 @@ func (s *session) tunnelOut(r *route) error {
 	s.line.Dst, s.line.HBONE = tunnelAddr, r.addr
 	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.ConnectTimeout)
 	defer cancel()
+	b := s.p.buffers.get()
+	first, err := readNow(s.client, (*b)[:hbone.MaxFirst])
+	if err != nil {
+		s.p.buffers.put(b)
+		return ended(s.ctx, reason.DownstreamReset, err)
+	}
+	s.spoke = len(first) > 0
 	stream, err := s.pod.tunnels.connect(ctx, r.source.Identity, r.path.ServerIdentities, tunnelAddr, hbone.Request{
-		Authority: r.addr.String(), Header: s.tunnelHeader(r),
+		Authority: r.addr.String(), Header: s.tunnelHeader(r), First: first,
 	})
+	s.p.buffers.put(b)
 	if err != nil {
 		return s.tunnelRefusal(err)
 	}
