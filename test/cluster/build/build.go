@@ -93,9 +93,6 @@ type Set struct {
 	keys map[string]string
 }
 
-// Dir is the directory of component's binaries.
-func (s Set) Dir(component string) string { return s.dirs[component] }
-
 // Path is the binary of component that is named name.
 func (s Set) Path(component, name string) string { return filepath.Join(s.dirs[component], name) }
 

@@ -198,6 +198,9 @@ func TestUpAndDownLeaveNoTrace(t *testing.T) {
 	if err != nil || string(out) != "node1\n" {
 		t.Errorf("hostname in node 1: got %q, %v", out, err)
 	}
+	if out, err := h.command(t.Context(), "node", "1", "--", "ctr", "version").CombinedOutput(); err != nil {
+		t.Errorf("ctr in node 1: %v, %s", err, out)
+	}
 	if len(h.traces(t)) == 0 {
 		t.Error("a running cluster shows no trace: the check finds nothing")
 	}

@@ -121,19 +121,3 @@ func (c *Client) Nodes(ctx context.Context) (map[string]string, error) {
 	}
 	return out, nil
 }
-
-// Deployment returns nil when all wanted replicas are available.
-func (c *Client) Deployment(ctx context.Context, namespace, name string) error {
-	var d struct {
-		Spec   struct{ Replicas int }
-		Status struct{ AvailableReplicas, UpdatedReplicas int }
-	}
-	if err := c.Get(ctx, "/apis/apps/v1/namespaces/"+namespace+"/deployments/"+name, &d); err != nil {
-		return err
-	}
-	if d.Status.AvailableReplicas < d.Spec.Replicas || d.Status.UpdatedReplicas < d.Spec.Replicas {
-		return fmt.Errorf("check deployment %s/%s: %d of %d replicas are available", namespace, name,
-			d.Status.AvailableReplicas, d.Spec.Replicas)
-	}
-	return nil
-}

@@ -182,6 +182,27 @@ func (e Enter) Run(ctx context.Context) error {
 	return <-done
 }
 
+// program finds the command by the PATH that it will have, in the member's file system. What is not found stays a bare name, so
+// that the error of the start names it.
+func (e Enter) program() string {
+	path := ""
+	for _, kv := range e.Env {
+		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
+			path = v // the last one counts
+		}
+	}
+	if strings.Contains(e.Args[0], "/") {
+		return e.Args[0]
+	}
+	for _, dir := range filepath.SplitList(path) {
+		file := filepath.Join(dir, e.Args[0])
+		if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return file
+		}
+	}
+	return e.Args[0]
+}
+
 func (e Enter) inside(ctx context.Context, hs []Hierarchy) error {
 	dirs := map[string]int{}
 	defer func() {
@@ -223,7 +244,7 @@ func (e Enter) inside(ctx context.Context, hs []Hierarchy) error {
 	if err := setns(e.Proc.PID, "cgroup", "ipc", "uts", "net", "pid", "mnt"); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, e.Args[0], e.Args[1:]...)
+	cmd := exec.CommandContext(ctx, e.program(), e.Args[1:]...)
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = e.Env, e.Stdin, e.Stdout, e.Stderr
 	cmd.SysProcAttr = attr
 	cmd.Dir = "/"
