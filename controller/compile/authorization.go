@@ -50,6 +50,9 @@ func (c *Compiler) policy(n model.Name) ([]Resource, validate.Status) {
 			}
 		}
 	}
+	if out.DryRun {
+		st.Enforced, st.EnforcedBy = false, validate.ReasonDryRun
+	}
 	return []Resource{{Type: api.AuthorizationType, Name: n.String(), Message: out}}, st
 }
 

@@ -12,6 +12,7 @@ const (
 	ReasonStrict      = "TreatedAsStrict"  // counts as STRICT, because it is not enforceable as written
 	ReasonShadowed    = "Shadowed"         // an older policy of the same level counts
 	ReasonUnsupported = "NotSupported"
+	ReasonDryRun      = "DryRun" // recorded only, as its annotation asks
 )
 
 // Status is what users should be told about one policy.
