@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -259,6 +260,9 @@ func uninstall(ctx context.Context, o options, log *slog.Logger) error {
 	for _, path := range []string{o.cniSocket, o.cniDigest, o.zds} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove %s: %w", path, err))
+		}
+		if dir := filepath.Dir(path); slices.Contains([]string{"istio-cni", "ztunnel"}, filepath.Base(dir)) {
+			_ = os.Remove(dir) // not while it is a mount or somebody keeps files there
 		}
 	}
 	if err := errors.Join(errs...); err != nil {

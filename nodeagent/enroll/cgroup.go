@@ -130,7 +130,7 @@ func (c Cgroups) Kubelet(port uint16) (id uint64, path string, err error) {
 	f := c.Finder.withDefaults()
 	inodes := map[string]bool{}
 	for _, name := range []string{"tcp", "tcp6"} {
-		file, err := os.Open(filepath.Join(f.ProcRoot, "self/net", name))
+		file, err := os.Open(filepath.Join(f.ProcRoot, "thread-self/net", name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

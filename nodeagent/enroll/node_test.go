@@ -219,13 +219,16 @@ func TestSupervisorExemptsConnectedGroupsOnly(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	p := Finder{}.withDefaults()
-	s.cfg.Cgroups.Finder.ProcRoot = p.ProcRoot // kubelet is looked for in the real one
 	go func() { done <- s.Run(ctx) }()
 	await(t, "stale exemption is removed", func() bool { return !k.has(1 << 60) })
 	if !k.has(group) {
 		t.Error("the connected ztunnel's exemption was removed")
 	}
+	moved := mkdir(t, root, "y")
+	if err := os.WriteFile(filepath.Join(s.cfg.Cgroups.Finder.ProcRoot, "7/cgroup"), []byte("0::/y\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "ztunnel is followed to its new group", func() bool { return k.has(moved) })
 	s.Depart(zds.Peer{PID: 7})
 	if err := os.Remove(filepath.Join(root, "z")); err != nil {
 		t.Fatal(err)

@@ -129,6 +129,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 				watched = parent
 			}
 		}
+		s.follow()
 		s.removeStale()
 		select {
 		case <-ctx.Done():
@@ -149,6 +150,24 @@ func (s *Supervisor) setKubelet(id uint64, path string, cause error) {
 		return
 	}
 	s.cfg.Log.Info("kubelet found", "cgroup", path, "id", id)
+}
+
+// follow exempts the group that a connected ztunnel was moved to.
+func (s *Supervisor) follow() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for pid, old := range s.peers {
+		id, err := s.groupOf(zds.Peer{PID: pid})
+		if err != nil || id == old {
+			continue // it is ending, or where it was
+		}
+		if err := s.cfg.Rules.Exempt(id); err != nil {
+			s.cfg.Log.Error("ztunnel's new cgroup not exempted", "pid", pid, "err", err)
+			continue
+		}
+		s.peers[pid] = id
+		s.cfg.Log.Info("ztunnel moved to another cgroup", "pid", pid, "id", id)
+	}
 }
 
 // removeStale takes back the exemption of groups that do not exist any more, as their ids may be used again.
