@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -113,6 +114,15 @@ apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata: {name: q, namespace: foo}
 spec: {portLevelMtls: {80: {mode: DISABLE}, x: {mode: STRICT}}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: outside, namespace: foo}
+action: DENY
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: meta, namespace: foo, labels: [x]}
 `)
 	v := load(t, New(Config{Dir: dir}))
 	e := v.Get(Key{Group: securityGroup, Kind: "AuthorizationPolicy", Namespace: "foo", Name: "p"})
@@ -134,8 +144,32 @@ spec: {portLevelMtls: {80: {mode: DISABLE}, x: {mode: STRICT}}}
 	if len(pa) != 1 || pa[0].Spec.PortLevelMtls[80].GetMode().String() != "DISABLE" || len(pa[0].Spec.PortLevelMtls) != 1 {
 		t.Errorf("got %v", pa)
 	}
-	if len(v.Problems) != 4 {
+	for name, field := range map[string]string{"outside": "action", "meta": "metadata.labels"} {
+		e := v.Get(Key{Group: securityGroup, Kind: "AuthorizationPolicy", Namespace: "foo", Name: name})
+		if e == nil || len(e.Issues) != 1 || e.Issues[0].Field != field || e.Object.GetName() != name {
+			t.Errorf("%s: %+v", name, e)
+		}
+	}
+	if len(v.Problems) != 6 {
 		t.Errorf("problems %v", v.Problems)
+	}
+}
+
+func TestDurationsAsDocumentsWriteThem(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "d.yaml", `apiVersion: networking.istio.io/v1alpha3
+kind: DestinationRule
+metadata: {name: d, namespace: foo}
+spec: {host: d, trafficPolicy: {outlierDetection: {baseEjectionTime: 3m, interval: 500ms}}}
+`)
+	v := load(t, New(Config{Dir: dir}))
+	all := List[*networkingv1alpha3.DestinationRule](v)
+	if len(all) != 1 || len(v.Problems) != 0 {
+		t.Fatal(v.Problems)
+	}
+	o := all[0].Spec.TrafficPolicy.OutlierDetection
+	if o.BaseEjectionTime.AsDuration() != 3*time.Minute || o.Interval.AsDuration() != 500*time.Millisecond {
+		t.Errorf("got %v", o)
 	}
 }
 

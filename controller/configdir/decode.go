@@ -239,10 +239,17 @@ func decodeIstio(raw map[string]any, key Key, gvk schema.GroupVersionKind) (*Ent
 			rest[k] = v
 		}
 	}
+	var outside []Issue
 	if err := strictInto(rest, obj); err != nil {
-		return nil, err
+		var at *fieldError
+		if gvk.Group != securityGroup || !errors.As(err, &at) {
+			return nil, err
+		}
+		outside = []Issue{{at.field, at.msg}}
+		o.SetName(key.Name) // when not even the metadata could be read
 	}
 	clean, issues := cleanMessage(raw["spec"], spec.ProtoReflect().Descriptor(), "spec")
+	issues = append(outside, issues...)
 	if len(issues) > 0 && gvk.Group != securityGroup {
 		return nil, &fieldError{issues[0].Field, issues[0].Message}
 	}

@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
@@ -14,6 +16,12 @@ import (
 func cleanMessage(value any, md protoreflect.MessageDescriptor, path string) (any, []Issue) {
 	if value == nil {
 		return nil, nil
+	}
+	if text, ok := value.(string); ok && md.FullName() == "google.protobuf.Duration" {
+		// Istio's documents write 3m and 500ms where the JSON of protobuf has seconds only.
+		if d, err := time.ParseDuration(text); err == nil {
+			value = strconv.FormatFloat(d.Seconds(), 'f', -1, 64) + "s"
+		}
 	}
 	if strings.HasPrefix(string(md.FullName()), "google.protobuf.") { // wrappers, durations, Struct: JSON of their own
 		return cleanLeaf(value, path, func() error { return unmarshalProto(value, dynamicpb.NewMessage(md)) })
