@@ -38,7 +38,7 @@ FORCE:
 images: build bin/cluster
 	@$(call setup,build cluster) mkdir -p .cache/images; \
 	for c in controller ztunnel; do bin/cluster image -name docker.io/undermesh/$$c:$(VERSION) -o .cache/images/$$c.tar -entrypoint /$$c bin/$$c:/$$c; done; \
-	bin/cluster image -name docker.io/undermesh/nodeagent:$(VERSION) -o .cache/images/nodeagent.tar -entrypoint /nodeagent bin/nodeagent:/nodeagent bin/undermesh-cni:/undermesh-cni; \
+	bin/cluster image -name docker.io/undermesh/nodeagent:$(VERSION) -o .cache/images/nodeagent.tar -entrypoint /nodeagent bin/nodeagent:/nodeagent bin/undermesh-cni:/usr/local/bin/undermesh-cni; \
 	bin/cluster samples
 
 ## cluster-up      a bare Kubernetes on this machine (NODES, PROXY, FAMILY, NAME); kubeconfig in .cache/cluster/kubeconfig

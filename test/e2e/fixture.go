@@ -186,3 +186,19 @@ func (w *World) awaitAnnotation(ctx context.Context, namespaces []string, want s
 		return nil
 	})
 }
+
+// Bare takes the mesh off the cluster, if an earlier run left it there.
+func (w *World) Bare(ctx context.Context) error {
+	out, err := w.Kubectl(ctx, "get", "daemonset", "-n", api.DefaultRootNamespace, api.AgentName, "--ignore-not-found", "-o", "name")
+	if err != nil || out == "" {
+		return err
+	}
+	w.Say("  the mesh of an earlier run is removed first")
+	for _, ns := range Meshed {
+		if _, err := w.Kubectl(ctx, "label", "namespace", ns, api.LabelInjection+"-"); err != nil {
+			return err
+		}
+	}
+	_, err = w.Undermesh(ctx, "uninstall", "--purge", "-y")
+	return err
+}

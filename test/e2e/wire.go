@@ -145,8 +145,23 @@ func newMarker() string {
 	return hex.EncodeToString(b)
 }
 
-// Encrypted sends a random marker from one namespace's sleep to another's httpbin, on another node, and says what the link
-// between the nodes carried: cipher text under TLS 1.3 for pairs of the mesh, the marker in clear for a legacy pair.
+// witness is a client that nobody has seen before: its first request cannot travel in a tunnel that is open already, so the
+// capture has a handshake in it.
+func witness(namespace, node string) string {
+	return `apiVersion: v1
+kind: Pod
+metadata: {name: witness, namespace: ` + namespace + `, labels: {app: witness}}
+spec:
+  terminationGracePeriodSeconds: 0
+  serviceAccountName: sleep
+  nodeSelector: {kubernetes.io/hostname: ` + node + `}
+  containers:
+  - {name: main, image: curlimages/curl, imagePullPolicy: IfNotPresent, command: [sleep, infinity]}
+`
+}
+
+// Encrypted sends a random marker from a new pod of one namespace to another's httpbin, on another node, and says what the
+// link between the nodes carried: cipher text under TLS 1.3 for pairs of the mesh, the marker in clear for a legacy pair.
 func (w *World) Encrypted(ctx context.Context, from, to string, want bool) error {
 	src, err := w.OnePod(ctx, from, "sleep")
 	if err != nil {
@@ -159,14 +174,14 @@ func (w *World) Encrypted(ctx context.Context, from, to string, want bool) error
 	if src.Spec.NodeName == dst.Spec.NodeName {
 		return fmt.Errorf("%s and %s are both on %s: nothing crosses the link", from, to, src.Spec.NodeName)
 	}
-	marker := newMarker()
-	c, err := w.CaptureLink(ctx, src.Spec.NodeName, dst.Status.PodIP, []byte(marker), func(ctx context.Context) error {
-		r, err := w.Exec(ctx, from, "sleep", fmt.Sprintf("curl -s -o /dev/null -m 10 -H 'X-Marker: %s' -w '%%{http_code}' http://httpbin.%s:8000/headers", marker, to))
-		if err == nil && r.Out != "200" {
-			err = fmt.Errorf("request from %s to %s: %q, exit code %d", from, to, r.Out, r.Code)
-		}
+	client := witness(from, src.Spec.NodeName)
+	if err := w.Apply(ctx, client); err != nil {
 		return err
-	})
+	}
+	c, err := w.markerOnLink(ctx, from, to, src.Spec.NodeName, dst.Status.PodIP)
+	if derr := w.Delete(ctx, client); err == nil {
+		err = derr
+	}
 	if err != nil {
 		return err
 	}
@@ -180,4 +195,20 @@ func (w *World) Encrypted(ctx context.Context, from, to string, want bool) error
 		return fmt.Errorf("the marker from %s to %s was not seen: the capture proves nothing", from, to)
 	}
 	return nil
+}
+
+// markerOnLink captures while the witness asks once.
+func (w *World) markerOnLink(ctx context.Context, from, to, node, addr string) (*Capture, error) {
+	if err := w.AwaitReady(ctx, from); err != nil {
+		return nil, err
+	}
+	marker := newMarker()
+	return w.CaptureLink(ctx, node, addr, []byte(marker), func(ctx context.Context) error {
+		r, err := w.kubectl(ctx, nil, "exec", "-n", from, "witness", "--", "sh", "-c",
+			fmt.Sprintf("curl -s -o /dev/null -m 10 -H 'X-Marker: %s' -w '%%{http_code}' http://httpbin.%s:8000/headers", marker, to))
+		if err == nil && r.Out != "200" {
+			err = fmt.Errorf("request from %s to %s: %q, exit code %d", from, to, r.Out, r.Code)
+		}
+		return err
+	})
 }

@@ -71,6 +71,9 @@ func cluster(ctx context.Context, w *e2e.World) error {
 	if _, err := w.Cluster(ctx, append([]string{"load"}, images...)...); err != nil {
 		return err
 	}
+	if err := w.Bare(ctx); err != nil {
+		return err
+	}
 	out, err := w.Kubectl(ctx, "get", "nodes", "-o", "wide")
 	w.Say("%s", indent(out))
 	return err
