@@ -10,10 +10,12 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/undermesh/undermesh/cmd/controller/app"
 )
 
 func main() {
-	opts, err := parse(os.Args[1:], os.Stderr)
+	opts, err := app.Parse(os.Args[1:], os.Stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return
 	}
@@ -22,8 +24,8 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: opts.logLevel}))
-	if err := run(ctx, opts, log); err != nil {
+	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: opts.LogLevel}))
+	if err := app.Run(ctx, opts, log); err != nil {
 		log.Error("controller ended", "err", err)
 		stop()
 		os.Exit(1)

@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"context"
@@ -24,7 +24,7 @@ import (
 const plugInSecret = "cacerts"
 
 // forKubernetes serves the objects of an API server. Nothing is asked of it here: it may be away.
-func forKubernetes(cfg *server.Config, o options) error {
+func forKubernetes(cfg *server.Config, o Options) error {
 	rc, err := restConfig(o.kubeconfig)
 	if err != nil {
 		return err

@@ -1,4 +1,5 @@
-package main
+// Package app is the controller as a program: flags and wiring, for "controller" and for "undermesh mesh".
+package app
 
 import (
 	"context"
@@ -23,8 +24,8 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
-// run assembles the controller from the flags and serves until ctx ends.
-func run(ctx context.Context, o options, log *slog.Logger) error {
+// Run assembles the controller from the flags and serves until ctx ends.
+func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	cfg := server.Config{
 		Log: log, Clock: clock.System(), Listen: net.Listen, Index: watch.NewIndex(),
 		XDSAddr: o.xdsAddr, XDSPlainAddr: o.xdsPlainAddr, MonitorAddr: o.monitorAddr, ReadyAddr: o.readyAddr,
@@ -52,7 +53,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 }
 
 // forDirectory serves a directory of YAML; callers are known by a file of tokens.
-func forDirectory(cfg *server.Config, o options) error {
+func forDirectory(cfg *server.Config, o Options) error {
 	cfg.Source = watch.NewDirectory(configdir.New(configdir.Config{Dir: o.configDir, Log: cfg.Log, Clock: cfg.Clock}))
 	cfg.Status = status.Directory{Dir: o.configDir}
 	if o.xdsAddr == "" {
@@ -79,7 +80,7 @@ func forDirectory(cfg *server.Config, o options) error {
 }
 
 // servingNames are those of the Service, those of this machine, and what the flags add.
-func (o options) servingNames() []string {
+func (o Options) servingNames() []string {
 	short := api.ControllerName + "." + o.rootNamespace
 	names := []string{short + ".svc", short + ".svc." + o.clusterDomain, short, api.ControllerName, "localhost", "127.0.0.1", "::1"}
 	if host, _, err := net.SplitHostPort(o.xdsAddr); err == nil && host != "" {

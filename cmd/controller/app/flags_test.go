@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"strings"
@@ -17,7 +17,7 @@ func TestFlagsRefuseWhatCannotWork(t *testing.T) {
 		"--root-namespace=istio-system --cluster-id=Kubernetes --cluster-domain=cluster.local --xds-addr=:15012 --monitor-addr=:15014 --ready-addr=:8080 --log-level=info": "",
 	} {
 		var out strings.Builder
-		_, err := parse(strings.Fields(args), &out)
+		_, err := Parse(strings.Fields(args), &out)
 		if (err != nil) != (want != "") || !strings.Contains(out.String(), want) {
 			t.Errorf("%s: %v, %q; want %q", args, err, out.String(), want)
 		}
@@ -25,7 +25,7 @@ func TestFlagsRefuseWhatCannotWork(t *testing.T) {
 }
 
 func TestServingNames(t *testing.T) {
-	o := options{rootNamespace: "istio-system", clusterDomain: "cluster.local", xdsAddr: "10.0.0.1:15012", tlsNames: "a, b,"}
+	o := Options{rootNamespace: "istio-system", clusterDomain: "cluster.local", xdsAddr: "10.0.0.1:15012", tlsNames: "a, b,"}
 	got := strings.Join(o.servingNames(), " ")
 	want := "istiod.istio-system.svc istiod.istio-system.svc.cluster.local istiod.istio-system istiod localhost 127.0.0.1 ::1 10.0.0.1 a b"
 	if got != want {

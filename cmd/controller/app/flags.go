@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"errors"
@@ -13,8 +13,10 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 )
 
-// options are the flags.
-type options struct {
+// Options are the flags. Parse fills them.
+type Options struct {
+	LogLevel slog.Level // of the logger that the caller makes
+
 	kubeconfig    string
 	configDir     string
 	tokenFile     string
@@ -31,13 +33,13 @@ type options struct {
 	readyAddr     string
 	identity      string
 	tlsNames      string
-	logLevel      slog.Level
 }
 
 func port(n int) string { return ":" + strconv.Itoa(n) }
 
-func parse(args []string, out io.Writer) (options, error) {
-	var o options
+// Parse reads the command line and tells out what is wrong with it.
+func Parse(args []string, out io.Writer) (Options, error) {
+	var o Options
 	fs := flag.NewFlagSet("controller", flag.ContinueOnError)
 	fs.SetOutput(out)
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server; default: in-cluster")
@@ -56,7 +58,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	fs.StringVar(&o.readyAddr, "ready-addr", ":8080", "`address` of /ready")
 	fs.StringVar(&o.identity, "identity", "", "`name` of this replica; default: POD_NAME, or the host name")
 	fs.StringVar(&o.tlsNames, "tls-names", "", "further `names`, separated by commas, of the server's certificate")
-	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	fs.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
@@ -77,7 +79,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	return o, err
 }
 
-func (o options) check(rest int) error {
+func (o Options) check(rest int) error {
 	switch {
 	case rest > 0:
 		return errors.New("takes no arguments")
