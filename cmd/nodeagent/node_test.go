@@ -27,7 +27,6 @@ import (
 	"github.com/undermesh/undermesh/cni/wire"
 	"github.com/undermesh/undermesh/nodeagent/netns"
 	"github.com/undermesh/undermesh/nodeagent/zds"
-	"github.com/undermesh/undermesh/nodeagent/zds/zdsapi"
 	"github.com/undermesh/undermesh/test/netnstest"
 )
 
@@ -156,6 +155,7 @@ type node struct {
 	log    *slog.Logger
 	cache  string // of CNI results
 	stop   func()
+	kill   func() // of the proxy: nothing of it stays
 }
 
 const primary = "{\n  \"cniVersion\": \"1.0.0\",\n  \"name\": \"lab\",\n  \"plugins\": [ {\"type\": \"static-primary\"} ]\n}\n"
@@ -281,13 +281,15 @@ func (n *node) startProxy() {
 	ctx, cancel := context.WithCancel(n.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
-	n.t.Cleanup(func() {
+	h := n.proxy
+	n.kill = sync.OnceFunc(func() {
 		cancel()
 		<-done
-		for _, uid := range []string{"foo_a-5", "foo_b-6"} {
-			_ = n.proxy.Del(context.Background(), uid)
+		for _, w := range h.Held() {
+			_ = h.Del(context.Background(), w.UID)
 		}
 	})
+	n.t.Cleanup(n.kill)
 }
 
 func (n *node) await(what string, ok func() bool) {
@@ -449,6 +451,21 @@ func TestNode_SI01_SI02_CN08(t *testing.T) {
 		n.want(mesh.ns, "10.94.0.7:80", "OUTBOUND")
 		n.want(legacy.ns, "10.94.0.5:80", "INBOUND")
 	})
+	t.Run("agent and ztunnel away", func(t *testing.T) {
+		n.stop()
+		n.kill()
+		// Nobody holds a listener: fails closed, in both directions.
+		for from, to := range map[*netns.NetNS]string{mesh.ns: "10.94.0.7:80", legacy.ns: "10.94.0.5:80"} {
+			if got := ask(from, to); got == "APP" {
+				t.Errorf("%s was reached round the mesh", to)
+			}
+		}
+		n.start()
+		n.startProxy()
+		n.await("ztunnel has the pod", func() bool { return n.proxy.has("foo_a-5") })
+		n.want(mesh.ns, "10.94.0.7:80", "OUTBOUND")
+		n.want(legacy.ns, "10.94.0.5:80", "INBOUND")
+	})
 	t.Run("SI-02 live un-enrolment", func(t *testing.T) {
 		n.write(n.dir+"/foo.yaml", namespace("foo", ""))
 		n.await("application answers itself", func() bool { return ask(legacy.ns, "10.94.0.5:80") == "APP" })
@@ -499,5 +516,3 @@ func anyFile(dir, text string) bool {
 		return err == nil && strings.Contains(string(data), text)
 	})
 }
-
-var _ = zdsapi.ListenerKind_PROBE
