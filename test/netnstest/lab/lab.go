@@ -131,7 +131,7 @@ func buildBinaries(t testing.TB, root string) string {
 	built.Do(func() {
 		built.dir = filepath.Join(root, ".cache", "lab", "bin")
 		for _, args := range [][]string{
-			{"build", "-o", built.dir + "/", "./cmd/undermesh", "./cmd/controller", "./cmd/nodeagent", "./cmd/ztunnel", "./cmd/undermesh-cni"},
+			{"build", "-o", built.dir + "/", "./cmd/undermesh", "./cmd/nodeagent", "./cmd/ztunnel", "./cmd/undermesh-cni"},
 			{"build", "-C", "test/cluster", "-o", filepath.Join(built.dir, "samples"), "./samples"},
 		} {
 			cmd := exec.Command("go", args...)

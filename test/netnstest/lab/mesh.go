@@ -29,7 +29,7 @@ func (l *Lab) StartController() {
 		l.must(os.WriteFile(filepath.Join(n.dir, "token"), []byte(l.token+n.Name), 0o600))
 	}
 	l.must(os.WriteFile(tokens, []byte(lines.String()), 0o600))
-	l.mesh = l.start("controller", l.fabric, "", nil, filepath.Join(l.bin, "controller"), "--config", l.Dir,
+	l.mesh = l.start("controller", l.fabric, "", nil, filepath.Join(l.bin, "undermesh"), "mesh", "--config", l.Dir,
 		"--token-file", tokens, "--xds-addr", xdsAddr, "--write-root", l.rootCert(), "--cert-dir", filepath.Join(l.tmp, "ca"), "--monitor-addr", "127.0.0.1:15014", "--ready-addr", "127.0.0.1:8080")
 }
 

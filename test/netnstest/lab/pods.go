@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"crypto/rand"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -31,7 +32,7 @@ func (n *Node) Pod(namespace, name string) *Pod {
 	l.T.Helper()
 	n.pods++
 	p := &Pod{Namespace: namespace, Name: name, Account: name, Node: n, NS: netnstest.Netns(l.T),
-		Addr: netip.AddrFrom4([4]byte{10, 99, byte(n.n), byte(1 + n.pods)}), UID: fmt.Sprintf("00000000-0000-4000-8000-%06d%06d", n.n, n.pods)}
+		Addr: netip.AddrFrom4([4]byte{10, 99, byte(n.n), byte(1 + n.pods)}), UID: uuid()}
 	netnstest.Veth(l.T, n.NS, n.bridge, prefix, p.NS, []netip.Prefix{netip.PrefixFrom(p.Addr, 24)}, netip.AddrFrom4([4]byte{10, 99, byte(n.n), 1}))
 	n.group("kubepods/pod" + p.UID)
 	p.cgroup = n.group("kubepods/pod" + p.UID + "/main")
@@ -43,6 +44,13 @@ spec: {nodeName: %s, serviceAccountName: %s, containers: [{name: main, image: no
 status: {phase: Running, podIP: %s, podIPs: [{ip: %s}], conditions: [{type: Ready, status: "True"}]}
 `, name, namespace, p.UID, name, n.Name, p.Account, p.Addr, p.Addr))
 	return p
+}
+
+// uuid is random, so that labs beside each other do not take each other's pods for their own.
+func uuid() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 // Start runs a binary of the lab ("samples" under a name of its own) or of the system in the pod.
