@@ -1,0 +1,322 @@
+package sim
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/undermesh/undermesh/controller/api/reason"
+	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/test/sim/memnet"
+)
+
+// Violation is a broken invariant.
+type Violation struct {
+	Invariant string        // as the package comment lists them
+	At        time.Duration // of virtual time since the history began
+	Text      string
+}
+
+// String is one line.
+func (v Violation) String() string { return fmt.Sprintf("%s at %s: %s", v.Invariant, v.At, v.Text) }
+
+// version is what was published at one moment: the policies, one change after the other.
+type version struct {
+	facts *facts
+	// marks are what a node's snapshot of a pod looks like that has this version; nil for one in the midst of a batch.
+	marks map[string]mark
+}
+
+// mark digests what a snapshot says about a pod.
+type mark [sha256.Size]byte
+
+// violate notes a broken invariant. Safe for concurrent use.
+func (w *world) violate(invariant, format string, args ...any) {
+	w.vmu.Lock()
+	defer w.vmu.Unlock()
+	if len(w.violations) < 20 {
+		w.violations = append(w.violations, Violation{invariant, time.Since(w.start), fmt.Sprintf(format, args...)})
+	}
+}
+
+// publish follows the informers: each change makes a version.
+func (w *world) publish(batch []change) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range batch {
+		k := key{c.event.Kind, c.event.Name}
+		if c.event.Object == nil {
+			delete(w.published, k)
+		} else {
+			w.published[k] = c.event
+		}
+		now := *w.versions[len(w.versions)-1].facts
+		if c.edit != nil {
+			now = facts{authz: maps.Clone(now.authz), peers: maps.Clone(now.peers)}
+			c.edit(&now)
+		}
+		w.versions = append(w.versions, version{facts: &now})
+	}
+	last := len(w.versions) - 1
+	comp := compile.New(compile.Config{})
+	comp.Apply(slices.Collect(maps.Values(w.published)))
+	var list []client.Resource
+	for _, r := range comp.Resources() {
+		list = append(list, client.Resource{Name: r.Name, Message: r.Message})
+	}
+	snap, err := client.NewSnapshot(list...)
+	if err != nil {
+		w.violate("recovery", "compiled resources are not accepted: %v", err)
+		return
+	}
+	marks := map[string]mark{}
+	for _, p := range w.pods {
+		if m, ok := markOf(snap, p); ok {
+			marks[p.uid] = m
+		}
+		if ev, ok := w.published[key{model.KindPod, p.model()}]; ok && p.declared == 0 && ev.Object != nil && p.isDeclared(ev) {
+			p.declared = last
+		}
+	}
+	w.versions[last].marks = marks
+}
+
+// markOf digests what decides about connections to p; false when the snapshot does not know p, or not all of it.
+func markOf(snap *client.Snapshot, p *pod) (mark, bool) {
+	wl := snap.WorkloadByName(p.ns, p.name)
+	if wl == nil || !slices.Contains(wl.Addrs, p.ip) || wl.Identity.ServiceAccount != p.who.name || !snap.PoliciesComplete(wl) {
+		return mark{}, false
+	}
+	h := sha256.New()
+	fmt.Fprint(h, wl.GetTunnelProtocol(), wl.Settings.GetMtls())
+	var parts []string
+	for _, pol := range snap.Policies(wl) {
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(pol)
+		if err != nil {
+			return mark{}, false
+		}
+		parts = append(parts, string(b))
+	}
+	slices.Sort(parts)
+	fmt.Fprintf(h, "%q", parts)
+	return mark(h.Sum(nil)), true
+}
+
+// confirm notes which version each pod of the node has, whenever its snapshot changes. It looks before the proxy may act on it,
+// or at the same instant.
+func (zt *ztunnel) confirm(ctx context.Context) error {
+	changed, stop := zt.mesh.Watch()
+	defer stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+		if snap := zt.mesh.Snapshot(); snap != nil {
+			zt.n.w.confirm(zt.n, snap)
+		}
+	}
+}
+
+func (w *world) confirm(n *node, snap *client.Snapshot) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range w.pods {
+		if p.node != n || !p.enrolled {
+			continue
+		}
+		m, ok := markOf(snap, p)
+		if !ok {
+			continue
+		}
+		first := 0
+		if len(p.confirmed) > 0 {
+			first = p.confirmed[len(p.confirmed)-1].version
+		}
+		for i := first; i < len(w.versions); i++ {
+			if got, ok := w.versions[i].marks[p.uid]; ok && got == m {
+				if i != first || len(p.confirmed) == 0 {
+					p.confirmed = append(p.confirmed, confirmation{time.Now(), i})
+				}
+				break
+			}
+		}
+	}
+}
+
+// windowLocked are the versions that may decide about p at this moment.
+func (w *world) windowLocked(p *pod) []version {
+	limit := time.Now().Add(-Bound)
+	first := 0
+	for _, c := range p.confirmed {
+		if !c.at.After(limit) {
+			first = c.version
+		}
+	}
+	return w.versions[first:]
+}
+
+// delivered judges bytes of s that the application of p has read.
+func (w *world) delivered(s *stream, p *pod, port uint16) {
+	if !p.enrolled {
+		return
+	}
+	who := s.from.who
+	if !s.from.enrolled || s.plain.Load() {
+		who = account{}
+	}
+	w.mu.Lock()
+	window := w.windowLocked(p)
+	ok := slices.ContainsFunc(window, func(v version) bool { return v.facts.allows(p, port, who) })
+	strict := who == account{} && !slices.ContainsFunc(window, func(v version) bool { return !v.facts.strict(p) })
+	w.mu.Unlock()
+	switch {
+	case strict:
+		w.violate("plaintext", "%v: plain text was read by %s, port %d is STRICT", s, p, port)
+	case !ok:
+		w.violate("forbidden", "%v: read by %s port %d, which allows %q in none of %d versions", s, p, port, who.spiffe(), len(window))
+	}
+}
+
+// legBegins judges plain text that a node's ztunnel sends to a pod of the node.
+func (w *world) legBegins(s *stream, p *pod, port uint16) {
+	if !p.enrolled || s.from == p {
+		return
+	}
+	w.mu.Lock()
+	window := w.windowLocked(p)
+	first := len(w.versions) - len(window)
+	strict := p.declared != 0 && p.declared <= first && !slices.ContainsFunc(window, func(v version) bool { return !v.facts.strict(p) })
+	w.mu.Unlock()
+	if strict {
+		w.violate("plaintext", "%v: plain text on the wire to %s, port %d is STRICT", s, p, port)
+	}
+}
+
+// record is a line of a node's connection log.
+type record struct {
+	node *node
+	at   time.Time
+	kv   map[string]string
+}
+
+// recorder takes in the connection log of one node.
+type recorder struct {
+	w *world
+	n *node
+}
+
+// Enabled implements slog.Handler.
+func (r *recorder) Enabled(context.Context, slog.Level) bool { return true }
+
+// WithAttrs implements slog.Handler; the scope is of no interest.
+func (r *recorder) WithAttrs([]slog.Attr) slog.Handler { return r }
+
+// WithGroup implements slog.Handler.
+func (r *recorder) WithGroup(string) slog.Handler { return r }
+
+// Handle implements slog.Handler.
+func (r *recorder) Handle(_ context.Context, rec slog.Record) error {
+	kv := map[string]string{}
+	rec.Attrs(func(a slog.Attr) bool { kv[a.Key] = a.Value.String(); return true })
+	if f := r.w.opt.Hooks.Record; f != nil {
+		f(kv)
+	}
+	line := record{r.n, time.Now(), kv}
+	r.w.checkReason(line)
+	r.w.checkPrincipal(line)
+	if src, err := netip.ParseAddrPort(kv["src.addr"]); err == nil {
+		r.w.mu.Lock()
+		r.w.records[src] = append(r.w.records[src], line)
+		r.w.mu.Unlock()
+	}
+	return nil
+}
+
+var reasons = func() map[string]bool {
+	known := map[string]bool{}
+	for _, r := range reason.All() {
+		known[r.String()] = r != reason.None && r != reason.Internal
+	}
+	return known
+}()
+
+func (w *world) checkReason(l record) {
+	if l.kv["error"] != "" && !reasons[l.kv["reason"]] {
+		w.violate("reason", "record of %s with an error and reason %q: %v", l.node.name, l.kv["reason"], l.kv)
+	}
+}
+
+// checkPrincipal compares the identity of a record with the pod that had the address while the connection lived.
+func (w *world) checkPrincipal(l record) {
+	id := l.kv["src.identity"]
+	src, err := netip.ParseAddrPort(l.kv["src.addr"])
+	if id == "" || err != nil {
+		return
+	}
+	took, err := time.ParseDuration(l.kv["duration"])
+	if err != nil {
+		w.violate("principal", "record without a duration: %v", l.kv)
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range w.pods {
+		// The tunnel may be older than the connection: its client lived when it was opened, and its end takes a moment.
+		if p.ip == src.Addr() && p.who.spiffe() == id && !p.born.After(l.at) && (p.died.IsZero() || p.died.After(l.at.Add(-took-Bound))) {
+			return
+		}
+	}
+	w.violate("principal", "record of %s names %s for %s: %v", l.node.name, id, src, l.kv)
+}
+
+// checkRefusals looks for the reasons of the streams that broke.
+func (w *world) checkRefusals() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.ended {
+		if s.err == nil || !s.from.enrolled || !s.src.IsValid() || s.from.node.fellSince(s.begin) {
+			continue
+		}
+		if !slices.ContainsFunc(w.records[s.src], func(l record) bool { return l.node == s.from.node && reasons[l.kv["reason"]] }) {
+			w.violate("reason", "%v ended with %v after %d bytes, and its node has no reason: %v", s, s.err, s.echoed, w.records[s.src])
+		}
+	}
+}
+
+// podOf is the pod of a host, nil when it is none's.
+func (w *world) podOf(h *memnet.Host) *pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.hosts[h]
+}
+
+// leaked returns the goroutines of this bubble other than the caller.
+func leaked() []string {
+	buf := make([]byte, 4<<20)
+	first, _, _ := strings.Cut(string(buf[:runtime.Stack(buf, false)]), "\n")
+	_, bubble, ok := strings.Cut(first, "synctest bubble ")
+	if !ok {
+		return nil
+	}
+	bubble = "synctest bubble " + bubble // with "]:"
+	var list []string
+	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n")[1:] {
+		if head, _, _ := strings.Cut(g, "\n"); strings.Contains(head, bubble) {
+			list = append(list, g)
+		}
+	}
+	return list
+}
