@@ -12,7 +12,6 @@
 #define SO_BINDTOIFINDEX 62
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
-#define LO_IFINDEX 1
 
 #define ALLOW 1
 #define REFUSE 0 /* EPERM */
@@ -114,17 +113,29 @@ static __always_inline int capture(struct bpf_sock_addr *ctx, struct bpf_sock *s
 	return ALLOW;
 }
 
+/* Only a leg that ztunnel says it judged is noted: a tunnel, a delivery and what leaves the mesh are not. */
+static __always_inline int exempt_connect(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct mesh_pod *pod,
+					  const struct mesh_flow_key *f, __u32 protocol)
+{
+	__u32 mark = sk->mark;
+
+	if (protocol != IPPROTO_TCP || !(mark & MESH_MARK_JUDGED)) {
+		renote(sk, MESH_WHO_NONE);
+		return ALLOW;
+	}
+	mark &= ~MESH_MARK_JUDGED;
+	if (bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)))
+		return refuse(pod->cookie, f, MESH_REASON_MARK_FAILED);
+	note(sk, pod->cookie, f, MESH_WHO_LEG);
+	return ALLOW;
+}
+
 static __always_inline int pod_connect(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct mesh_node *node,
 				       const struct mesh_pod *pod, const struct mesh_flow_key *f, __u32 protocol)
 {
 	if (exempt()) {
-		/* A socket bound to lo is a delivery inside this pod, and a tunnel is known by its port: no leg. */
-		if (protocol == IPPROTO_TCP && sk->bound_dev_if != LO_IFINDEX && f->dport != node->tunnel_port)
-			note(sk, pod->cookie, f, MESH_WHO_LEG);
-		else
-			renote(sk, MESH_WHO_NONE);
 		event(MESH_EVENT_EXEMPT);
-		return ALLOW;
+		return exempt_connect(ctx, sk, pod, f, protocol);
 	}
 	if (protocol != IPPROTO_UDP && pod->flags & MESH_POD_CAPTURE_OUT && !loopback(f->daddr) && !link_local6(f->daddr) &&
 	    !pod_ip(pod, f->daddr) && !excluded(pod, f))

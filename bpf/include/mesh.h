@@ -14,6 +14,15 @@ enum mesh_layout {
 	MESH_LAYOUT_CURRENT = 1,
 };
 
+enum mesh_mark {
+	/*
+	 * ztunnel's word that it judged the connection: SO_MARK before connect() of a leg. The hook takes the bit away before
+	 * a packet carries it, and believes it of exempt processes only. Without it the receiver judges the connection itself.
+	 */
+	MESH_MARK_JUDGED = 0x1000,
+	MESH_MARK_COUNT,
+};
+
 /* What the connect hook knows of a socket. A socket without a note is MESH_WHO_NONE: any other process. */
 enum mesh_who {
 	MESH_WHO_NONE,
@@ -120,8 +129,7 @@ struct mesh_node {
 	__u32 mark;           /* capture mark */
 	__u32 mask;           /* mark bits that belong to the mesh */
 	__u32 kubelet_budget;
-	__u16 tunnel_port;    /* legs to it are not recorded: the receiver does not ask */
-	__u16 pad;
+	__u32 pad;
 };
 _Static_assert(sizeof(struct mesh_node) == 32, "mesh_node");
 

@@ -101,6 +101,13 @@ const (
 	BPFMeshListenerMESH_LISTENER_COUNT    BPFMeshListener = 4
 )
 
+type BPFMeshMark uint32
+
+const (
+	BPFMeshMarkMESH_MARK_JUDGED BPFMeshMark = 4096
+	BPFMeshMarkMESH_MARK_COUNT  BPFMeshMark = 4097
+)
+
 type BPFMeshMeta struct {
 	_      structs.HostLayout
 	Layout uint32
@@ -115,8 +122,7 @@ type BPFMeshNode struct {
 	Mark          uint32
 	Mask          uint32
 	KubeletBudget uint32
-	TunnelPort    uint16
-	Pad           uint16
+	Pad           uint32
 }
 
 type BPFMeshPod struct {
@@ -200,6 +206,7 @@ const (
 	BPFVarAnchorLayer     = "anchor_layer"
 	BPFVarAnchorLayout    = "anchor_layout"
 	BPFVarAnchorListener  = "anchor_listener"
+	BPFVarAnchorMark      = "anchor_mark"
 	BPFVarAnchorMeta      = "anchor_meta"
 	BPFVarAnchorNode      = "anchor_node"
 	BPFVarAnchorPod       = "anchor_pod"
@@ -273,6 +280,7 @@ type BPFVariableSpecs struct {
 	AnchorLayer     *ebpf.VariableSpec `ebpf:"anchor_layer"`
 	AnchorLayout    *ebpf.VariableSpec `ebpf:"anchor_layout"`
 	AnchorListener  *ebpf.VariableSpec `ebpf:"anchor_listener"`
+	AnchorMark      *ebpf.VariableSpec `ebpf:"anchor_mark"`
 	AnchorMeta      *ebpf.VariableSpec `ebpf:"anchor_meta"`
 	AnchorNode      *ebpf.VariableSpec `ebpf:"anchor_node"`
 	AnchorPod       *ebpf.VariableSpec `ebpf:"anchor_pod"`
@@ -322,6 +330,7 @@ type BPFVariables struct {
 	AnchorLayer     *ebpf.Variable `ebpf:"anchor_layer"`
 	AnchorLayout    *ebpf.Variable `ebpf:"anchor_layout"`
 	AnchorListener  *ebpf.Variable `ebpf:"anchor_listener"`
+	AnchorMark      *ebpf.Variable `ebpf:"anchor_mark"`
 	AnchorMeta      *ebpf.Variable `ebpf:"anchor_meta"`
 	AnchorNode      *ebpf.Variable `ebpf:"anchor_node"`
 	AnchorPod       *ebpf.Variable `ebpf:"anchor_pod"`

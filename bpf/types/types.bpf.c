@@ -4,6 +4,7 @@
 #include "mesh.h"
 
 const enum mesh_layout *anchor_layout __attribute__((unused));
+const enum mesh_mark *anchor_mark __attribute__((unused));
 const enum mesh_who *anchor_who __attribute__((unused));
 const enum mesh_listener *anchor_listener __attribute__((unused));
 const enum mesh_layer *anchor_layer __attribute__((unused));

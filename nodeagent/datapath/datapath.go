@@ -249,7 +249,7 @@ func (d *Datapath) writeNodeLocked() error {
 	if err != nil {
 		return err
 	}
-	n.Mark, n.Mask, n.KubeletBudget, n.TunnelPort = d.cfg.Mark, d.cfg.Mask, d.cfg.KubeletBudget, d.cfg.TunnelPort
+	n.Mark, n.Mask, n.KubeletBudget = d.cfg.Mark, d.cfg.Mask, d.cfg.KubeletBudget
 	return t.Update(0, n)
 }
 

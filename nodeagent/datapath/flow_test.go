@@ -18,6 +18,9 @@ import (
 	"github.com/undermesh/undermesh/test/netnstest"
 )
 
+// judged is what ztunnel sets on a leg whose destination's policies it has asked.
+var judged = netns.Options{Mark: uint32(types.BPFMeshMarkMESH_MARK_JUDGED)}
+
 // flows is the content of the flow table.
 func (l *lab) flows() map[types.BPFMeshFlowKey]types.BPFMeshFlow {
 	l.t.Helper()
@@ -55,7 +58,7 @@ func TestLegPassesOnceAndIsConsumed(t *testing.T) {
 	l.join("proxy")
 	for _, dst := range []string{"10.95.0.3:9000", "[fd95::3]:9000"} {
 		added, consumed, passed := l.event("flow_added"), l.event("flow_consumed"), l.event("leg_passed")
-		got := l.dial(a.ns, dst, netns.Options{})
+		got := l.dial(a.ns, dst, judged)
 		l.want("judged leg", got, "APP", dst)
 		if ip := got.peer.Addr(); ip != a.v4 && ip != a.v6 {
 			t.Errorf("leg comes from %s", ip)
@@ -68,7 +71,7 @@ func TestLegPassesOnceAndIsConsumed(t *testing.T) {
 		t.Errorf("%d entries are left, %d of the budget used", n, l.used(a))
 	}
 	// a leg that nobody answers goes with its socket
-	fd, err := netns.Socket(a.ns, unix.AF_INET, netns.Options{})
+	fd, err := netns.Socket(a.ns, unix.AF_INET, judged)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,6 +88,11 @@ func TestLegPassesOnceAndIsConsumed(t *testing.T) {
 	// a tunnel and a delivery over lo are no legs
 	added := l.event("flow_added")
 	l.want("tunnel", l.dial(a.ns, "10.95.0.3:15008", netns.Options{}), "TUNNEL", "10.95.0.3:15008")
+	// what ztunnel does not say to have judged is judged by the receiver, and an application cannot say so
+	l.want("unjudged leg", l.dial(a.ns, "10.95.0.3:9000", netns.Options{}), "INBOUND", "10.95.0.3:9000")
+	l.join("app")
+	l.want("application with the mark", l.dial(a.ns, "10.95.0.3:9000", judged), "OUTBOUND", "10.95.0.3:9000")
+	l.join("proxy")
 	if l.event("flow_added") != added {
 		t.Error("a tunnel was recorded as a leg")
 	}
@@ -128,21 +136,21 @@ func TestLegBudget(t *testing.T) {
 	l.join("proxy")
 	var fds []int
 	for range 3 {
-		fd, err := netns.Socket(a.ns, unix.AF_INET, netns.Options{})
+		fd, err := netns.Socket(a.ns, unix.AF_INET, judged)
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = netns.Connect(fd, unix.AF_INET, netip.MustParseAddrPort("10.95.0.77:9000"))
 		fds = append(fds, fd)
 	}
-	l.want("beyond the budget", l.dial(a.ns, "10.95.0.3:9000", netns.Options{}), "INBOUND", "10.95.0.3:9000")
+	l.want("beyond the budget", l.dial(a.ns, "10.95.0.3:9000", judged), "INBOUND", "10.95.0.3:9000")
 	if n := l.reason(reason.FlowBudget); n != 1 {
 		t.Errorf("flow_budget counted %d times, want 1", n)
 	}
 	for _, fd := range fds {
 		_ = unix.Close(fd)
 	}
-	l.want("budget given back", l.dial(a.ns, "10.95.0.3:9000", netns.Options{}), "APP", "10.95.0.3:9000")
+	l.want("budget given back", l.dial(a.ns, "10.95.0.3:9000", judged), "APP", "10.95.0.3:9000")
 }
 
 // A container of the source pod with raw sockets must not pass for a judged leg.
@@ -155,7 +163,7 @@ func TestRawSYNIsNoLeg(t *testing.T) {
 		l.enrol(p)
 	}
 	l.join("proxy")
-	live := l.dial(a.ns, "10.95.0.3:9000", netns.Options{})
+	live := l.dial(a.ns, "10.95.0.3:9000", judged)
 	l.want("leg", live, "APP", "10.95.0.3:9000")
 	l.join("app")
 	src := live.conn.LocalAddr().(*net.TCPAddr).AddrPort()
@@ -213,7 +221,7 @@ func (l *lab) halfClosed(a, b *labPod) netip.AddrPort {
 	defer ln.Close()
 	l.join("proxy")
 	defer l.join("app")
-	fd, err := netns.Socket(a.ns, unix.AF_INET, netns.Options{})
+	fd, err := netns.Socket(a.ns, unix.AF_INET, judged)
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -147,7 +147,7 @@ func TestMappedClientOfLeg(t *testing.T) {
 	l.enrol(a)
 	l.enrol(b)
 	l.join("proxy")
-	fd, err := netns.Socket(a.ns, unix.AF_INET6, netns.Options{})
+	fd, err := netns.Socket(a.ns, unix.AF_INET6, judged)
 	if err != nil {
 		t.Fatal(err)
 	}

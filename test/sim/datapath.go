@@ -79,13 +79,16 @@ func (p *pod) capture(syn memnet.SYN) *memnet.Socket {
 	return p.out
 }
 
-// steer is sk_lookup with the flow table: what this node's ztunnel sends has been judged.
+// judged is the mark of a connection that ztunnel has judged.
+const judged = 1
+
+// steer is sk_lookup with the flow table: of what this node's ztunnel sends, the legs have been judged.
 func (p *pod) steer(syn memnet.SYN) *memnet.Socket {
 	s := p.in
 	switch {
 	case syn.Dst.Port() == api.PortTunnel:
 		s = p.tunnel
-	case p.node.owns(syn.Process):
+	case p.node.owns(syn.Process) && (syn.Mark == judged || syn.From == p.host):
 		s = p.host.Socket(syn.Dst.Port())
 	}
 	if f := p.w.opt.Hooks.Steer; f != nil && s == p.in {
@@ -105,6 +108,15 @@ var _ proxy.Sockets = sockets{}
 // Dial implements proxy.Sockets.
 func (s sockets) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	c, err := memnet.Dialer{Host: s.p.host, Process: s.proc}.Dial(ctx, to)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Leg implements proxy.Sockets.
+func (s sockets) Leg(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	c, err := memnet.Dialer{Host: s.p.host, Process: s.proc, Mark: judged}.Dial(ctx, to)
 	if err != nil {
 		return nil, err
 	}

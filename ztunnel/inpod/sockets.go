@@ -17,7 +17,10 @@ import (
 const (
 	// captureMark makes a packet follow the pod's capture rule; the application's answers inherit it (tcp_fwmark_accept).
 	captureMark = 0x111
-	loopback    = 1 // ifindex of lo in every network namespace
+	// judgedMark is ztunnel's word to the connect hook that the connection was judged (enum mesh_mark of bpf/include/mesh.h).
+	// The hook takes it away before a packet carries it; without it the receiver judges the connection itself.
+	judgedMark = 0x1000
+	loopback   = 1 // ifindex of lo in every network namespace
 
 	// A delivery takes its source port here, below the usual ephemeral range: the kernel's choice depends on addresses
 	// only, so it would meet the client's own connections in the same namespace.
@@ -43,6 +46,16 @@ func (s *Sockets) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, erro
 	c, err := netns.Dial(ctx, s.ns, addr, netns.Options{NoDelay: true})
 	if err != nil {
 		return nil, err // not c, which would be a net.Conn that is not nil
+	}
+	return c, nil
+}
+
+// Leg connects to addr as Dial does, as the second leg of a connection that was judged: the receiver on this node takes it
+// without judging it again.
+func (s *Sockets) Leg(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	c, err := netns.Dial(ctx, s.ns, addr, netns.Options{NoDelay: true, Mark: judgedMark})
+	if err != nil {
+		return nil, err
 	}
 	return c, nil
 }

@@ -32,6 +32,9 @@ type Identity interface {
 type Sockets interface {
 	// Dial connects to addr as the pod itself, by its own routes and with its own address. The connection is not captured.
 	Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
+	// Leg is Dial for a connection whose destination's policies were judged here: the receiver does not judge it again. What
+	// was not judged must never leave by it.
+	Leg(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
 	// Deliver connects to the pod's application at addr with client as the source address (any free port of it).
 	Deliver(ctx context.Context, client netip.Addr, addr netip.AddrPort) (net.Conn, error)
 }

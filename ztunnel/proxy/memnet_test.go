@@ -175,6 +175,7 @@ type memNet struct {
 	at    map[netip.AddrPort]*memListener
 	port  uint16
 	dials []netip.AddrPort
+	legs  []netip.AddrPort // of dials, those said to be judged
 }
 
 func newMemNet() *memNet { return &memNet{at: map[netip.AddrPort]*memListener{}, port: 40000} }
@@ -227,6 +228,13 @@ type memSockets struct {
 
 func (s *memSockets) Dial(_ context.Context, to netip.AddrPort) (net.Conn, error) {
 	return s.net.dial(s.addr, to)
+}
+
+func (s *memSockets) Leg(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	s.net.mu.Lock()
+	s.net.legs = append(s.net.legs, to)
+	s.net.mu.Unlock()
+	return s.Dial(ctx, to)
 }
 
 func (s *memSockets) Deliver(_ context.Context, client netip.Addr, to netip.AddrPort) (net.Conn, error) {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -147,7 +148,7 @@ func (s *session) proxied(r *route) error {
 	if err := s.admit(r.local, c); err != nil {
 		return err
 	}
-	return s.relayTo(r.addr)
+	return s.relayTo(r.addr, s.pod.cfg.Sockets.Leg)
 }
 
 // judgedSource is the address that the destination will see: the pod's own, whatever address its process bound.
@@ -164,13 +165,13 @@ func (s *session) judgedSource(dst netip.Addr) netip.AddrPort {
 }
 
 // passthrough carries a connection to where no proxy of the mesh is.
-func (s *session) passthrough(r *route) error { return s.relayTo(r.addr) }
+func (s *session) passthrough(r *route) error { return s.relayTo(r.addr, s.pod.cfg.Sockets.Dial) }
 
 // relayTo dials addr as the pod and relays.
-func (s *session) relayTo(addr netip.AddrPort) error {
+func (s *session) relayTo(addr netip.AddrPort, dial func(context.Context, netip.AddrPort) (net.Conn, error)) error {
 	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.ConnectTimeout)
 	defer cancel()
-	up, err := s.pod.cfg.Sockets.Dial(ctx, addr)
+	up, err := dial(ctx, addr)
 	if err != nil {
 		return ended(s.ctx, reason.UpstreamConnect, err)
 	}

@@ -47,6 +47,9 @@ func TestSameNodeIsProxiedAndJudged(t *testing.T) {
 		if got, err := say(t, a.connect("10.0.0.2:80"), "hi"); err != nil || got != "10.0.0.1\nhi" {
 			t.Fatalf("allowed: got %q, %v", got, err)
 		}
+		if len(w.net.legs) != 1 {
+			t.Errorf("legs %v, want one", w.net.legs)
+		}
 		before := w.net.dialled(80)
 		if _, err := say(t, c.connect("10.0.0.2:80"), "hi"); !errors.Is(err, syscall.ECONNRESET) {
 			t.Fatalf("denied: %v, want a reset", err)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -253,6 +254,9 @@ func TestServiceAddressAndHairpin(t *testing.T) {
 			t.Fatalf("outside: got %q, %v", got, err)
 		}
 		w.wantLog("path=passthrough")
+		if slices.Contains(w.net.legs, netip.MustParseAddrPort("192.0.2.1:443")) {
+			t.Error("what left the mesh was said to be judged")
+		}
 	})
 }
 

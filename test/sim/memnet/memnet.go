@@ -92,6 +92,7 @@ type SYN struct {
 	Src, Dst netip.AddrPort
 	From, To *Host    // To is nil until the destination is known, or when there is none
 	Process  *Process // that dials
+	Mark     uint32   // Dialer.Mark
 	Captured bool     // Host.Capture took it: it does not leave its host
 }
 
@@ -172,6 +173,12 @@ func (h *Host) Listen(port uint16) (*Socket, error) {
 	return s, nil
 }
 
+func (h *Host) gone() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.removed
+}
+
 func (h *Host) steer(syn SYN) *Socket {
 	if h.Steer != nil {
 		return h.Steer(syn)
@@ -191,6 +198,7 @@ type Dialer struct {
 	Host    *Host
 	Process *Process
 	Source  netip.Addr // default: the host's own
+	Mark    uint32     // of the socket, for the hooks
 	// Loop connects to a socket of the host itself, whatever the address: what a transparent bind on lo does.
 	Loop bool
 	// UserTimeout breaks the connection when its link was cut for so long. 0: never.
@@ -208,7 +216,7 @@ func (d Dialer) Dial(ctx context.Context, to netip.AddrPort) (*Conn, error) {
 	if n.port++; n.port < 20000 {
 		n.port = 20000
 	}
-	syn := SYN{Src: netip.AddrPortFrom(src, n.port), Dst: to, From: d.Host, Process: d.Process}
+	syn := SYN{Src: netip.AddrPortFrom(src, n.port), Dst: to, From: d.Host, Process: d.Process, Mark: d.Mark}
 	n.mu.Unlock()
 	if d.Host.Capture != nil && !d.Loop {
 		if s := d.Host.Capture(syn); s != nil {
@@ -244,6 +252,9 @@ func (n *Network) establish(ctx context.Context, d Dialer, syn SYN, s *Socket) (
 	}
 	if syn.To == nil {
 		return nil, fmt.Errorf("dial %s: %w", syn.Dst, ErrNoHost)
+	}
+	if d.Host.gone() {
+		return nil, fmt.Errorf("dial %s: %w", syn.Dst, syscall.ENETDOWN)
 	}
 	if s == nil {
 		s = syn.To.steer(syn)
