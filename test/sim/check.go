@@ -303,20 +303,38 @@ func (w *world) podOf(h *memnet.Host) *pod {
 	return w.hosts[h]
 }
 
-// leaked returns the goroutines of this bubble other than the caller.
-func leaked() []string {
-	buf := make([]byte, 4<<20)
+// goroutines returns the goroutines of this bubble other than the caller, by number.
+func goroutines() map[string]string {
+	buf := make([]byte, 64<<10)
 	first, _, _ := strings.Cut(string(buf[:runtime.Stack(buf, false)]), "\n")
 	_, bubble, ok := strings.Cut(first, "synctest bubble ")
 	if !ok {
 		return nil
 	}
-	bubble = "synctest bubble " + bubble // with "]:"
+	list := map[string]string{}
+	n := runtime.Stack(buf, true)
+	for n == len(buf) {
+		buf = make([]byte, 2*n)
+		n = runtime.Stack(buf, true)
+	}
+	for _, g := range strings.Split(string(buf[:n]), "\n\n")[1:] {
+		head, _, _ := strings.Cut(g, "\n")
+		number, state, _ := strings.Cut(head, " [")
+		if strings.HasSuffix(state, "synctest bubble "+bubble) {
+			list[number] = g
+		}
+	}
+	return list
+}
+
+// leaked returns the goroutines of this bubble that were not there before.
+func leaked(before map[string]string) []string {
 	var list []string
-	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n")[1:] {
-		if head, _, _ := strings.Cut(g, "\n"); strings.Contains(head, bubble) {
+	for number, g := range goroutines() {
+		if _, ok := before[number]; !ok {
 			list = append(list, g)
 		}
 	}
+	slices.Sort(list)
 	return list
 }

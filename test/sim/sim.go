@@ -78,6 +78,8 @@ type world struct {
 	nodes   []*node
 	apps    sync.WaitGroup // applications and clients
 
+	before map[string]string // goroutines
+
 	script []string
 	tasks  []task
 	serial int
@@ -107,6 +109,7 @@ func Run(ctx context.Context, opt Options) (*Result, error) {
 		published: map[key]model.Event{}, versions: []version{{facts: &facts{}, marks: map[string]mark{}}},
 		streams: map[uint64]*stream{}, records: map[netip.AddrPort][]record{},
 	}
+	w.before = goroutines()
 	w.net = memnet.New(memnet.Config{Seed: opt.Seed, Tap: w.tap})
 	w.objects = newAPIServer(w.publish)
 	ctx, cancel := context.WithCancel(ctx)
@@ -185,7 +188,7 @@ func (w *world) end() {
 	w.control.stop()
 	w.apps.Wait()
 	synctest.Wait()
-	if list := leaked(); len(list) > 0 {
+	if list := leaked(w.before); len(list) > 0 {
 		w.violate("leak", "%d goroutines are left, the first is\n%s", len(list), list[0])
 	}
 }

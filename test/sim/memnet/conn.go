@@ -389,10 +389,14 @@ func (h *half) finish() {
 	h.cond.Broadcast()
 }
 
-// reset ends writing and tells the peer.
+// reset ends writing and tells the peer. What a cut link holds back is never sent: nobody is there to send it again.
 func (h *half) reset(err error) {
+	cut := h.net.isCut(h.link)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if cut {
+		h.flight, h.flying = nil, 0
+	}
 	h.finished = true
 	if h.werr == nil {
 		h.werr = err
