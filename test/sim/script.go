@@ -186,7 +186,10 @@ func (w *world) connect(traffic context.Context) {
 	case 1, 2, 3, 4:
 		s.gap = w.between(time.Millisecond, 400*time.Millisecond)
 	}
-	w.note("%v: %d bytes in %d chunks, gap %s", s, s.total(), len(s.chunks), s.gap.Round(time.Millisecond))
+	if w.rng.IntN(4) == 0 {
+		s.quirk, s.at = quirk(1+w.rng.IntN(3)), w.rng.IntN(s.total())
+	}
+	w.note("%v: %d bytes in %d chunks, gap %s, %s", s, s.total(), len(s.chunks), s.gap.Round(time.Millisecond), s.quirk)
 	w.launch(traffic, s)
 }
 

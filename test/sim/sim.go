@@ -78,7 +78,8 @@ type world struct {
 	nodes   []*node
 	apps    sync.WaitGroup // applications and clients
 
-	before map[string]string // goroutines
+	before  map[string]string // goroutines
+	traffic context.Context   //nolint:containedctx // of applications and clients
 
 	script []string
 	tasks  []task
@@ -110,12 +111,13 @@ func Run(ctx context.Context, opt Options) (*Result, error) {
 		streams: map[uint64]*stream{}, records: map[netip.AddrPort][]record{},
 	}
 	w.before = goroutines()
-	w.net = memnet.New(memnet.Config{Seed: opt.Seed, Tap: w.tap})
+	w.net = memnet.New(memnet.Config{Seed: opt.Seed, Tap: w.tap, Loss: w.loss})
 	w.objects = newAPIServer(w.publish)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	traffic, endTraffic := context.WithCancel(ctx)
 	defer endTraffic()
+	w.traffic = traffic
 	if err := w.build(ctx); err != nil {
 		return nil, fmt.Errorf("build world: %w", err)
 	}
@@ -172,6 +174,14 @@ func (w *world) build(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// loss makes some links to the controller bad, so that what it sends arrives in pieces.
+func (w *world) loss(a, b string) float64 {
+	if a == controlZone || b == controlZone {
+		return float64(w.opt.Seed%4) * 0.1
+	}
+	return 0
 }
 
 // end stops everything and looks for what did not.

@@ -31,6 +31,8 @@ type stream struct {
 	begin  time.Time
 	chunks []int         // sizes of what is sent
 	gap    time.Duration // between them
+	quirk  quirk
+	at     int // bytes after which the quirk shows
 
 	plain atomic.Bool // the wire showed it in plain text, not from a ztunnel that had judged it
 	leg   atomic.Bool // the wire showed it between ztunnel and application on one node
@@ -43,6 +45,22 @@ type stream struct {
 	server *pod // that read its header
 	end    time.Time
 }
+
+// quirk is how one side of a stream misbehaves.
+type quirk int
+
+const (
+	proper      quirk = iota
+	clientReset       // the client resets after so many bytes came back
+	serverReset       // the application resets after so many bytes
+	serverSlow        // the application waits before each read
+)
+
+func (q quirk) String() string {
+	return [...]string{"proper", "the client resets", "the server resets", "the server is slow"}[q]
+}
+
+var errQuirk = errors.New("reset on purpose")
 
 func (s *stream) total() (n int) {
 	for _, c := range s.chunks {
@@ -142,6 +160,8 @@ func (s *stream) receive(conn *memnet.Conn) error {
 		s.echoed += n
 		s.w.mu.Unlock()
 		switch {
+		case s.quirk == clientReset && v.n >= s.at:
+			return errQuirk
 		case errors.Is(err, io.EOF):
 			if v.n != s.total() {
 				s.w.violate("integrity", "%v: an end without an error after %d of %d bytes", s, v.n, s.total())
@@ -207,6 +227,12 @@ func (w *world) echo(p *pod, port uint16, c net.Conn) error {
 	in, out := verifier{want: body(s.id, 'c')}, body(s.id, 's')
 	buf, reply := make([]byte, 32<<10), make([]byte, 32<<10)
 	for {
+		switch {
+		case s.quirk == serverReset && in.n >= s.at:
+			return errQuirk
+		case s.quirk == serverSlow && !pause(w.traffic, 30*time.Millisecond):
+			return context.Cause(w.traffic)
+		}
 		n, err := c.Read(buf)
 		if n > 0 {
 			w.delivered(s, p, port)

@@ -2,6 +2,7 @@ package memnet
 
 import (
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -37,11 +38,14 @@ type half struct {
 	latency time.Duration
 	window  int
 	reader  *Conn
+	rng     *rand.Rand // of losses; nil: there are none
+	loss    float64
 
 	mu       sync.Mutex // protects below
 	cond     sync.Cond  // of mu
 	flight   []segment  // under way, by time of arrival
 	flying   int        // bytes of flight
+	last     time.Time  // arrival of the last segment sent
 	arrival  *time.Timer
 	buf      []byte
 	eof      bool
@@ -51,6 +55,9 @@ type half struct {
 	readEnd  deadline
 	writeEnd deadline
 }
+
+// mss is the largest segment in bytes, where segments can be lost.
+const mss = 1448
 
 type segment struct {
 	at   time.Time
@@ -65,14 +72,21 @@ type deadline struct {
 	timer  *time.Timer
 }
 
-func (n *Network) pair(syn SYN, latency, userTimeout time.Duration) (near, far *Conn) {
+func (n *Network) pair(syn SYN, nth uint64, latency, userTimeout time.Duration) (near, far *Conn) {
 	l := linkOf(syn.From.zone, syn.To.zone)
-	mk := func() *half {
+	loss, draw := 0.0, uint64(0)
+	if n.cfg.Loss != nil && l.a != l.b {
+		loss, draw = n.cfg.Loss(l.a, l.b), n.draw("loss", syn.Src.Addr(), syn.Dst, nth)
+	}
+	mk := func(salt uint64) *half {
 		h := &half{net: n, link: l, latency: latency, window: n.cfg.Window}
 		h.cond.L = &h.mu
+		if loss > 0 {
+			h.loss, h.rng = loss, rand.New(rand.NewPCG(draw, salt))
+		}
 		return h
 	}
-	a, b := mk(), mk()
+	a, b := mk(0), mk(1)
 	tap := n.cfg.Tap != nil && syn.From != syn.To
 	near = &Conn{net: n, host: syn.From, syn: syn, local: syn.Src, remote: syn.Dst, link: l, userTimeout: userTimeout, in: a, out: b, tap: tap}
 	far = &Conn{net: n, host: syn.To, syn: syn, local: syn.Dst, remote: syn.Src, link: l, userTimeout: userTimeout, in: b, out: a, tap: tap}
@@ -136,6 +150,9 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 			continue
 		}
 		part := p[:min(room, len(p))]
+		if h.rng != nil {
+			part = part[:min(mss, len(part))]
+		}
 		h.sendLocked(segment{data: slices.Clone(part)})
 		p, n = p[len(part):], n+len(part)
 	}
@@ -280,6 +297,13 @@ func (h *half) setDeadline(d *deadline, t time.Time) error {
 // sendLocked puts s on its way.
 func (h *half) sendLocked(s segment) {
 	s.at = time.Now().Add(h.latency)
+	if h.rng != nil && h.rng.Float64() < h.loss {
+		s.at = s.at.Add(h.net.cfg.Retransmit)
+	}
+	if s.at.Before(h.last) {
+		s.at = h.last
+	}
+	h.last = s.at
 	h.flight = append(h.flight, s)
 	h.flying += len(s.data)
 	if len(h.flight) == 1 {

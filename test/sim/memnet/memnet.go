@@ -31,6 +31,11 @@ type Config struct {
 	// Local bounds the one-way latency between zones that are equal, Remote between others; each is at least half of its
 	// bound. Default 100 us and 2 ms.
 	Local, Remote time.Duration
+	// Loss is the probability that a segment between two zones is lost at first and arrives Retransmit later, with all that
+	// follows it; nil: none. Which ones is drawn from the seed.
+	Loss func(zone, other string) float64
+	// Retransmit is the delay of a lost segment. Default 200 ms.
+	Retransmit time.Duration
 	// Window is how many bytes of one direction may be under way or unread. Default 256 KiB.
 	Window int
 	// DialTimeout ends a dial that got no answer. Default 30 s.
@@ -45,6 +50,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Remote == 0 {
 		c.Remote = 2 * time.Millisecond
+	}
+	if c.Retransmit == 0 {
+		c.Retransmit = 200 * time.Millisecond
 	}
 	if c.Window == 0 {
 		c.Window = 256 << 10
@@ -238,7 +246,7 @@ func (n *Network) establish(ctx context.Context, d Dialer, syn SYN, s *Socket) (
 	if syn.To == nil {
 		zone = n.zoneOf(syn.Dst.Addr(), zone)
 	}
-	latency := n.latency(syn, linkOf(d.Host.zone, zone))
+	latency, nth := n.latency(syn, linkOf(d.Host.zone, zone))
 	if err := wait(ctx, latency); err != nil {
 		return nil, fmt.Errorf("dial %s: %w", syn.Dst, err)
 	}
@@ -259,7 +267,7 @@ func (n *Network) establish(ctx context.Context, d Dialer, syn SYN, s *Socket) (
 	if s == nil {
 		s = syn.To.steer(syn)
 	}
-	near, far := n.pair(syn, latency, d.UserTimeout)
+	near, far := n.pair(syn, nth, latency, d.UserTimeout)
 	if s == nil || !s.push(far) {
 		n.drop(near)
 		if err := wait(ctx, latency); err != nil {
@@ -288,19 +296,25 @@ func (n *Network) zoneOf(a netip.Addr, otherwise string) string {
 }
 
 // latency draws the one-way latency of a connection: the same for the n-th one between two addresses in every run.
-func (n *Network) latency(syn SYN, l link) time.Duration {
+func (n *Network) latency(syn SYN, l link) (latency time.Duration, nth uint64) {
 	n.mu.Lock()
 	r := route{syn.Src.Addr(), syn.Dst.Addr()}
 	n.count[r]++
-	nth := n.count[r]
+	nth = n.count[r]
 	n.mu.Unlock()
-	h := fnv.New64a()
-	fmt.Fprint(h, n.cfg.Seed, r, nth, syn.Captured)
+	draw := n.draw(r, nth, syn.Captured)
 	most := n.cfg.Remote
 	if l.a == l.b {
 		most = n.cfg.Local
 	}
-	return most/2 + time.Duration(h.Sum64()%uint64(most/2))
+	return most/2 + time.Duration(draw%uint64(most/2)), nth
+}
+
+// draw is a number that depends on the seed and on what.
+func (n *Network) draw(what ...any) uint64 {
+	h := fnv.New64a()
+	fmt.Fprint(h, n.cfg.Seed, what)
+	return h.Sum64()
 }
 
 func wait(ctx context.Context, d time.Duration) error {
