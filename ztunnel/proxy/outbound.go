@@ -45,8 +45,8 @@ func (s *session) outbound() error {
 		return s.proxied(r)
 	case policy.Passthrough:
 		if r.local != nil {
-			// The pod's kernel side takes what comes from here as judged, so judge it, whatever the control plane
-			// says of its protocol at the moment.
+			// It is served here, so it is enrolled, whatever the control plane says of its protocol at the moment.
+			s.line.Path = policy.Proxied.String()
 			return s.proxied(r)
 		}
 		return s.passthrough(r)

@@ -43,10 +43,23 @@ func (w *town) expect(from, to *Pod, want string) {
 	})
 }
 
+// travels asks again and again until a node's connection log has a line with all the texts: enrolment takes a moment to make
+// the round of the nodes.
+func (w *town) travels(from, to *Pod, n *Node, texts ...string) {
+	w.T.Helper()
+	w.lines(n, func() { w.expect(from, to, "200 0") }, texts...)
+}
+
 // logged waits for a line of a node's connection log that has all the texts.
 func (w *town) logged(n *Node, texts ...string) {
 	w.T.Helper()
-	w.Until(5*time.Second, fmt.Sprintf("a line in the log of %s with %q", n.Name, texts), func() error {
+	w.lines(n, func() {}, texts...)
+}
+
+func (w *town) lines(n *Node, do func(), texts ...string) {
+	w.T.Helper()
+	w.Until(10*time.Second, fmt.Sprintf("a line in the log of %s with %q", n.Name, texts), func() error {
+		do()
 		for line := range strings.Lines(n.Ztunnel.Output()) {
 			all := true
 			for _, s := range texts {
@@ -68,9 +81,9 @@ func TestSkeleton(t *testing.T) {
 			w.expect(from, to, "200 0")
 		}
 	}
-	w.logged(w.Nodes[1], `"direction":"inbound"`, "spiffe://cluster.local/ns/foo/sa/sleep", w.barServer.Addr.String())
+	w.travels(w.fooClient, w.barServer, w.Nodes[1], `"direction":"inbound"`, "spiffe://cluster.local/ns/foo/sa/sleep", w.barServer.Addr.String())
 	w.logged(w.Nodes[0], `"direction":"outbound"`, `"path":"tunnel"`)
-	w.logged(w.Nodes[0], `"path":"proxied"`)
+	w.travels(w.fooClient, w.fooServer, w.Nodes[0], `"path":"proxied"`)
 
 	t.Run("the server sees the client's address", func(t *testing.T) {
 		for _, to := range []*Pod{w.fooServer, w.barServer} {
@@ -86,7 +99,7 @@ func TestSkeleton(t *testing.T) {
 		w.expect(w.legacy, w.barServer, "000 56")
 		w.expect(w.fooClient, w.fooServer, "200 0")
 		w.expect(w.fooClient, w.barServer, "200 0")
-		w.logged(w.Nodes[0], `"reason":"strict_mtls"`, w.legacy.Addr.String())
+		w.lines(w.Nodes[0], func() { w.expect(w.legacy, w.fooServer, "000 56") }, `"reason":"strict_mtls"`, w.legacy.Addr.String())
 		w.Delete("strict")
 		w.expect(w.legacy, w.fooServer, "200 0")
 	})
