@@ -11,11 +11,14 @@ FAMILY  ?= ipv4
 NAME    ?= undermesh
 RUN     ?= .
 FUZZTIME ?= 1m
+ROUNDS  ?= 5
+LENGTH  ?= 1s
 
 # Each recipe that builds runs "$(setup) STEP…" first: it installs what is missing and makes the right Go be found.
 setup = gobin=$$(.ci/setup $(1)); [ -z "$$gobin" ] || export PATH="$$gobin:$$PATH";
 ldflags = -s -w -X github.com/undermesh/undermesh/controller/api/version.Version=$(VERSION) -X github.com/undermesh/undermesh/controller/api/version.Commit=$(COMMIT)
 components = undermesh controller nodeagent ztunnel undermesh-cni
+mesh_images = .cache/images/controller.tar .cache/images/nodeagent.tar .cache/images/ztunnel.tar
 cluster_flags = --name $(NAME) --nodes $(NODES) --proxy $(PROXY) --family $(FAMILY)
 
 .PHONY: help build images test test-unit test-node test-cluster cluster-up cluster-down mesh-up demo demo-down \
@@ -51,18 +54,57 @@ cluster-down: bin/cluster
 
 ## mesh-up         cluster-up, images, install
 mesh-up: cluster-up images
-	@bin/cluster load --name $(NAME) .cache/images/*.tar; bin/undermesh --kubeconfig .cache/cluster/kubeconfig install --set profile=demo -y
+	@bin/cluster load --name $(NAME) $(mesh_images); KUBECONFIG=$$(bin/cluster env --name $(NAME) | sed 's/^KUBECONFIG=//') bin/undermesh install --set profile=demo -y
+
+## demo            from a bare machine to a mesh, every claim observed; the cluster stays up
+demo: cluster-up images
+	@$(call setup,build node) NAME=$(NAME) go run ./test/e2e/demo
+
+## demo-down       nothing of it is left
+demo-down: cluster-down
 
 ## test            everything that CI runs
-test: test-unit test-node
+test: test-unit test-node test-cluster
+
+# Runs go test with $(2), shows what fails and counts what ran; the events go to .cache/test/$(1).json.
+define gotest
+mkdir -p .cache/test; go build -o .cache/test/report ./test/report; \
+go test -json $(2) | .cache/test/report -keep .cache/test/$(1).json $(3)
+endef
 
 ## test-unit       go test ./... without root or clang
 test-unit:
-	@$(call setup,build) go vet ./... ; go test ./...
+	@$(call setup,build) echo "== unit"; go vet ./...; $(call gotest,unit,./...); \
+	go -C test/cluster vet ./... && go -C test/cluster test ./...
+
+# Packages with tests that need root: real network namespaces, cgroups and BPF.
+privileged = $(shell grep -rl 'netnstest.Require' --include='*_test.go' cmd cni nodeagent ztunnel | xargs -n1 dirname | sort -u | sed 's,^,./,') ./test/netnstest/...
 
 ## test-node       privileged tests on network namespaces, no Kubernetes
 test-node:
-	@$(call setup,build node) MESH_TEST_PRIVILEGED=1 go test -count=1 -p 1 ./nodeagent/... ./test/netnstest/...
+	@$(call setup,build node) echo "== node"; export MESH_TEST_PRIVILEGED=1; $(call gotest,node,-count=1 -p 1 -timeout 10m $(privileged),-noskip)
+
+## test-cluster    end to end on a cluster of its own (RUN selects tests); KEEP=1 leaves it up
+test-cluster: images
+	@$(call setup,build node cluster) echo "== cluster"; name=$${NAME_E2E:-e2e}; export NAME=$$name MESH_TEST_CLUSTER=1; \
+	[ -n "$(KEEP)" ] || trap 'bin/cluster down --name '$$name EXIT; \
+	bin/cluster down --name $$name; bin/cluster up --name $$name --nodes 2; bin/cluster load --name $$name $(mesh_images); \
+	KUBECONFIG=$(CURDIR)/.cache/cluster/$$name/kubeconfig bin/undermesh install --set profile=demo -y; \
+	$(call gotest,cluster,-count=1 -timeout 30m -run '$(RUN)' ./test/e2e,-noskip)
+
+## capabilities    docs/capabilities.md and .tsv from the tests that ran last
+capabilities:
+	@$(call setup,build) go run ./test/capabilities -out docs .cache/test/*.json; sed -n 3p docs/capabilities.md
+
+## fuzz            every fuzzer for FUZZTIME
+fuzz:
+	@$(call setup,build) grep -rhoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' --with-filename cmd cni controller nodeagent ztunnel | sed 's,:func , ,' | while read -r file fuzz; do \
+		echo "$$fuzz in $$(dirname $$file)"; go test -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) | tail -1; done
+
+## bench           the mesh beside no mesh and TLS per connection, as root, about 7 minutes (ROUNDS, RUN=cells, LENGTH of a cell)
+bench:
+	@$(call setup,build node) MESH_TEST_PRIVILEGED=1 ENVOY='$(ENVOY)' ZTUNNEL='$(ZTUNNEL)' go test -count=1 -run '^$$' -bench '^BenchmarkMesh$$' -benchtime 1x -timeout 0 \
+		./test/bench -rounds $(ROUNDS) -length $(LENGTH) -cells '$(RUN)' -out $(CURDIR)/docs/bench
 
 ## generate        BPF objects, protobuf, definitions
 generate:
