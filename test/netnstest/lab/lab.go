@@ -12,6 +12,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -298,6 +300,21 @@ func (p *Process) Tail(lines int) string {
 func (p *Process) Output() string {
 	b, _ := os.ReadFile(p.log.Name())
 	return string(b)
+}
+
+// OutputFrom is what the process wrote from an offset on, and the offset of its end; a negative offset means the end.
+func (p *Process) OutputFrom(offset int64) (string, int64) {
+	f, err := os.Open(p.log.Name())
+	if err != nil {
+		return "", offset
+	}
+	defer f.Close()
+	if offset < 0 {
+		end, _ := f.Seek(0, io.SeekEnd)
+		return "", end
+	}
+	b, _ := io.ReadAll(io.NewSectionReader(f, offset, math.MaxInt64-offset))
+	return string(b), offset + int64(len(b))
 }
 
 // Apply writes a file of the directory of YAML, whole or not at all.
