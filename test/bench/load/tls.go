@@ -71,6 +71,7 @@ func TLSConfig(dir string) (*tls.Config, error) {
 
 // TLSOut carries a plain connection to a TLSIn at addr.
 func TLSOut(ctx context.Context, cfg *tls.Config, addr string) func(net.Conn) {
+	buffers := newBuffers()
 	return func(app net.Conn) {
 		raw, err := dial(ctx, addr)
 		if err != nil {
@@ -78,12 +79,13 @@ func TLSOut(ctx context.Context, cfg *tls.Config, addr string) func(net.Conn) {
 		}
 		t := tls.Client(raw, cfg)
 		defer t.Close()
-		relay(app, t)
+		relay(app, t, buffers)
 	}
 }
 
 // TLSIn ends TLS and carries the connection to addr.
 func TLSIn(ctx context.Context, cfg *tls.Config, addr string) func(net.Conn) {
+	buffers := newBuffers()
 	return func(raw net.Conn) {
 		t := tls.Server(raw, cfg)
 		if err := t.HandshakeContext(ctx); err != nil {
@@ -94,7 +96,7 @@ func TLSIn(ctx context.Context, cfg *tls.Config, addr string) func(net.Conn) {
 			return
 		}
 		defer app.Close()
-		relay(app, t)
+		relay(app, t, buffers)
 	}
 }
 
@@ -103,19 +105,26 @@ type halfCloser interface {
 	CloseWrite() error
 }
 
+// newBuffers keeps used buffers of a proxy, as *[]byte, so that short connections do not pay for new ones.
+func newBuffers() *sync.Pool {
+	return &sync.Pool{New: func() any { b := make([]byte, relayBuffer); return &b }}
+}
+
 // relay copies both ways until both have ended; an error on one way ends the other.
-func relay(app net.Conn, t *tls.Conn) {
+func relay(app net.Conn, t *tls.Conn, buffers *sync.Pool) {
 	a := app.(halfCloser)
 	var wg sync.WaitGroup
-	wg.Go(func() { pass(t, a) })
-	pass(a, t)
+	wg.Go(func() { pass(t, a, buffers) })
+	pass(a, t, buffers)
 	wg.Wait()
 }
 
 // pass copies until the end of src and passes it on.
-func pass(dst, src halfCloser) {
+func pass(dst, src halfCloser, buffers *sync.Pool) {
+	b := buffers.Get().(*[]byte)
+	defer buffers.Put(b)
 	// The wrapping hides ReadFrom and WriteTo, so that the buffer is used.
-	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, make([]byte, relayBuffer))
+	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, *b)
 	if err == nil {
 		err = dst.CloseWrite()
 	}
