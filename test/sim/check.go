@@ -34,6 +34,7 @@ func (v Violation) String() string { return fmt.Sprintf("%s at %s: %s", v.Invari
 // version is what was published at one moment: the policies, one change after the other.
 type version struct {
 	facts *facts
+	hbone map[string]bool // pods, by uid
 	// marks are what a node's snapshot of a pod looks like that has this version; nil for one in the midst of a batch.
 	marks map[string]mark
 }
@@ -66,7 +67,16 @@ func (w *world) publish(batch []change) {
 			now = facts{authz: maps.Clone(now.authz), peers: maps.Clone(now.peers)}
 			c.edit(&now)
 		}
-		w.versions = append(w.versions, version{facts: &now})
+		hbone := w.versions[len(w.versions)-1].hbone
+		if c.event.Kind == model.KindPod {
+			hbone = maps.Clone(hbone)
+			for _, p := range w.pods {
+				if p.model() == c.event.Name {
+					hbone[p.uid] = p.isDeclared(c.event)
+				}
+			}
+		}
+		w.versions = append(w.versions, version{facts: &now, hbone: hbone})
 	}
 	last := len(w.versions) - 1
 	comp := compile.New(compile.Config{})
@@ -84,9 +94,6 @@ func (w *world) publish(batch []change) {
 	for _, p := range w.pods {
 		if m, ok := markOf(snap, p); ok {
 			marks[p.uid] = m
-		}
-		if ev, ok := w.published[key{model.KindPod, p.model()}]; ok && p.declared == 0 && ev.Object != nil && p.isDeclared(ev) {
-			p.declared = last
 		}
 	}
 	w.versions[last].marks = marks
@@ -134,7 +141,7 @@ func (w *world) confirm(n *node, snap *client.Snapshot) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, p := range w.pods {
-		if p.node != n || !p.enrolled {
+		if p.node != n {
 			continue
 		}
 		m, ok := markOf(snap, p)
@@ -168,16 +175,17 @@ func (w *world) windowLocked(p *pod) []version {
 	return w.versions[first:]
 }
 
-// delivered judges bytes of s that the application of p has read.
-func (w *world) delivered(s *stream, p *pod, port uint16) {
-	if !p.enrolled {
-		return
+// delivered judges bytes of s that the application of p has read from a connection.
+func (w *world) delivered(s *stream, p *pod, port uint16, syn memnet.SYN) {
+	w.mu.Lock()
+	if w.unjudged[flow{syn.Src, syn.Dst}] {
+		w.mu.Unlock()
+		return // the pod was not in the mesh
 	}
 	who := s.from.who
-	if !s.from.enrolled || s.plain.Load() {
+	if !s.captured || s.plain.Load() {
 		who = account{}
 	}
-	w.mu.Lock()
 	window := w.windowLocked(p)
 	ok := slices.ContainsFunc(window, func(v version) bool { return v.facts.allows(p, port, who) })
 	strict := who == account{} && !slices.ContainsFunc(window, func(v version) bool { return !v.facts.strict(p) })
@@ -192,13 +200,11 @@ func (w *world) delivered(s *stream, p *pod, port uint16) {
 
 // legBegins judges plain text that a node's ztunnel sends to a pod of the node.
 func (w *world) legBegins(s *stream, p *pod, port uint16) {
-	if !p.enrolled || s.from == p {
+	if s.from == p {
 		return
 	}
 	w.mu.Lock()
-	window := w.windowLocked(p)
-	first := len(w.versions) - len(window)
-	strict := p.declared != 0 && p.declared <= first && !slices.ContainsFunc(window, func(v version) bool { return !v.facts.strict(p) })
+	strict := !slices.ContainsFunc(w.windowLocked(p), func(v version) bool { return !v.hbone[p.uid] || !v.facts.strict(p) })
 	w.mu.Unlock()
 	if strict {
 		w.violate("plaintext", "%v: plain text on the wire to %s, port %d is STRICT", s, p, port)
@@ -287,7 +293,7 @@ func (w *world) checkRefusals() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, s := range w.ended {
-		if s.err == nil || !s.from.enrolled || !s.src.IsValid() || s.from.node.fellSince(s.begin) {
+		if s.err == nil || !s.captured || !s.src.IsValid() || s.from.node.fellSince(s.begin) {
 			continue
 		}
 		if !slices.ContainsFunc(w.records[s.src], func(l record) bool { return l.node == s.from.node && reasons[l.kv["reason"]] }) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/undermesh/undermesh/controller/api"
@@ -24,16 +25,22 @@ type pod struct {
 	app      string
 	ip       netip.Addr
 	node     *node
-	enrolled bool // the agent has captured it
 	born     time.Time
+	host     *memnet.Host
 
-	host             *memnet.Host
-	out, in, tunnel  *memnet.Socket // of the agent, in the pod; nil when not enrolled
-	died             time.Time      // protected by world.mu; zero: it lives
-	declared         int            // version that says HBONE; protected by world.mu; 0: none yet
-	confirmed        []confirmation // by time; protected by world.mu
-	servedBy, client int            // streams; protected by world.mu
+	// Driver only.
+	out, in, tunnel *memnet.Socket // of the agent, in the pod; nil when it never was enrolled
+	enrolled        bool           // the agent has told ztunnel of it
+	moving          bool           // in or out of the mesh
+
+	inbound, outbound atomic.Bool // captured
+
+	died      time.Time      // protected by world.mu; zero: it lives
+	confirmed []confirmation // by time; protected by world.mu
 }
+
+// flow names a connection on the network.
+type flow struct{ src, dst netip.AddrPort }
 
 // confirmation says from when on the pod's node had a version.
 type confirmation struct {
@@ -45,13 +52,14 @@ func (p *pod) String() string { return p.ns + "/" + p.name }
 
 func (p *pod) model() model.Name { return model.Name{Namespace: p.ns, Name: p.name} }
 
-// bring puts the pod on the network with its applications listening, captured from its first packet when it is enrolled.
+// bring puts the pod on the network with its applications listening.
 func (p *pod) bring() error {
 	host, err := p.w.net.AddHost(p.node.name, p.ip)
 	if err != nil {
 		return err
 	}
 	p.host = host
+	host.Steer, host.Capture = p.steer, p.capture
 	for _, port := range appPorts {
 		s, err := host.Listen(port)
 		if err != nil {
@@ -59,21 +67,23 @@ func (p *pod) bring() error {
 		}
 		p.w.apps.Go(func() { p.w.serveApp(p, port, s.Open(nil)) })
 	}
-	if !p.enrolled {
-		return nil
-	}
+	return nil
+}
+
+// prepare opens the agent's listeners in the pod.
+func (p *pod) prepare() (err error) {
+	p.enrolled = true
 	for port, s := range map[uint16]**memnet.Socket{api.PortOutbound: &p.out, api.PortInbound: &p.in, api.PortTunnel: &p.tunnel} {
-		if *s, err = host.Listen(port); err != nil {
+		if *s, err = p.host.Listen(port); err != nil {
 			return err
 		}
 	}
-	host.Steer, host.Capture = p.steer, p.capture
 	return nil
 }
 
 // capture is the connect hook: all that the pod's processes dial goes to the outbound listener, except for ztunnel's.
 func (p *pod) capture(syn memnet.SYN) *memnet.Socket {
-	if p.node.owns(syn.Process) {
+	if !p.outbound.Load() || p.node.owns(syn.Process) {
 		return nil
 	}
 	return p.out
@@ -86,6 +96,11 @@ const judged = 1
 func (p *pod) steer(syn memnet.SYN) *memnet.Socket {
 	s := p.in
 	switch {
+	case !p.inbound.Load():
+		p.w.mu.Lock()
+		p.w.unjudged[flow{syn.Src, syn.Dst}] = true
+		p.w.mu.Unlock()
+		return p.host.Socket(syn.Dst.Port())
 	case syn.Dst.Port() == api.PortTunnel:
 		s = p.tunnel
 	case p.node.owns(syn.Process) && (syn.Mark == judged || syn.From == p.host):

@@ -9,6 +9,7 @@ import (
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/test/sim/memnet"
 )
 
 var (
@@ -37,7 +38,7 @@ func (w *world) between(low, high time.Duration) time.Duration {
 func pick[T any](w *world, list []T) T { return list[w.rng.IntN(len(list))] }
 
 // play performs the script.
-func (w *world) play(ctx, traffic context.Context) error {
+func (w *world) play(ctx context.Context) error {
 	if !pause(ctx, 3*time.Second) { // the mesh comes up
 		return context.Cause(ctx)
 	}
@@ -51,7 +52,7 @@ func (w *world) play(ctx, traffic context.Context) error {
 		if d := time.Until(next); d > 0 && !pause(ctx, d) {
 			return context.Cause(ctx)
 		}
-		if err := w.step(ctx, traffic); err != nil {
+		if err := w.step(ctx); err != nil {
 			return err
 		}
 	}
@@ -68,11 +69,11 @@ func (w *world) runTask(ctx context.Context) error {
 }
 
 // step does one thing.
-func (w *world) step(ctx, traffic context.Context) error {
+func (w *world) step(ctx context.Context) error {
 	switch n := w.rng.IntN(100); {
 	case n < 52:
 		for range 1 + w.rng.IntN(4) {
-			w.connect(traffic)
+			w.connect()
 		}
 	case n < 66:
 		w.changePolicy()
@@ -80,8 +81,10 @@ func (w *world) step(ctx, traffic context.Context) error {
 		w.changePeers()
 	case n < 79:
 		return w.addPod(pick(w, w.nodes))
-	case n < 84:
+	case n < 83:
 		w.deletePod()
+	case n < 85:
+		return w.moveIn()
 	case n < 88:
 		w.crashNode()
 	case n < 91:
@@ -119,7 +122,7 @@ func (w *world) addPod(n *node) error {
 	}
 	w.serial++
 	p := &pod{
-		w: w, ns: pick(w, namespaces), app: pick(w, apps), ip: pick(w, free), node: n, enrolled: w.rng.IntN(6) > 0, born: time.Now(),
+		w: w, ns: pick(w, namespaces), app: pick(w, apps), ip: pick(w, free), node: n, born: time.Now(),
 		uid: fmt.Sprintf("uid-%d", w.serial),
 	}
 	p.name = fmt.Sprintf("%s-%d", p.app, w.serial)
@@ -131,18 +134,82 @@ func (w *world) addPod(n *node) error {
 	w.pods = append(w.pods, p)
 	w.hosts[p.host] = p
 	w.mu.Unlock()
-	w.note("pod %s of %s at %s on %s begins, enrolled %t", p, p.who.name, p.ip, n.name, p.enrolled)
+	enrol := w.rng.IntN(6) > 0
+	w.note("pod %s of %s at %s on %s begins, enrolled %t", p, p.who.name, p.ip, n.name, enrol)
+	if enrol { // captured in both directions before its first process
+		if err := p.prepare(); err != nil {
+			return err
+		}
+		p.inbound.Store(true)
+		p.outbound.Store(true)
+		if zt := n.running(); zt != nil {
+			zt.add(p)
+		}
+	}
 	w.objects.set(model.KindPod, p.model(), p.object(false), nil)
-	if !p.enrolled {
-		return nil
+	if enrol {
+		w.annotate(p, true)
 	}
-	if zt := n.running(); zt != nil {
-		zt.add(p)
-	}
+	return nil
+}
+
+// annotate tells the controller, some time later, whether the pod is captured.
+func (w *world) annotate(p *pod, on bool) {
 	w.later(w.between(time.Millisecond, 400*time.Millisecond), func(context.Context) error {
 		if p.died.IsZero() {
-			w.objects.set(model.KindPod, p.model(), p.object(true), nil)
+			w.objects.set(model.KindPod, p.model(), p.object(on), nil)
 		}
+		return nil
+	})
+}
+
+// moveIn brings a living pod into the mesh, or takes it out, in the order of the agent: a pod comes in inbound first and outbound
+// last; it leaves when the mesh has been told, outbound first.
+func (w *world) moveIn() error {
+	p := pick(w, w.living())
+	if p.moving {
+		return nil
+	}
+	p.moving = true
+	if !p.enrolled {
+		w.note("pod %s is enrolled", p)
+		if err := p.prepare(); err != nil {
+			return err
+		}
+		if zt := p.node.running(); zt != nil {
+			zt.add(p)
+		}
+		p.inbound.Store(true)
+		w.annotate(p, true)
+		w.later(500*time.Millisecond, func(context.Context) error {
+			p.outbound.Store(true)
+			p.moving = false
+			return nil
+		})
+		return nil
+	}
+	w.note("pod %s leaves the mesh", p)
+	w.annotate(p, false)
+	w.later(5*time.Second, func(context.Context) error {
+		p.outbound.Store(false)
+		return nil
+	})
+	w.later(5500*time.Millisecond, func(context.Context) error {
+		p.inbound.Store(false)
+		return nil
+	})
+	w.later(6*time.Second, func(context.Context) error {
+		if !p.died.IsZero() {
+			return nil
+		}
+		p.enrolled = false
+		if zt := p.node.running(); zt != nil {
+			zt.remove(p)
+		}
+		for _, s := range []*memnet.Socket{p.in, p.out, p.tunnel} {
+			s.Close()
+		}
+		p.moving = false
 		return nil
 	})
 	return nil
@@ -169,11 +236,11 @@ func (w *world) deletePod() {
 }
 
 // connect starts one connection between two pods, or to a service.
-func (w *world) connect(traffic context.Context) {
+func (w *world) connect() {
 	pods := w.living()
 	from, to := pick(w, pods), pick(w, pods)
 	addr := to.ip
-	if from.enrolled && w.rng.IntN(4) == 0 {
+	if from.outbound.Load() && w.rng.IntN(4) == 0 {
 		addr = vipOf(w.rng.IntN(len(namespaces)), w.rng.IntN(len(apps)))
 	}
 	s := w.newStream(from, netip.AddrPortFrom(addr, pick(w, appPorts)))
@@ -190,7 +257,7 @@ func (w *world) connect(traffic context.Context) {
 		s.quirk, s.at = quirk(1+w.rng.IntN(3)), w.rng.IntN(s.total())
 	}
 	w.note("%v: %d bytes in %d chunks, gap %s, %s", s, s.total(), len(s.chunks), s.gap.Round(time.Millisecond), s.quirk)
-	w.launch(traffic, s)
+	w.launch(s)
 }
 
 func (w *world) newStream(from *pod, to netip.AddrPort) *stream {
@@ -202,7 +269,7 @@ func (w *world) newStream(from *pod, to netip.AddrPort) *stream {
 	return s
 }
 
-func (w *world) launch(ctx context.Context, s *stream) { w.apps.Go(func() { s.run(ctx) }) }
+func (w *world) launch(s *stream) { w.apps.Go(func() { s.run(w.traffic) }) }
 
 func (w *world) randomScope() scope {
 	switch w.rng.IntN(5) {

@@ -17,7 +17,7 @@ type pair struct {
 }
 
 // settle ends every fault and waits until the mesh does what its objects say.
-func (w *world) settle(ctx, traffic context.Context) error {
+func (w *world) settle(ctx context.Context) error {
 	for _, k := range []model.Kind{model.KindPod, model.KindAuthorizationPolicy, model.KindPeerAuthentication} {
 		w.objects.setLag(k, 0)
 	}
@@ -36,7 +36,7 @@ func (w *world) settle(ctx, traffic context.Context) error {
 	}
 	left := w.pairs(24)
 	for len(left) > 0 && time.Now().Before(deadline) {
-		left = w.try(ctx, traffic, left)
+		left = w.try(ctx, left)
 		if len(left) > 0 && !pause(ctx, 400*time.Millisecond) {
 			return context.Cause(ctx)
 		}
@@ -58,21 +58,21 @@ func (w *world) pairs(n int) []*pair {
 	for range n {
 		p := &pair{from: pick(w, pods), to: pick(w, pods), port: pick(w, appPorts)}
 		who := p.from.who
-		if !p.from.enrolled {
+		if !p.from.outbound.Load() {
 			who = account{}
 		}
-		p.want = !p.to.enrolled || now.allows(p.to, p.port, who)
+		p.want = !p.to.inbound.Load() || now.allows(p.to, p.port, who)
 		list = append(list, p)
 	}
 	return list
 }
 
 // try makes one connection for each pair and returns those that did not end as they should.
-func (w *world) try(ctx, traffic context.Context, list []*pair) (left []*pair) {
+func (w *world) try(ctx context.Context, list []*pair) (left []*pair) {
 	for _, p := range list {
 		p.last = w.newStream(p.from, netip.AddrPortFrom(p.to.ip, p.port))
 		p.last.chunks = []int{100, 100}
-		w.launch(traffic, p.last)
+		w.launch(p.last)
 	}
 	for _, p := range list {
 		for !w.isDone(p.last) && time.Since(p.last.begin) < 15*time.Second {

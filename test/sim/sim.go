@@ -94,6 +94,7 @@ type world struct {
 	open      int
 	ended     []*stream
 	records   map[netip.AddrPort][]record
+	unjudged  map[flow]bool // reached an application before its pod was captured
 
 	vmu        sync.Mutex // protects below; innermost
 	violations []Violation
@@ -107,8 +108,8 @@ func Run(ctx context.Context, opt Options) (*Result, error) {
 	}
 	w := &world{
 		opt: opt, start: time.Now(), rng: rand.New(rand.NewPCG(opt.Seed, 0)), hosts: map[*memnet.Host]*pod{},
-		published: map[key]model.Event{}, versions: []version{{facts: &facts{}, marks: map[string]mark{}}},
-		streams: map[uint64]*stream{}, records: map[netip.AddrPort][]record{},
+		published: map[key]model.Event{}, versions: []version{{facts: &facts{}, hbone: map[string]bool{}, marks: map[string]mark{}}},
+		streams: map[uint64]*stream{}, records: map[netip.AddrPort][]record{}, unjudged: map[flow]bool{},
 	}
 	w.before = goroutines()
 	w.net = memnet.New(memnet.Config{Seed: opt.Seed, Tap: w.tap, Loss: w.loss})
@@ -121,9 +122,9 @@ func Run(ctx context.Context, opt Options) (*Result, error) {
 	if err := w.build(ctx); err != nil {
 		return nil, fmt.Errorf("build world: %w", err)
 	}
-	err := w.play(ctx, traffic)
+	err := w.play(ctx)
 	if err == nil {
-		err = w.settle(ctx, traffic)
+		err = w.settle(ctx)
 	}
 	endTraffic()
 	w.end()

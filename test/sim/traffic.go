@@ -38,12 +38,13 @@ type stream struct {
 	leg   atomic.Bool // the wire showed it between ztunnel and application on one node
 
 	// Protected by world.mu; final once done is set.
-	src    netip.AddrPort
-	done   bool
-	err    error
-	echoed int  // bytes that came back
-	server *pod // that read its header
-	end    time.Time
+	src      netip.AddrPort
+	captured bool // by its own pod
+	done     bool
+	err      error
+	echoed   int  // bytes that came back
+	server   *pod // that read its header
+	end      time.Time
 }
 
 // quirk is how one side of a stream misbehaves.
@@ -116,7 +117,7 @@ func (s *stream) run(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetLinger(0); _ = conn.Close() })
 	defer stop()
 	s.w.mu.Lock()
-	s.src = conn.LocalAddr().(*net.TCPAddr).AddrPort() //nolint:forcetypeassert // memnet's
+	s.src, s.captured = conn.SYN().Src, conn.SYN().Captured
 	s.w.mu.Unlock()
 	sent := make(chan error, 1)
 	s.w.apps.Go(func() { sent <- s.send(ctx, conn) })
@@ -203,14 +204,15 @@ func (w *world) serveApp(p *pod, port uint16, l net.Listener) {
 		}
 		w.apps.Go(func() {
 			defer c.Close()
-			if err := w.echo(p, port, c); err != nil {
-				_ = c.(*memnet.Conn).SetLinger(0) //nolint:forcetypeassert // memnet's
+			mc := c.(*memnet.Conn) //nolint:forcetypeassert // memnet's
+			if err := w.echo(p, port, mc); err != nil {
+				_ = mc.SetLinger(0)
 			}
 		})
 	}
 }
 
-func (w *world) echo(p *pod, port uint16, c net.Conn) error {
+func (w *world) echo(p *pod, port uint16, c *memnet.Conn) error {
 	head := make([]byte, headerSize)
 	if _, err := io.ReadFull(c, head); err != nil {
 		return err
@@ -223,7 +225,7 @@ func (w *world) echo(p *pod, port uint16, c net.Conn) error {
 	w.mu.Lock()
 	s.server = p
 	w.mu.Unlock()
-	w.delivered(s, p, port)
+	w.delivered(s, p, port, c.SYN())
 	in, out := verifier{want: body(s.id, 'c')}, body(s.id, 's')
 	buf, reply := make([]byte, 32<<10), make([]byte, 32<<10)
 	for {
@@ -235,7 +237,7 @@ func (w *world) echo(p *pod, port uint16, c net.Conn) error {
 		}
 		n, err := c.Read(buf)
 		if n > 0 {
-			w.delivered(s, p, port)
+			w.delivered(s, p, port, c.SYN())
 			if bad := in.check(buf[:n]); bad != nil {
 				w.violate("integrity", "%v: at the server %s: %v", s, p, bad)
 				return bad
