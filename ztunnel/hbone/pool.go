@@ -19,7 +19,8 @@ type DialFunc func(ctx context.Context) (net.Conn, error)
 type PoolConfig struct {
 	// Conn configures each connection. Conn.Clock is required and drives the pool's timers too.
 	Conn Config
-	// Max is the largest number of connections a key. Default 4.
+	// Max is the number of connections a key up to which load alone opens another. Beyond it one is opened when all are
+	// full: how many streams there may be is not the pool's to decide. Default 4.
 	Max int
 	// GrowStreams is the number of open streams on each connection at which another is opened. Default 32.
 	GrowStreams int
@@ -194,8 +195,8 @@ func (p *Pool[K]) pickLocked(ctx context.Context, g *group[K], dial DialFunc) *C
 			return best
 		}
 	}
-	room := len(g.conns) < p.cfg.Max && g.dial == nil
-	if room && (len(g.conns) == 0 || !p.cfg.Conn.Clock.Now().Before(g.noGrow)) {
+	grow := g.dial == nil && (best == nil || len(g.conns) < p.cfg.Max)
+	if grow && (len(g.conns) == 0 || !p.cfg.Conn.Clock.Now().Before(g.noGrow)) {
 		p.dialLocked(ctx, g, dial)
 	}
 	return best

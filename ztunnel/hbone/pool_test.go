@@ -78,16 +78,26 @@ func TestPoolGrowsAndShrinks(t *testing.T) {
 		if n := p.Conns("k"); n != 3 || fl.dials.Load() != 3 {
 			t.Fatalf("%d connections after %d dials, want 3", n, fl.dials.Load())
 		}
+		// Max bounds growth by load; a thirteenth stream has no place without another connection.
+		fl.fail.Store(true)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := p.Connect(ctx, "k", fl.dial, Request{Authority: "10.0.0.7:80"}); !errors.Is(err, context.DeadlineExceeded) {
-			t.Fatalf("a thirteenth stream: %v, want to wait", err)
+			t.Fatalf("a thirteenth stream when nobody can be dialed: %v, want to wait", err)
 		}
+		fl.fail.Store(false)
 		waiting := make(chan *Stream)
 		go func() { waiting <- mustConnect(t, p, fl) }()
 		synctest.Wait()
 		all[0].Close()
 		all[0] = <-waiting
+		for range 5 {
+			all = append(all, mustConnect(t, p, fl))
+			synctest.Wait()
+		}
+		if n := p.Conns("k"); n != 5 {
+			t.Fatalf("%d connections for 17 streams of 4 a connection, want 5", n)
+		}
 		for _, s := range all {
 			s.Close()
 		}
