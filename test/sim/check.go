@@ -302,6 +302,20 @@ func (w *world) checkRefusals() {
 	}
 }
 
+// checkContinuity is for calm histories: no connection was refused or cut.
+func (w *world) checkContinuity() {
+	if !w.opt.Calm {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.ended {
+		if s.err != nil {
+			w.violate("continuity", "%v ended with %v after %d of %d bytes: %v", s, s.err, s.echoed, s.total(), w.records[s.src])
+		}
+	}
+}
+
 // podOf is the pod of a host, nil when it is none's.
 func (w *world) podOf(h *memnet.Host) *pod {
 	w.mu.Lock()

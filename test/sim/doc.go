@@ -15,6 +15,7 @@
 //     has a reason that means a defect.
 //   - integrity: what is read is what was written, in order; an end without an error comes after the last byte.
 //   - recovery: Recovery after the last fault every allowed pair talks and no other does, and no connection hangs.
+//   - continuity: in a calm history, where pods are only enrolled and released, every connection completes.
 //   - leak: when everything was told to end, no goroutine is left.
 //
 // A history is a function of its seed as far as the script, the network's latencies and every jitter of ours are. Goroutines

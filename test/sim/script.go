@@ -70,7 +70,11 @@ func (w *world) runTask(ctx context.Context) error {
 
 // step does one thing.
 func (w *world) step(ctx context.Context) error {
-	switch n := w.rng.IntN(100); {
+	n := w.rng.IntN(100)
+	if w.opt.Calm {
+		return w.calmStep(n)
+	}
+	switch {
 	case n < 52:
 		for range 1 + w.rng.IntN(4) {
 			w.connect()
@@ -96,6 +100,17 @@ func (w *world) step(ctx context.Context) error {
 		d := w.between(0, 3*time.Second)
 		w.note("changes of %s take %s from now on", kind, d.Round(time.Millisecond))
 		w.objects.setLag(kind, d)
+	}
+	return nil
+}
+
+// calmStep does one thing that no connection may notice.
+func (w *world) calmStep(n int) error {
+	if n >= 70 {
+		return w.moveIn()
+	}
+	for range 1 + w.rng.IntN(4) {
+		w.connect()
 	}
 	return nil
 }
@@ -240,7 +255,7 @@ func (w *world) connect() {
 	pods := w.living()
 	from, to := pick(w, pods), pick(w, pods)
 	addr := to.ip
-	if from.outbound.Load() && w.rng.IntN(4) == 0 {
+	if from.outbound.Load() && !w.opt.Calm && w.rng.IntN(4) == 0 {
 		addr = vipOf(w.rng.IntN(len(namespaces)), w.rng.IntN(len(apps)))
 	}
 	s := w.newStream(from, netip.AddrPortFrom(addr, pick(w, appPorts)))
@@ -253,7 +268,7 @@ func (w *world) connect() {
 	case 1, 2, 3, 4:
 		s.gap = w.between(time.Millisecond, 400*time.Millisecond)
 	}
-	if w.rng.IntN(4) == 0 {
+	if w.rng.IntN(4) == 0 && !w.opt.Calm {
 		s.quirk, s.at = quirk(1+w.rng.IntN(3)), w.rng.IntN(s.total())
 	}
 	w.note("%v: %d bytes in %d chunks, gap %s, %s", s, s.total(), len(s.chunks), s.gap.Round(time.Millisecond), s.quirk)

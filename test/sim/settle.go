@@ -22,7 +22,9 @@ func (w *world) settle(ctx context.Context) error {
 		w.objects.setLag(k, 0)
 	}
 	for len(w.tasks) > 0 {
-		w.tasks[0].at = time.Now()
+		if !w.opt.Calm {
+			w.tasks[0].at = time.Now()
+		}
 		if err := w.runTask(ctx); err != nil {
 			return err
 		}

@@ -37,6 +37,9 @@ type Options struct {
 	Seed  uint64
 	Nodes int // default 2 or 3, by the seed
 	Steps int // of the script; default 45
+	// Calm leaves out all but connections to pods and their enrolment and its end: then no connection may break, whatever
+	// was enrolled or released under it.
+	Calm bool
 	// Hooks break things, to show that the checks can fail.
 	Hooks Hooks
 	// Log receives what controller and ztunnels log; nil: nothing.
@@ -129,6 +132,7 @@ func Run(ctx context.Context, opt Options) (*Result, error) {
 	endTraffic()
 	w.end()
 	w.checkRefusals()
+	w.checkContinuity()
 	if err != nil {
 		return nil, err
 	}

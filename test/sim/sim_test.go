@@ -104,6 +104,25 @@ func TestHistories(t *testing.T) {
 	}
 }
 
+// TestEnrolmentCutsNothing plays calm histories.
+func TestEnrolmentCutsNothing(t *testing.T) {
+	if *seedFlag != 0 {
+		r := history(t, Options{Seed: *seedFlag, Calm: true})
+		report(t, *seedFlag, r)
+		return
+	}
+	for seed := *firstFlag; seed < *firstFlag+uint64(*historiesFlag/6); seed++ {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			t.Parallel()
+			r := history(t, Options{Seed: seed, Calm: true})
+			report(t, seed, r)
+			if r.Delivered < 20 {
+				t.Errorf("only %d connections", r.Delivered)
+			}
+		})
+	}
+}
+
 // TestSeedRepeats: a seed gives the same script, and connections that end the same way. The order of goroutines at one
 // instant is not the seed's, so a few connections may differ; many would mean that something has another source of chance.
 func TestSeedRepeats(t *testing.T) {
