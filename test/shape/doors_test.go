@@ -38,7 +38,7 @@ var doors = map[string][]string{
 	"controller/webhook":  {"controller/model", "controller/validate"},
 	"controller/server":   {"controller"},
 	"deploy":              {},
-	"cmd":                 {"bpf", "cni", "controller", "deploy", "nodeagent", "ztunnel"},
+	"cmd":                 {"bpf", "cmd/controller/app", "cni", "controller", "deploy", "nodeagent", "ztunnel"},
 	"test":                {"bpf", "cmd", "cni", "controller", "deploy", "nodeagent", "test", "ztunnel"},
 }
 
