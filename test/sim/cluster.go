@@ -18,6 +18,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/ca"
 	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/server"
 	"github.com/undermesh/undermesh/test/sim/memnet"
 	"github.com/undermesh/undermesh/ztunnel/clock"
@@ -104,7 +105,7 @@ func (c *controller) start(ctx context.Context) error {
 	}
 	var socket *memnet.Socket
 	srv, err := server.New(server.Config{
-		Source: c.w.objects, Clock: clock.System(), Log: c.w.log("controller"), XDSAddr: "xds",
+		Source: c.w.objects, Compile: compile.Config{CertTTL: c.w.certTTL()}, Clock: clock.System(), Log: c.w.log("controller"), XDSAddr: "xds",
 		Listen: func(string, string) (net.Listener, error) {
 			s, err := c.host.Listen(api.PortXDS)
 			if err != nil {
@@ -234,7 +235,7 @@ func (n *node) start(ctx context.Context, pods []*pod) error {
 	})
 	var err error
 	zt.ids, err = identity.New(identity.Config{
-		Issuer: issuer{plane}, Roots: roots, Trust: zt.trust, Clock: clock.System(), Jitter: n.Float64, Log: n.w.log(n.name + " identity"),
+		Issuer: issuer{plane}, Roots: roots, Trust: zt.trust, TTL: zt.ttl, Clock: clock.System(), Jitter: n.Float64, Log: n.w.log(n.name + " identity"),
 	})
 	if err != nil {
 		return err
@@ -273,6 +274,13 @@ func (zt *ztunnel) trust() identity.Trust {
 		return identity.Trust{}
 	}
 	return identity.Trust{Domain: s.Mesh().GetTrustDomain(), Aliases: s.Mesh().GetTrustDomainAliases()}
+}
+
+func (zt *ztunnel) ttl() time.Duration {
+	if s := zt.mesh.Snapshot(); s != nil {
+		return s.Mesh().GetWorkloadCertTtl().AsDuration()
+	}
+	return 0
 }
 
 // add serves a pod, as inpod does by the agent's word.
