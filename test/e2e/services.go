@@ -18,9 +18,9 @@ apiVersion: apps/v1
 kind: Deployment
 metadata: {name: hello-one}
 spec:
-  selector: {matchLabels: {app: hello, on: one}}
+  selector: {matchLabels: {app: hello, place: one}}
   template:
-    metadata: {labels: {app: hello, on: one}}
+    metadata: {labels: {app: hello, place: one}}
     spec:
       nodeSelector: {kubernetes.io/hostname: node1}
       containers: [{name: hello, image: "docker.io/istio/examples-helloworld-v1", imagePullPolicy: IfNotPresent, ports: [{name: web, containerPort: 5000}]}]
@@ -29,9 +29,9 @@ apiVersion: apps/v1
 kind: Deployment
 metadata: {name: hello-two}
 spec:
-  selector: {matchLabels: {app: hello, on: two}}
+  selector: {matchLabels: {app: hello, place: two}}
   template:
-    metadata: {labels: {app: hello, on: two}}
+    metadata: {labels: {app: hello, place: two}}
     spec:
       nodeSelector: {kubernetes.io/hostname: node2}
       containers: [{name: hello, image: "docker.io/istio/examples-helloworld-v1", imagePullPolicy: IfNotPresent, ports: [{name: web, containerPort: 5000}]}]
@@ -133,7 +133,7 @@ func (w *World) helloPods(ctx context.Context) (one, two string, err error) {
 		return "", "", err
 	}
 	for _, p := range pods {
-		switch p.Metadata.Labels["on"] {
+		switch p.Metadata.Labels["place"] {
 		case "one":
 			one = p.Metadata.Name
 		case "two":
