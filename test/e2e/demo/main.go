@@ -45,8 +45,11 @@ func run(ctx context.Context, w *e2e.World) error {
 		{"kubectl label namespace foo bar istio-injection=enabled", enrol},
 		{"All nine pairs still answer", func(ctx context.Context, w *e2e.World) error { return w.ExpectPairs(ctx, time.Minute) }},
 		{"Between nodes the mesh speaks mutual TLS", wire},
+		{"Only a certificate of the mesh opens a tunnel; the server proves its SPIFFE identity", func(ctx context.Context, w *e2e.World) error { return w.Certificates(ctx) }},
+		{"The server sees the client pod's own address", func(ctx context.Context, w *e2e.World) error { return w.ClientAddress(ctx) }},
 		{"PeerAuthentication STRICT: clear text is refused, the mesh goes on", strict},
 		{"AuthorizationPolicy on TCP: by principal and by port", authorization},
+		{"Out of the mesh and in again, with the same pods", roundTrip},
 	}
 	for i, s := range steps {
 		w.Say("\n[%d/%d] %s", i+1, len(steps), s.title)
@@ -106,6 +109,40 @@ func enrol(ctx context.Context, w *e2e.World) error {
 	out, err := w.Undermesh(ctx, "pods")
 	w.Say("  the same pods, now enrolled:\n%s", indent(out))
 	return err
+}
+
+// roundTrip leaves the namespaces enrolled, for whoever looks further.
+func roundTrip(ctx context.Context, w *e2e.World) error {
+	before, err := w.PodFacts(ctx, e2e.All)
+	if err != nil {
+		return err
+	}
+	if err := w.Unenrol(ctx, e2e.Meshed...); err != nil {
+		return err
+	}
+	w.Say("  un-enrolled:")
+	if err := w.ExpectPairs(ctx, time.Minute); err != nil {
+		return err
+	}
+	if err := w.Encrypted(ctx, "foo", "bar", false); err != nil {
+		return err
+	}
+	if err := w.Enrol(ctx, e2e.Meshed...); err != nil {
+		return err
+	}
+	w.Say("  enrolled again:")
+	if err := w.ExpectPairs(ctx, time.Minute); err != nil {
+		return err
+	}
+	if err := w.Encrypted(ctx, "foo", "bar", true); err != nil {
+		return err
+	}
+	after, err := w.PodFacts(ctx, e2e.All)
+	if err != nil {
+		return err
+	}
+	w.Say("  %d pods: same uids, same restarts, same addresses", len(after))
+	return e2e.Same(before, after)
 }
 
 func wire(ctx context.Context, w *e2e.World) error {
