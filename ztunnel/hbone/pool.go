@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,6 +31,9 @@ type PoolConfig struct {
 	IdleTimeout time.Duration
 	// ShrinkTimeout closes the others after that time without a stream. Default 30 s.
 	ShrinkTimeout time.Duration
+	// MaxAge is how long a connection takes streams; those that it has then go on. A firewall, such as a NetworkPolicy, that
+	// judges new connections only would otherwise never get to judge what an old tunnel carries. Default 20 s.
+	MaxAge time.Duration
 	// DialTimeout bounds a DialFunc. Default 10 s.
 	DialTimeout time.Duration
 	// GrowBackoff is the pause after an additional connection could not be made. Default 1 s.
@@ -42,6 +46,7 @@ func (c PoolConfig) withDefaults() PoolConfig {
 	orDefault(&c.StreamsPerConn, 100)
 	orDefault(&c.IdleTimeout, 5*time.Minute)
 	orDefault(&c.ShrinkTimeout, min(30*time.Second, c.IdleTimeout))
+	orDefault(&c.MaxAge, 20*time.Second)
 	orDefault(&c.DialTimeout, 10*time.Second)
 	orDefault(&c.GrowBackoff, time.Second)
 	return c
@@ -57,7 +62,7 @@ func (c PoolConfig) Validate() error {
 		return fmt.Errorf("check pool config: Max %d, GrowStreams %d, StreamsPerConn %d: want 1 <= Max, 1 <= GrowStreams <= StreamsPerConn",
 			c.Max, c.GrowStreams, c.StreamsPerConn)
 	}
-	if c.IdleTimeout < 0 || c.ShrinkTimeout < 0 || c.DialTimeout < 0 || c.GrowBackoff < 0 {
+	if c.IdleTimeout < 0 || c.ShrinkTimeout < 0 || c.MaxAge < 0 || c.DialTimeout < 0 || c.GrowBackoff < 0 {
 		return fmt.Errorf("check pool config: a timeout is negative")
 	}
 	return nil
@@ -93,6 +98,7 @@ type group[K comparable] struct {
 
 type pooled struct {
 	cl     *Client
+	bornAt time.Time
 	timer  clock.Timer // runs while the connection is idle
 	idleAt time.Time   // when the last stream ended
 }
@@ -144,6 +150,7 @@ func (p *Pool[K]) Connect(ctx context.Context, key K, dial DialFunc, req Request
 // acquire returns a connection that has room, waiting for a dial or for the end of a stream.
 func (p *Pool[K]) acquire(ctx context.Context, key K, dial DialFunc) (*Client, error) {
 	for {
+		p.retireAged(key)
 		p.mu.Lock()
 		if p.closed {
 			p.mu.Unlock()
@@ -178,6 +185,24 @@ func (p *Pool[K]) acquire(ctx context.Context, key K, dial DialFunc) (*Client, e
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
+	}
+}
+
+// retireAged drains the connections of key that are older than MaxAge.
+func (p *Pool[K]) retireAged(key K) {
+	p.mu.Lock()
+	var old []*Client
+	if g := p.groups[key]; g != nil {
+		for _, c := range slices.Clone(g.conns) {
+			if p.cfg.Conn.Clock.Now().Sub(c.bornAt) >= p.cfg.MaxAge {
+				p.removeLocked(g, c)
+				old = append(old, c.cl)
+			}
+		}
+	}
+	p.mu.Unlock()
+	for _, cl := range old {
+		cl.Drain()
 	}
 }
 
@@ -250,7 +275,8 @@ func (p *Pool[K]) dialed(g *group[K], call *dialCall, nc net.Conn, err error) {
 }
 
 func (p *Pool[K]) addLocked(g *group[K], nc net.Conn) {
-	c := &pooled{idleAt: p.cfg.Conn.Clock.Now()}
+	now := p.cfg.Conn.Clock.Now()
+	c := &pooled{bornAt: now, idleAt: now}
 	cfg := p.cfg.Conn
 	cfg.onStreamDone = func() { p.update(g, c) }
 	cfg.onEnd = func() { p.ended(g, c) }

@@ -214,6 +214,42 @@ func TestPoolRetire(t *testing.T) {
 	})
 }
 
+// TestPoolMaxAge: what an old tunnel carries is judged anew by whoever judges connections.
+func TestPoolMaxAge(t *testing.T) {
+	inBubble(t, func(t *testing.T, p *Pool[string], fl *fleet) {
+		old := mustConnect(t, p, fl)
+		time.Sleep(19 * time.Second)
+		if s := mustConnect(t, p, fl); s.c != old.c {
+			t.Error("a connection younger than MaxAge was not used")
+		} else {
+			s.Close()
+		}
+		time.Sleep(time.Second)
+		s := mustConnect(t, p, fl)
+		if s.c == old.c || fl.dials.Load() != 2 {
+			t.Errorf("%d dials; a stream beyond MaxAge must be on a new connection", fl.dials.Load())
+		}
+		if _, err := old.Write([]byte("still")); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 5)
+		if _, err := io.ReadFull(old, b); err != nil || string(b) != "still" {
+			t.Errorf("stream on the old connection: %q, %v", b, err)
+		}
+		old.Close()
+		s.Close()
+		synctest.Wait()
+		if err := old.c.err(); err == nil {
+			t.Error("the old connection is open after its last stream")
+		}
+		time.Sleep(20 * time.Second)
+		fl.fail.Store(true) // the firewall has closed
+		if _, err := p.Connect(t.Context(), "k", fl.dial, Request{Authority: "10.0.0.7:80"}); !errors.Is(err, errNoRoute) {
+			t.Errorf("connect when nothing can be dialed any more: %v", err)
+		}
+	})
+}
+
 func TestPoolClose(t *testing.T) {
 	inBubble(t, func(t *testing.T, p *Pool[string], fl *fleet) {
 		s := mustConnect(t, p, fl)
