@@ -123,7 +123,7 @@ func (w *World) Handshake(ctx context.Context, addr string, cert []byte) (san, a
 		args += " -cert /tmp/client.pem -key /tmp/client.pem"
 	}
 	// The server judges the client's certificate after the client is done: wait for its word before closing.
-	r, err := w.Exec(ctx, "legacy", "sleep", "(sleep 2) | openssl s_client "+args+" > /tmp/out 2>&1; grep -o 'alert .*' /tmp/out | head -1; echo ---; openssl x509 -noout -ext subjectAltName < /tmp/out")
+	r, err := w.Exec(ctx, "legacy", "sleep", "(sleep 2) | openssl s_client "+args+" > /tmp/out 2>&1; grep -o 'alert [a-z ]*' /tmp/out | head -1; echo ---; openssl x509 -noout -ext subjectAltName < /tmp/out")
 	if err != nil {
 		return "", "", err
 	}

@@ -45,7 +45,7 @@ func (w *World) RefusedAlways(ctx context.Context, from, to string, n int) error
 
 // TCPEcho asks tcp-echo as the documents do and reports "accepted" or "rejected".
 func (w *World) TCPEcho(ctx context.Context, from, host string, port int) (string, error) {
-	line := fmt.Sprintf(`echo "port %d" | nc -w 5 %s %d | grep "hello" && echo 'connection succeeded' || echo 'connection rejected'`, port, host, port)
+	line := fmt.Sprintf(`echo "port %d" | nc -N -w 5 %s %d | grep "hello" && echo 'connection succeeded' || echo 'connection rejected'`, port, host, port)
 	r, err := w.Exec(ctx, from, "sleep", line)
 	if err != nil {
 		return "", err
