@@ -15,6 +15,8 @@ const (
 	queueCap     = 256 << 10 // writers wait while more than this is queued
 	controlCap   = 512 << 10 // answers queued for a peer that does not read them: the connection ends
 	maxPooledOut = 1 << 20
+	aloneAfter   = 8        // flushes that no other frame met, after which one does not yield
+	aloneProbe   = 32       // ... but for each so many'th
 	directMin    = 16 << 10 // payloads from this size on are written from the caller's buffer when the line is free
 )
 
@@ -55,7 +57,8 @@ type writer struct {
 	q, spare []byte
 	busy     bool // a flush is under way; its goroutine owns nc's write side
 	kicked   bool
-	control  int // bytes in q that post queued
+	control  int  // bytes in q that post queued
+	alone    uint // flushes in a row that no other frame met
 	last     bool
 	err      error
 	hdr      *block // the encoder side only
@@ -110,15 +113,24 @@ func (w *writer) awaitRoomLocked() error {
 	return w.err
 }
 
-// flushOwnLocked makes the calling goroutine the flusher when there is none. Others get a chance to add their frames first.
+// flushOwnLocked makes the calling goroutine the flusher when there is none. Others get a chance to add their frames first,
+// unless lately nobody had any: to yield wakes another thread of the process, which costs a lone request more than the rest
+// of its way.
 func (w *writer) flushOwnLocked() error {
 	if w.busy {
+		w.alone = 0
 		return nil
 	}
 	w.busy = true
-	w.mu.Unlock()
-	runtime.Gosched()
-	w.mu.Lock()
+	if w.alone++; w.alone < aloneAfter || w.alone%aloneProbe == 0 {
+		n := len(w.q)
+		w.mu.Unlock()
+		runtime.Gosched()
+		w.mu.Lock()
+		if len(w.q) != n {
+			w.alone = 0
+		}
+	}
 	w.flushLocked()
 	return w.err
 }
