@@ -47,7 +47,7 @@ func (r *report) String() string {
 	b.WriteString(r.head())
 	fmt.Fprintf(&b, "* took %s; %d of %d cells missing, peers apart: %s\n\n", r.took.Round(time.Second), r.missing(), len(r.results.cells), map[bool]string{true: "complete", false: "not complete"}[r.complete()])
 	b.WriteString(reading)
-	b.WriteString("## Aims\n\nAn aim is a ratio to Istio's ztunnel, restated by the reference figures of one run that had all sides; PERMISSIVE, pod IP.\n\n")
+	b.WriteString("## Aims\n\nAn aim is a ratio to Istio's ztunnel, restated by the reference figures of one run that had all sides; PERMISSIVE, pod IP.\nThose of the same node are for connections that the kernel carries past the proxy (path direct).\n\n")
 	b.WriteString(aimTable(&r.results))
 	b.WriteString("\n## Memory of held connections\n\n| node | mesh | connections | KiB a connection and proxy (aim: ≤ 7) |\n|---|---|---|---|\n")
 	for _, h := range r.held {

@@ -60,7 +60,7 @@ func TestMissingIsShown(t *testing.T) {
 }
 
 func TestAims(t *testing.T) {
-	more := aim{"rr64", otherNode, rate, 1.4, 100, 200, noMesh} // 0.7
+	more := aim{"rr64", otherNode, rate, 1.4, 100, 200, noMesh, "tunnel"} // 0.7
 	if got, word := more.verdict(made()); got != 0.65 || word != "missed" {
 		t.Errorf("%v %s", got, word)
 	}
@@ -68,7 +68,7 @@ func TestAims(t *testing.T) {
 	if _, word := more.verdict(made()); word != "met" {
 		t.Error(word)
 	}
-	less := aim{"rr64", otherNode, p50, 1, 1, 2, noMesh}
+	less := aim{"rr64", otherNode, p50, 1, 1, 2, noMesh, "tunnel"}
 	if got, word := less.verdict(made()); got != 1 || word != "missed" {
 		t.Errorf("%v %s", got, word)
 	}
