@@ -78,6 +78,7 @@ func (c *cluster) remove(ctx context.Context, o *unstructured.Unstructured) erro
 
 // poll calls check until it answers "" (done). Past the deadline the error says what was waited for and the last answer.
 func poll(ctx context.Context, limit time.Duration, what string, check func(context.Context) (string, error)) error {
+	outer := ctx
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
@@ -87,12 +88,16 @@ func poll(ctx context.Context, limit time.Duration, what string, check func(cont
 		switch {
 		case err == nil && state == "":
 			return nil
+		case outer.Err() != nil:
+			return fmt.Errorf("wait for %s: interrupted: %s", what, last)
 		case err != nil && ctx.Err() == nil:
 			return fmt.Errorf("wait for %s: %w", what, err)
 		case err == nil:
 			last = state
 		}
 		select {
+		case <-outer.Done():
+			return fmt.Errorf("wait for %s: interrupted: %s", what, last)
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: gave up after %s: %s", what, limit, last)
 		case <-tick.C:
