@@ -79,8 +79,18 @@ func (w *world) step(ctx context.Context) error {
 		for range 1 + w.rng.IntN(4) {
 			w.connect()
 		}
-	case n < 66:
+	case n < 62:
 		w.changePolicy()
+	case n < 66: // several at once, and connections while nodes have some of them
+		for range 2 + w.rng.IntN(4) {
+			w.changePolicy()
+		}
+		for i := range 6 {
+			w.later(time.Duration(i)*60*time.Millisecond, func(context.Context) error {
+				w.connect()
+				return nil
+			})
+		}
 	case n < 73:
 		w.changePeers()
 	case n < 79:

@@ -40,6 +40,8 @@ type Options struct {
 	// Calm leaves out all but connections to pods and their enrolment and its end: then no connection may break, whatever
 	// was enrolled or released under it.
 	Calm bool
+	// play replaces the random script.
+	play func(*world, context.Context) error
 	// Hooks break things, to show that the checks can fail.
 	Hooks Hooks
 	// Log receives what controller and ztunnels log; nil: nothing.
@@ -115,7 +117,7 @@ func Run(ctx context.Context, opt Options) (*Result, error) {
 		streams: map[uint64]*stream{}, records: map[netip.AddrPort][]record{}, unjudged: map[flow]bool{},
 	}
 	w.before = goroutines()
-	w.net = memnet.New(memnet.Config{Seed: opt.Seed, Tap: w.tap, Loss: w.loss})
+	w.net = memnet.New(memnet.Config{Seed: opt.Seed, Tap: w.tap, Loss: w.loss, Segment: 256})
 	w.objects = newAPIServer(w.publish)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -125,7 +127,11 @@ func Run(ctx context.Context, opt Options) (*Result, error) {
 	if err := w.build(ctx); err != nil {
 		return nil, fmt.Errorf("build world: %w", err)
 	}
-	err := w.play(ctx)
+	play := (*world).play
+	if opt.play != nil {
+		play = opt.play
+	}
+	err := play(w, ctx)
 	if err == nil {
 		err = w.settle(ctx)
 	}

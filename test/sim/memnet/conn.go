@@ -56,9 +56,6 @@ type half struct {
 	writeEnd deadline
 }
 
-// mss is the largest segment in bytes, where segments can be lost.
-const mss = 1448
-
 type segment struct {
 	at   time.Time
 	data []byte
@@ -151,7 +148,7 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 		}
 		part := p[:min(room, len(p))]
 		if h.rng != nil {
-			part = part[:min(mss, len(part))]
+			part = part[:min(h.net.cfg.Segment, len(part))]
 		}
 		h.sendLocked(segment{data: slices.Clone(part)})
 		p, n = p[len(part):], n+len(part)

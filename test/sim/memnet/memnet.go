@@ -36,6 +36,8 @@ type Config struct {
 	Loss func(zone, other string) float64
 	// Retransmit is the delay of a lost segment. Default 200 ms.
 	Retransmit time.Duration
+	// Segment is the largest segment in bytes, where they can be lost. Default 1448.
+	Segment int
 	// Window is how many bytes of one direction may be under way or unread. Default 256 KiB.
 	Window int
 	// DialTimeout ends a dial that got no answer. Default 30 s.
@@ -53,6 +55,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Retransmit == 0 {
 		c.Retransmit = 200 * time.Millisecond
+	}
+	if c.Segment == 0 {
+		c.Segment = 1448
 	}
 	if c.Window == 0 {
 		c.Window = 256 << 10
