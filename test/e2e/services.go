@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -36,6 +37,25 @@ spec:
       nodeSelector: {kubernetes.io/hostname: node2}
       containers: [{name: hello, image: "docker.io/istio/examples-helloworld-v1", imagePullPolicy: IfNotPresent, ports: [{name: web, containerPort: 5000}]}]
 ---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: alone}
+spec:
+  selector: {matchLabels: {app: alone}}
+  template:
+    metadata: {labels: {app: alone}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      nodeSelector: {kubernetes.io/hostname: node1}
+      containers:
+      - {name: client, image: curlimages/curl, imagePullPolicy: IfNotPresent, command: [sleep, infinity]}
+      - {name: hello, image: "docker.io/istio/examples-helloworld-v1", imagePullPolicy: IfNotPresent}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: itself}
+spec: {selector: {app: alone}, ports: [{name: http, port: 80, targetPort: 5000}]}
+---
 apiVersion: v1
 kind: Service
 metadata: {name: plain}
@@ -68,9 +88,9 @@ func (w *World) DeploySemantics(ctx context.Context) error {
 	return w.AwaitReady(ctx, "semantics")
 }
 
-// instances asks a Service n times and counts the answers by pod.
-func (w *World) instances(ctx context.Context, from, url string, n int) (map[string]int, error) {
-	r, err := w.Exec(ctx, "semantics", from, fmt.Sprintf(`for i in $(seq %d); do curl -s -m 5 %s; done`, n, url))
+// instances runs a script of curls to helloworld in a pod and counts the answers by pod.
+func (w *World) instances(ctx context.Context, from, script string) (map[string]int, error) {
+	r, err := w.Exec(ctx, "semantics", from, script)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +98,7 @@ func (w *World) instances(ctx context.Context, from, url string, n int) (map[str
 	for _, line := range strings.Split(strings.TrimSpace(r.Out), "\n") {
 		_, instance, ok := strings.Cut(line, "instance: ")
 		if !ok {
-			return nil, fmt.Errorf("%s: got %q", url, line)
+			return nil, fmt.Errorf("%s: got %q", script, line)
 		}
 		got[instance]++
 	}
@@ -91,40 +111,40 @@ func (w *World) ServiceSemantics(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	check := func(what, url string, ok func(map[string]int) bool) error {
-		return Until(ctx, 20*time.Second, what, func(ctx context.Context) error {
-			got, err := w.instances(ctx, "sleep", url, 20)
-			if err == nil && !ok(got) {
-				err = fmt.Errorf("answers came from %v", got)
-			}
-			if err == nil {
-				w.Say("  %s: %v", what, got)
-			}
-			return err
-		})
+	alone, err := w.OnePod(ctx, "semantics", "alone")
+	if err != nil {
+		return err
 	}
-	only := func(pods ...string) func(map[string]int) bool {
-		return func(got map[string]int) bool {
-			n := 0
-			for p := range got {
-				if !slices.Contains(pods, p) {
-					return false
-				}
-				n++
+	each := func(url string) string { return "for i in $(seq 20); do curl -s -m 5 " + url + "; done" }
+	for _, c := range []struct {
+		what, from, script string
+		wanted             []string // the pods that answer, every one; when nil any one of them, always the same
+	}{
+		{"named target port, both pods answer", "sleep", each("http://plain/hello"), []string{one, two}},
+		{"headless, each address of the name is a pod", "sleep",
+			"for a in $(getent ahostsv4 headless | cut -d' ' -f1 | sort -u); do curl -s -m 5 --connect-to ::$a: http://headless:5000/hello; done", []string{one, two}},
+		{"internalTrafficPolicy Local keeps to the node", "sleep", each("http://local/hello"), []string{one}},
+		{"sessionAffinity ClientIP keeps to one pod", "sleep", each("http://sticky/hello"), nil},
+		{"hairpin, a pod reaches itself through its Service", "alone", each("http://itself/hello"), []string{alone.Metadata.Name}},
+	} {
+		err := Until(ctx, 20*time.Second, c.what, func(ctx context.Context) error {
+			got, err := w.instances(ctx, c.from, c.script)
+			if err != nil {
+				return err
 			}
-			return n == len(pods)
+			pods := slices.Sorted(maps.Keys(got))
+			slices.Sort(c.wanted)
+			if c.wanted == nil && len(pods) != 1 || c.wanted != nil && !slices.Equal(pods, c.wanted) {
+				return fmt.Errorf("answers came from %v", got)
+			}
+			w.Say("  %s: %v", c.what, got)
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 	}
-	if err := check("named target port, both pods answer", "http://plain/hello", only(one, two)); err != nil {
-		return err
-	}
-	if err := check("headless, both pods answer", "http://headless:5000/hello", func(got map[string]int) bool { return len(got) >= 1 }); err != nil {
-		return err
-	}
-	if err := check("internalTrafficPolicy Local keeps to the node", "http://local/hello", only(one)); err != nil {
-		return err
-	}
-	return check("sessionAffinity ClientIP keeps to one pod", "http://sticky/hello", func(got map[string]int) bool { return len(got) == 1 })
+	return nil
 }
 
 func (w *World) helloPods(ctx context.Context) (one, two string, err error) {

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"testing"
 	"time"
 )
@@ -47,4 +49,59 @@ func TestCN08FirstPacket(t *testing.T) {
 			t.Errorf("curl of the init container in legacy ended with %d, want 56", code)
 		}
 	})
+}
+
+// marks are what an application may set as SO_MARK: the mesh's own, those with its bits among others, foreign ones.
+var marks = []uint32{0, 0x111, 0x539, 0x1000, 0x1111, 0x4000, 0xfffff000, 0xffffffff}
+
+// marked is a pod with a client for each mark, each of which ends well if every connection of its was answered.
+func marked(namespace, addr string) string {
+	text := `apiVersion: v1
+kind: Pod
+metadata: {name: marked, namespace: ` + namespace + `, labels: {app: marked}}
+spec:
+  restartPolicy: Never
+  nodeSelector: {kubernetes.io/hostname: node1}
+  containers:
+`
+	for _, m := range marks {
+		text += fmt.Sprintf("  - {name: m%x, image: \"localhost/undermesh/samples:latest\", imagePullPolicy: IfNotPresent, securityContext: {capabilities: {add: [NET_ADMIN]}},\n"+
+			"     args: [load, -addr=%s, -rate=10, -for=1s, -mark=%d]}\n", m, addr, m)
+	}
+	return text
+}
+
+// TestForeignMark: a container that sets SO_MARK itself, to any value, is captured, so that STRICT lets it through; outside
+// the mesh no mark helps.
+func TestForeignMark(t *testing.T) {
+	ctx, w := meshed(t)
+	policy := StrictNamespace("foo")
+	check(t, w.Apply(ctx, policy))
+	t.Cleanup(func() { check(t, w.Delete(context.Background(), policy)) })
+	check(t, w.ExpectPairs(ctx, time.Minute, "legacy→foo"))
+	run := func(t *testing.T, namespace string, want int) {
+		text := marked(namespace, "tcp-echo.foo:9000")
+		check(t, w.Apply(ctx, text))
+		t.Cleanup(func() { check(t, w.Delete(context.Background(), text)) })
+		check(t, Until(ctx, time.Minute, "the clients of "+namespace+" to end", func(ctx context.Context) error {
+			p, err := w.OnePod(ctx, namespace, "marked")
+			if err == nil && p.Status.Phase != "Succeeded" && p.Status.Phase != "Failed" {
+				err = errors.New("the pod is " + p.Status.Phase)
+			}
+			return err
+		}))
+		p, err := w.OnePod(ctx, namespace, "marked")
+		check(t, err)
+		if len(p.Status.ContainerStatuses) != len(marks) {
+			t.Fatalf("there are %d clients", len(p.Status.ContainerStatuses))
+		}
+		for _, c := range p.Status.ContainerStatuses {
+			if got := c.State.Terminated.ExitCode; got != want {
+				log, _ := w.Kubectl(ctx, "logs", "-n", namespace, "marked", "-c", c.Name)
+				t.Errorf("client with mark %s of %s ended with %d, want %d: %.400s", c.Name, namespace, got, want, log)
+			}
+		}
+	}
+	t.Run("enrolled", func(t *testing.T) { run(t, "bar", 0) })
+	t.Run("control: outside the mesh", func(t *testing.T) { run(t, "legacy", 1) })
 }

@@ -176,6 +176,7 @@ type Pod struct {
 			Name         string
 			Ready        bool
 			RestartCount int
+			State        struct{ Terminated struct{ ExitCode int } }
 		}
 	}
 }

@@ -4,14 +4,17 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -25,6 +28,20 @@ type loadConfig struct {
 	length   time.Duration // how long, 0 until a signal
 	timeout  time.Duration // of one connect, and of one answer
 	reopen   bool          // open a long connection again after a failure
+	mark     uint          // SO_MARK of every socket, which needs CAP_NET_ADMIN; 0 leaves it alone
+}
+
+func (c loadConfig) dialer() *net.Dialer {
+	d := &net.Dialer{Timeout: c.timeout}
+	if c.mark != 0 {
+		d.Control = func(_, _ string, raw syscall.RawConn) error {
+			var err error
+			return errors.Join(raw.Control(func(fd uintptr) {
+				err = os.NewSyscallError("set SO_MARK", syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_MARK, int(c.mark)))
+			}), err)
+		}
+	}
+	return d
 }
 
 // failure is one thing that went wrong, with its time as milliseconds since 1970, so that it can be laid beside other events.
@@ -103,6 +120,7 @@ func load(ctx context.Context, out io.Writer, args []string) error {
 	flags.IntVar(&c.rate, "rate", 0, "new connections a second")
 	flags.DurationVar(&c.length, "for", 0, "how long; 0 is until SIGTERM")
 	flags.DurationVar(&c.timeout, "timeout", 5*time.Second, "limit of a connect and of an answer")
+	flags.UintVar(&c.mark, "mark", 0, "SO_MARK of every socket; 0 leaves it alone")
 	flags.BoolVar(&c.reopen, "reopen", true, "open a long connection again after it failed")
 	if err := flags.Parse(args); err != nil {
 		return fmt.Errorf("parse arguments: %w", err)
@@ -153,7 +171,7 @@ func (c loadConfig) keepOpen(ctx context.Context, id int, t *tally) {
 
 // converse sends numbered lines on one connection until it fails or ctx ends, and returns the next number.
 func (c loadConfig) converse(ctx context.Context, id, seq int, t *tally, tick <-chan time.Time) int {
-	conn, err := net.DialTimeout("tcp", c.addr, c.timeout)
+	conn, err := c.dialer().Dial("tcp", c.addr)
 	if err != nil {
 		t.fail(id, seq, "connect", err)
 		return seq
@@ -201,7 +219,7 @@ func (c loadConfig) openNew(ctx context.Context, t *tally) {
 	}
 	var all sync.WaitGroup
 	defer all.Wait()
-	client := &http.Client{Timeout: c.timeout, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: c.timeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: c.dialer().DialContext}}
 	tick := time.NewTicker(time.Second / time.Duration(c.rate))
 	defer tick.Stop()
 	for n := 1; ; n++ {
@@ -238,7 +256,7 @@ func (c loadConfig) once(client *http.Client, n int) (string, error) {
 		}
 		return "", nil
 	}
-	conn, err := net.DialTimeout("tcp", c.addr, c.timeout)
+	conn, err := c.dialer().Dial("tcp", c.addr)
 	if err != nil {
 		return "connect", err
 	}
