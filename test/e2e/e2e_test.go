@@ -55,46 +55,10 @@ func check(t *testing.T, err error) {
 	}
 }
 
-func TestMT03Permissive(t *testing.T) {
-	ctx, w := meshed(t)
-	check(t, w.ExpectPairs(ctx, time.Minute))
-}
-
 func TestMT26Wire(t *testing.T) {
 	ctx, w := meshed(t)
 	t.Run("MT-26 mesh pair is encrypted", func(t *testing.T) { check(t, w.Encrypted(ctx, "foo", "bar", true)) })
 	t.Run("MT-26 control: legacy pair is in clear", func(t *testing.T) { check(t, w.Encrypted(ctx, "legacy", "bar", false)) })
-}
-
-func TestMT04StrictMesh(t *testing.T) {
-	ctx, w := meshed(t)
-	check(t, w.Apply(ctx, StrictMesh))
-	t.Cleanup(func() { check(t, w.Delete(context.Background(), StrictMesh)) })
-	check(t, w.ExpectPairs(ctx, time.Minute, "legacy→foo", "legacy→bar"))
-	for _, to := range Meshed {
-		check(t, w.RefusedAlways(ctx, "legacy", to, 50))
-	}
-	check(t, w.Delete(ctx, StrictMesh))
-	check(t, w.ExpectPairs(ctx, time.Minute)) // control: without the policy nothing is refused
-}
-
-func TestMT05StrictNamespace(t *testing.T) {
-	ctx, w := meshed(t)
-	policy := StrictNamespace("foo")
-	check(t, w.Apply(ctx, policy))
-	t.Cleanup(func() { check(t, w.Delete(context.Background(), policy)) })
-	check(t, w.ExpectPairs(ctx, time.Minute, "legacy→foo"))
-	check(t, w.Delete(ctx, policy))
-	check(t, w.ExpectPairs(ctx, time.Minute))
-}
-
-func TestAuthorizationTCP(t *testing.T) {
-	ctx, w := meshed(t)
-	for _, p := range EchoPolicies {
-		t.Run(p.ID+" "+p.Title, func(t *testing.T) {
-			check(t, w.ExpectEcho(ctx, p.Policy, p.Cases...))
-		})
-	}
 }
 
 // TestSI01Enrolment takes namespaces out and in again: the pods stay the same ones, and all pairs answer throughout.
@@ -113,27 +77,32 @@ func TestSI01Enrolment(t *testing.T) {
 	check(t, Same(before, after))
 }
 
-// TestSI03PodLabel shows that a pod's own label wins over its namespace.
+// TestSI03PodLabel shows that a pod's own label wins over its namespace: foo's sleep leaves the mesh.
 func TestSI03PodLabel(t *testing.T) {
 	ctx, w := meshed(t)
-	pod, err := w.OnePod(ctx, "foo", "httpbin")
+	pod, err := w.OnePod(ctx, "foo", "sleep")
 	check(t, err)
 	set := func(value string) {
-		_, err := w.Kubectl(ctx, "label", "pod", "-n", "foo", pod.Metadata.Name, "--overwrite", api.LabelPodInject+value)
+		_, err := w.Kubectl(context.WithoutCancel(ctx), "label", "pod", "-n", "foo", pod.Metadata.Name, "--overwrite", api.LabelPodInject+value)
 		check(t, err)
 	}
 	await := func(want string) {
-		check(t, Until(ctx, 30*time.Second, "annotation "+want, func(ctx context.Context) error {
-			p, err := w.OnePod(ctx, "foo", "httpbin")
+		check(t, Until(context.WithoutCancel(ctx), 30*time.Second, "annotation "+want, func(ctx context.Context) error {
+			p, err := w.OnePod(ctx, "foo", "sleep")
 			if err == nil && p.Metadata.Annotations[api.AnnotationRedirection] != want {
 				err = fmt.Errorf("is %q", p.Metadata.Annotations[api.AnnotationRedirection])
 			}
 			return err
 		}))
 	}
+	policy := StrictNamespace("bar") // lets only the mesh in
+	check(t, w.Apply(ctx, policy))
+	t.Cleanup(func() { check(t, w.Delete(context.Background(), policy)) })
+	t.Cleanup(func() { set("-"); await(api.RedirectionEnabled) })
 	set("=false")
 	await("")
+	check(t, w.ExpectPairs(ctx, 30*time.Second, "legacy→bar", "foo→bar"))
 	set("-")
 	await(api.RedirectionEnabled)
-	check(t, w.ExpectPairs(ctx, 30*time.Second))
+	t.Run("control: without the label", func(t *testing.T) { check(t, w.ExpectPairs(ctx, 30*time.Second, "legacy→bar")) })
 }

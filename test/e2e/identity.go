@@ -135,53 +135,59 @@ func (w *World) Handshake(ctx context.Context, addr string, cert []byte) (san, a
 	return san, strings.TrimSpace(alert), nil
 }
 
-// Certificates shows the server's identity to a client of the mesh, and that any other client is refused (MT-16).
-func (w *World) Certificates(ctx context.Context) error {
-	pod, err := w.OnePod(ctx, "foo", "httpbin")
-	if err != nil {
-		return err
-	}
+// Credential is what a client shows to the tunnel of a pod, and whether it is refused.
+type Credential struct {
+	Title   string
+	by      *authority
+	uri     string
+	ends    time.Time
+	Refused bool
+}
+
+// Credentials are one certificate of the mesh, and those that must be refused.
+func (w *World) Credentials(ctx context.Context) ([]Credential, error) {
 	root, err := w.meshRoot(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	foreign, err := foreignRoot()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	const sleep = "spiffe://cluster.local/ns/bar/sa/sleep"
 	in, past := time.Now().Add(time.Hour), time.Now().Add(-time.Hour)
-	for _, tc := range []struct {
-		title   string
-		by      *authority
-		uri     string
-		ends    time.Time
-		refused bool
-	}{
+	return []Credential{
 		{"a certificate of the mesh", root, sleep, in, false},
 		{"no certificate", nil, "", in, true},
 		{"a foreign root", foreign, sleep, in, true},
 		{"an expired certificate", root, sleep, past, true},
 		{"a SAN that is no workload identity", root, "https://cluster.local/ns/bar/sa/sleep", in, true},
 		{"another trust domain", root, "spiffe://evil.example/ns/bar/sa/sleep", in, true},
-	} {
-		var cert []byte
-		if tc.by != nil {
-			if cert, err = tc.by.issue(tc.uri, tc.ends); err != nil {
-				return err
-			}
-		}
-		san, alert, err := w.Handshake(ctx, pod.Status.PodIP+":15008", cert)
-		if err != nil {
-			return fmt.Errorf("%s: %w", tc.title, err)
-		}
-		if want := "URI:spiffe://cluster.local/ns/foo/sa/httpbin"; san != want {
-			return fmt.Errorf("%s: server's SAN is %q, want %q", tc.title, san, want)
-		}
-		if (alert != "") != tc.refused {
-			return fmt.Errorf("%s: alert %q, refusal wanted: %v", tc.title, alert, tc.refused)
-		}
-		w.Say("  %-36s server %s, %s", tc.title+":", san, map[bool]string{true: "refused: " + alert, false: "accepted"}[tc.refused])
+	}, nil
+}
+
+// Show makes a handshake with httpbin.foo, checks the server's identity and whether the client is refused as it must be (MT-16).
+func (w *World) Show(ctx context.Context, c Credential) error {
+	pod, err := w.OnePod(ctx, "foo", "httpbin")
+	if err != nil {
+		return err
 	}
+	var cert []byte
+	if c.by != nil {
+		if cert, err = c.by.issue(c.uri, c.ends); err != nil {
+			return err
+		}
+	}
+	san, alert, err := w.Handshake(ctx, pod.Status.PodIP+":15008", cert)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Title, err)
+	}
+	if want := "URI:spiffe://cluster.local/ns/foo/sa/httpbin"; san != want {
+		return fmt.Errorf("%s: server's SAN is %q, want %q", c.Title, san, want)
+	}
+	if (alert != "") != c.Refused {
+		return fmt.Errorf("%s: alert %q, refusal wanted: %v", c.Title, alert, c.Refused)
+	}
+	w.Say("  %-36s server %s, %s", c.Title+":", san, map[bool]string{true: "refused: " + alert, false: "accepted"}[c.Refused])
 	return nil
 }

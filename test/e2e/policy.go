@@ -67,6 +67,14 @@ type EchoCase struct {
 	Want string
 }
 
+// host is the Service, or the pod's address for the port that the Service does not declare.
+func (c EchoCase) host(pod *Pod) string {
+	if c.Port == 9002 {
+		return pod.Status.PodIP
+	}
+	return "tcp-echo.foo"
+}
+
 // ExpectEcho applies a policy for namespace foo, waits until every case holds, removes the policy and waits until all are
 // accepted again (the control: without the policy nothing is refused).
 func (w *World) ExpectEcho(ctx context.Context, policy string, cases ...EchoCase) error {
@@ -96,10 +104,7 @@ func (w *World) echoCases(ctx context.Context, cases []EchoCase) error {
 		return err
 	}
 	for _, c := range cases {
-		host := "tcp-echo.foo"
-		if c.Port == 9002 {
-			host = pod.Status.PodIP // the Service does not declare it
-		}
+		host := c.host(pod)
 		what := fmt.Sprintf("%s:%d from %s", host, c.Port, c.From)
 		err := Until(ctx, 30*time.Second, what, func(ctx context.Context) error {
 			got, err := w.TCPEcho(ctx, c.From, host, c.Port)

@@ -10,7 +10,15 @@ import (
 
 func TestMT16Certificates(t *testing.T) {
 	ctx, w := meshed(t)
-	check(t, w.Certificates(ctx)) // the refused certificates are its controls
+	credentials, err := w.Credentials(ctx)
+	check(t, err)
+	for _, c := range credentials {
+		title := "MT-16 " + c.Title
+		if c.Refused {
+			title = "MT-16 control: " + c.Title
+		}
+		t.Run(title, func(t *testing.T) { check(t, w.Show(ctx, c)) })
+	}
 }
 
 // TestServiceSemantics runs the same checks outside and inside the mesh: nothing may change.

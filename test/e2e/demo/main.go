@@ -45,7 +45,7 @@ func run(ctx context.Context, w *e2e.World) error {
 		{"kubectl label namespace foo bar istio-injection=enabled", enrol},
 		{"All nine pairs still answer", func(ctx context.Context, w *e2e.World) error { return w.ExpectPairs(ctx, time.Minute) }},
 		{"Between nodes the mesh speaks mutual TLS", wire},
-		{"Only a certificate of the mesh opens a tunnel; the server proves its SPIFFE identity", func(ctx context.Context, w *e2e.World) error { return w.Certificates(ctx) }},
+		{"Only a certificate of the mesh opens a tunnel; the server proves its SPIFFE identity", credentials},
 		{"The server sees the client pod's own address", func(ctx context.Context, w *e2e.World) error { return w.ClientAddress(ctx) }},
 		{"PeerAuthentication STRICT: clear text is refused, the mesh goes on", strict},
 		{"AuthorizationPolicy on TCP: by principal and by port", authorization},
@@ -171,9 +171,26 @@ func strict(ctx context.Context, w *e2e.World) error {
 	return w.ExpectPairs(ctx, time.Minute)
 }
 
+func credentials(ctx context.Context, w *e2e.World) error {
+	all, err := w.Credentials(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range all {
+		if err := w.Show(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func authorization(ctx context.Context, w *e2e.World) error {
-	for _, a := range e2e.EchoPolicies {
-		w.Say("  %s", a.Title)
+	bar, err := w.OnePod(ctx, "bar", "sleep")
+	if err != nil {
+		return err
+	}
+	for _, a := range e2e.EchoPolicies(bar.Status.PodIP) {
+		w.Say("  %s (%s)", a.Title, a.ID)
 		if err := w.ExpectEcho(ctx, a.Policy, a.Cases...); err != nil {
 			return fmt.Errorf("%s: %w", a.Title, err)
 		}
