@@ -39,7 +39,7 @@ type Server struct {
 
 	mu      sync.Mutex // protects below; before conn.mu
 	running int        // handlers
-	refused int        // since a handler last ended
+	refused int        // requests, since a handler last ended
 	final   bool       // the last GOAWAY was sent: newer streams are ignored
 	drained bool
 }
@@ -165,14 +165,18 @@ func (s *Server) request(h frameHeader, m *message) error {
 	if open >= c.cfg.MaxStreams {
 		return s.refuse(h.id)
 	}
+	status := m.badRequest()
+	if m.malformed == "" && status == 0 {
+		return s.spawn(h, m)
+	}
+	if err := s.countRefused(); err != nil {
+		return err
+	}
 	if m.malformed != "" {
 		c.cfg.Log.Debug("tunnel request malformed", "peer", addrString(c.nc), "reason", m.malformed)
 		return c.w.post(appendRST(nil, h.id, CodeProtocol))
 	}
-	if status := m.badRequest(); status != 0 {
-		return s.answerBad(h, status)
-	}
-	return s.spawn(h, m)
+	return s.answerBad(h, status)
 }
 
 // badRequest returns the status for a request that no handler needs to see, 0 for a good one.
@@ -192,27 +196,34 @@ func (s *Server) answerBad(h frameHeader, status int) error {
 	c.w.mu.Lock()
 	block := c.hdr.encode([]HeaderField{{":status", strconv.Itoa(status)}}, nil)
 	b := headerFrames(nil, block, minMaxFrame, flagEndStream, h.id)
-	// the block must go out in the order of encoding: queue it before another can be encoded
-	c.w.q = append(c.w.q, b...)
-	c.w.control += len(b)
-	c.w.kickLocked()
-	c.w.mu.Unlock()
-	if h.has(flagEndStream) {
-		return nil
+	if !h.has(flagEndStream) {
+		b = appendRST(b, h.id, CodeNo)
 	}
-	return c.w.post(appendRST(nil, h.id, CodeNo))
+	// the block must go out in the order of encoding: queue it before another can be encoded
+	err := c.w.postLocked(b)
+	c.w.mu.Unlock()
+	return err
 }
 
-// refuse sends REFUSED_STREAM. A peer that goes on opening streams while no handler ends is cut off.
+// refuse sends REFUSED_STREAM.
 func (s *Server) refuse(id uint32) error {
+	if err := s.countRefused(); err != nil {
+		return err
+	}
+	return s.c.w.post(appendRST(nil, id, CodeRefused))
+}
+
+// countRefused cuts off a peer that goes on with requests that no handler sees, those beyond the limit and the illegal
+// ones, while no handler ends.
+func (s *Server) countRefused() error {
 	s.mu.Lock()
 	s.refused++
 	n := s.refused
 	s.mu.Unlock()
 	if n > 4*s.c.cfg.MaxStreams {
-		return connErr(CodeCalm, "%d streams beyond the limit of %d", n, s.c.cfg.MaxStreams)
+		return connErr(CodeCalm, "%d requests refused in a row, at most %d streams may be open", n, s.c.cfg.MaxStreams)
 	}
-	return s.c.w.post(appendRST(nil, id, CodeRefused))
+	return nil
 }
 
 // spawn starts the handler. Streams that were reset count until their handler has ended, so that opening and resetting

@@ -73,6 +73,10 @@ func (w *writer) init(nc net.Conn, tr *Transport, hdr *block) {
 func (w *writer) post(b []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return w.postLocked(b)
+}
+
+func (w *writer) postLocked(b []byte) error {
 	if w.err != nil {
 		return w.err
 	}
