@@ -50,6 +50,7 @@ type Config struct {
 	ClusterID        string        // default Kubernetes
 	Network          string        // default ""
 	CertTTL          time.Duration // asked for workload certificates; default 24 h
+	RequireMesh      bool          // the installation makes the mesh's ConfigMap: nothing is compiled without it
 }
 
 func (c Config) withDefaults() Config {
@@ -96,22 +97,31 @@ type owner struct {
 func New(cfg Config) *Compiler {
 	cfg = cfg.withDefaults()
 	return &Compiler{
-		cfg: cfg, reg: model.New(model.Config{Mesh: cfg.Mesh, InstallNamespace: cfg.InstallNamespace}),
+		cfg: cfg, reg: model.New(model.Config{Mesh: cfg.Mesh, InstallNamespace: cfg.InstallNamespace,
+			RequireMesh: cfg.RequireMesh}),
 		owned: map[owner][]Key{}, refs: map[Key]int{}, out: map[Key]Resource{}, findings: map[owner][]validate.Finding{},
 		counts: map[validate.Severity]int{},
 	}
 }
 
-// Mesh returns the configuration in force.
+// Held reports that nothing is compiled, because the mesh's configuration is not known; MeshFindings says why. Resources
+// made with another root namespace or trust domain would take policies away from nodes, which keep what they have instead.
+func (c *Compiler) Held() bool { return c.generation == 0 && !c.reg.MeshKnown() }
+
+// Mesh returns the configuration in force; it means nothing while Held.
 func (c *Compiler) Mesh() model.Mesh { return c.reg.Mesh() }
 
 // MeshFindings says what is wrong with the mesh's configuration.
 func (c *Compiler) MeshFindings() []validate.Finding { return c.reg.MeshFindings() }
 
-// Apply takes in the events. The first call publishes the mesh's settings whatever the events are.
+// Apply takes in the events. The first call that is not Held publishes everything, the mesh's settings at the least.
 func (c *Compiler) Apply(events []model.Event) Delta {
 	dirty := c.reg.Apply(events)
 	ch := &change{c: c, touched: map[Key]bool{}, before: map[Key]Resource{}}
+	if !c.reg.MeshKnown() {
+		ch.set(owner{kind: model.KindConfigMap}, c.reg.MeshFindings(), nil)
+		return Delta{}
+	}
 	if c.generation == 0 || dirty.Mesh {
 		ch.set(owner{kind: model.KindConfigMap}, c.reg.MeshFindings(), c.strictPolicies())
 	}

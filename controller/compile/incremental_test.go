@@ -218,21 +218,34 @@ func runHistory(t *testing.T, seed uint64) {
 		name model.Name
 	}
 	world := map[objectKey]model.Event{}
-	c, nodes := compile.New(compile.Config{}), state{}
+	c, nodes, meshGone := compile.New(compile.Config{}), state{}, false
 	for step := range 60 {
 		var batch []model.Event
 		for range 1 + g.IntN(4) {
 			e := g.event()
 			batch = append(batch, e)
-			if k := (objectKey{e.Kind, e.Name}); e.Object == nil {
+			k := objectKey{e.Kind, e.Name}
+			_, had := world[k]
+			switch {
+			case e.Kind == model.KindConfigMap:
+				if had || e.Object != nil { // what it said last stays in force
+					meshGone = e.Object == nil
+				}
+				if e.Object != nil {
+					world[k] = e
+				}
+			case e.Object == nil:
 				delete(world, k)
-			} else {
+			default:
 				world[k] = e
 			}
 		}
 		nodes.apply(t, c.Apply(batch))
 		full := compile.New(compile.Config{})
 		full.Apply(slices.Collect(maps.Values(world)))
+		if meshGone {
+			full.Apply([]model.Event{{Kind: model.KindConfigMap, Name: model.Name{Namespace: "istio-system", Name: "istio"}}})
+		}
 		compare(t, fmt.Sprintf("step %d", step), nodes, full.Resources())
 		if got, want := fmt.Sprint(c.Findings()), fmt.Sprint(full.Findings()); got != want {
 			t.Fatalf("step %d: findings\n%s\nwant\n%s", step, got, want)

@@ -1,7 +1,6 @@
 package model
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,7 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/yaml"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/validate"
@@ -19,7 +17,6 @@ import (
 const (
 	labelGatewayName = "gateway.networking.k8s.io/gateway-name"
 	labelSubzone     = "topology.istio.io/subzone"
-	meshKey          = "mesh"
 )
 
 // NewPod reads a pod. It returns nil for a pod that has finished: its addresses may belong to another one.
@@ -159,41 +156,4 @@ func newAuthorization(p *securityv1.AuthorizationPolicy, issues []validate.Field
 		out.Targets = append(out.Targets, Target{Labels: labels})
 	}
 	return out
-}
-
-// parseMesh reads the mesh's ConfigMap over the defaults. It returns an error that names the field when it is bad.
-func parseMesh(cm *corev1.ConfigMap, base Mesh) (Mesh, error) {
-	var in struct {
-		TrustDomain        string   `json:"trustDomain"`
-		TrustDomainAliases []string `json:"trustDomainAliases"`
-		RootNamespace      string   `json:"rootNamespace"`
-		Outbound           struct {
-			Mode string `json:"mode"`
-		} `json:"outboundTrafficPolicy"`
-	}
-	if err := yaml.Unmarshal([]byte(cm.Data[meshKey]), &in); err != nil {
-		return base, fmt.Errorf("data.mesh: %w", err)
-	}
-	out := base
-	if in.TrustDomain != "" {
-		out.TrustDomain = in.TrustDomain
-	}
-	out.TrustDomainAliases = slices.Clone(in.TrustDomainAliases)
-	if in.RootNamespace != "" {
-		out.RootNamespace = in.RootNamespace
-	}
-	for _, td := range append([]string{out.TrustDomain}, out.TrustDomainAliases...) {
-		if _, err := api.ParseIdentity("spiffe://" + td + "/ns/a/sa/a"); err != nil {
-			return base, fmt.Errorf("data.mesh.trustDomain: %q is not a trust domain", td)
-		}
-	}
-	switch in.Outbound.Mode {
-	case "", "ALLOW_ANY":
-		out.RegistryOnly = false
-	case "REGISTRY_ONLY":
-		out.RegistryOnly = true
-	default:
-		return base, fmt.Errorf("data.mesh.outboundTrafficPolicy.mode: unknown value %q", in.Outbound.Mode)
-	}
-	return out, nil
 }

@@ -4,15 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-
-	"github.com/undermesh/undermesh/controller/validate"
 )
-
-// Mesh returns the configuration in force.
-func (r *Registry) Mesh() Mesh { return r.mesh }
-
-// MeshFindings says what is wrong with the mesh's ConfigMap.
-func (r *Registry) MeshFindings() []validate.Finding { return r.meshBad }
 
 // Pod returns nil when there is none.
 func (r *Registry) Pod(n Name) *Pod { return r.pods[n] }
@@ -84,7 +76,7 @@ func (r *Registry) SelectorPolicies(p *Pod, services []*Service) []Name {
 		}
 	}
 	r.policiesByPair.candidates(p.Namespace, p.Labels, check)
-	if root := r.mesh.RootNamespace; root != p.Namespace {
+	if root := r.mesh.now.RootNamespace; root != p.Namespace {
 		r.policiesByPair.candidates(root, p.Labels, check)
 	}
 	for _, s := range services {
@@ -99,8 +91,8 @@ func (r *Registry) SelectorPolicies(p *Pod, services []*Service) []Name {
 // PeersOf returns the PeerAuthentications in force for the pod, nil where there is none: of several of one level the
 // oldest counts (MT-11).
 func (r *Registry) PeersOf(p *Pod) (mesh, namespace, workload *PeerAuthentication) {
-	mesh = r.Oldest(r.mesh.RootNamespace)
-	if p.Namespace != r.mesh.RootNamespace {
+	mesh = r.Oldest(r.mesh.now.RootNamespace)
+	if p.Namespace != r.mesh.now.RootNamespace {
 		namespace = r.Oldest(p.Namespace)
 	}
 	r.peersByPair.candidates(p.Namespace, p.Labels, func(n Name) {

@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/validate"
 )
 
@@ -16,13 +15,13 @@ import (
 type Config struct {
 	Mesh             Mesh   // defaults
 	InstallNamespace string // where the mesh's ConfigMap is
+	RequireMesh      bool   // the installation makes that ConfigMap: without it the configuration is not known
 }
 
 // Registry is the state of all objects.
 type Registry struct {
 	cfg      Config
-	mesh     Mesh
-	meshBad  []validate.Finding
+	mesh     meshState
 	pods     map[Name]*Pod
 	services map[Name]*Service
 	slices   map[Name]*Slice
@@ -60,7 +59,7 @@ func newDirty() *Dirty {
 
 // New returns an empty registry.
 func New(cfg Config) *Registry {
-	return &Registry{cfg: cfg, mesh: cfg.Mesh, pods: map[Name]*Pod{}, services: map[Name]*Service{},
+	return &Registry{cfg: cfg, mesh: meshState{now: cfg.Mesh}, pods: map[Name]*Pod{}, services: map[Name]*Service{},
 		slices: map[Name]*Slice{}, nodes: map[string]Node{}, peers: map[Name]*PeerAuthentication{},
 		policies: map[Name]*AuthorizationPolicy{}, podsByLabel: labelIndex{}, podsByNode: map[string]map[Name]*Pod{},
 		podsByIP: map[netip.Addr]map[Name]*Pod{}, nodesByIP: map[netip.Addr]map[string]bool{}, servicesByPair: selectorIndex{}, slicesByIP: map[netip.Addr]map[Name]bool{},
@@ -90,6 +89,7 @@ func (r *Registry) Apply(events []Event) *Dirty {
 			r.applyPolicy(e, d)
 		}
 	}
+	r.settleMesh(d)
 	if d.All {
 		r.markAll(d)
 	}
@@ -233,28 +233,6 @@ func (r *Registry) applyNode(e Event, d *Dirty) {
 	}
 }
 
-func (r *Registry) applyMesh(e Event, d *Dirty) {
-	if e.Name != (Name{r.cfg.InstallNamespace, api.MeshConfigMap}) {
-		return
-	}
-	now := r.cfg.Mesh
-	r.meshBad = nil
-	if e.Object != nil {
-		var err error
-		if now, err = parseMesh(e.Object.(*corev1.ConfigMap), r.cfg.Mesh); err != nil {
-			now = r.mesh // what was good before stays
-			r.meshBad = []validate.Finding{{Severity: validate.Error, Kind: string(KindConfigMap), Namespace: e.Name.Namespace,
-				Name: e.Name.Name, Field: "data.mesh", Message: err.Error()}}
-		}
-	}
-	d.Mesh = true
-	if now.TrustDomain != r.mesh.TrustDomain || now.RootNamespace != r.mesh.RootNamespace ||
-		!slices.Equal(now.TrustDomainAliases, r.mesh.TrustDomainAliases) {
-		d.All = true
-	}
-	r.mesh = now
-}
-
 func link[K, I comparable, V any](index map[K]map[I]V, key K, item I, value V) {
 	if index[key] == nil {
 		index[key] = map[I]V{}
@@ -285,7 +263,7 @@ func (s *Slice) Addresses() []netip.Addr {
 func (r *Registry) applyPeer(e Event, d *Dirty) {
 	mark := func(p *PeerAuthentication) {
 		labels := p.Spec.GetSelector().GetMatchLabels()
-		if len(labels) == 0 && p.Namespace == r.mesh.RootNamespace {
+		if len(labels) == 0 && p.Namespace == r.mesh.now.RootNamespace {
 			for n := range r.pods {
 				d.Pods[n] = true
 			}
@@ -348,7 +326,7 @@ func (r *Registry) dirtyTargets(p *AuthorizationPolicy, d *Dirty) {
 			}
 			continue
 		}
-		if p.Namespace != r.mesh.RootNamespace {
+		if p.Namespace != r.mesh.now.RootNamespace {
 			r.podsByLabel.selected(p.Namespace, t.Labels, mark)
 			continue
 		}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"log/slog"
+	"strings"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,7 +22,8 @@ type engine struct {
 	index   interface{ Apply([]model.Event) }
 	metrics *metrics
 
-	synced atomic.Bool // the first batch was published
+	synced atomic.Bool            // the first batch was published
+	held   atomic.Pointer[string] // why nothing is published; nil: nothing keeps from it
 	mesh   atomic.Pointer[model.Mesh]
 
 	// Of the source's goroutine alone.
@@ -38,6 +40,17 @@ func (e *engine) apply(events []model.Event) {
 	for s := validate.Info; s <= validate.Error; s++ {
 		e.metrics.findings.WithLabelValues(s.String()).Set(float64(e.compiler.CountFindings(s)))
 	}
+	if e.compiler.Held() {
+		var why []string
+		for _, f := range bad {
+			why = append(why, f.Error())
+		}
+		text := "the mesh configuration is not known: " + strings.Join(why, "; ")
+		e.held.Store(&text)
+		e.logFindings(nil, bad)
+		return
+	}
+	e.held.Store(nil)
 	e.mesh.Store(&mesh)
 	if !delta.Empty() {
 		e.out.apply(delta)
@@ -73,13 +86,20 @@ func (e *engine) logFindings(statuses []validate.Status, mesh []validate.Finding
 			}
 		}
 	}
+	now := ""
 	for _, f := range mesh {
-		if e.changed(f.Kind, f.Message) {
-			e.log.Error("mesh configuration is not taken over", "object", f.Namespace+"/"+f.Name, "field", f.Field, "err", f.Message)
-		}
+		now += f.Error() + "\n"
 	}
-	if len(mesh) == 0 {
-		delete(e.logged, string(model.KindConfigMap))
+	if !e.changed(string(model.KindConfigMap), now) {
+		return
+	}
+	for _, f := range mesh {
+		object := f.Namespace + "/" + f.Name
+		if f.Severity == validate.Error {
+			e.log.Error("mesh configuration is not taken over", "object", object, "field", f.Field, "err", f.Message)
+		} else {
+			e.log.Warn("mesh configuration is taken over in part", "object", object, "field", f.Field, "err", f.Message)
+		}
 	}
 }
 

@@ -125,8 +125,12 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// trustDomain is the one in force; the default before the first snapshot.
+// trustDomain is the one in force; the default before the first snapshot (a new root is named after it), and "", which no
+// identity has, when the mesh's configuration is not known.
 func (s *Server) trustDomain() string {
+	if s.engine.held.Load() != nil && s.ca != nil && s.ca.loaded.Load() != nil {
+		return ""
+	}
 	if m := s.engine.mesh.Load(); m != nil {
 		return m.TrustDomain
 	}
@@ -142,7 +146,9 @@ func (s *Server) Missing() string {
 	if s.stopping.Load() {
 		missing = append(missing, "the server is stopping")
 	}
-	if !s.engine.synced.Load() {
+	if held := s.engine.held.Load(); held != nil {
+		missing = append(missing, *held)
+	} else if !s.engine.synced.Load() {
 		missing = append(missing, "objects are not synchronised yet")
 	}
 	if s.ca != nil && s.ca.loaded.Load() == nil {

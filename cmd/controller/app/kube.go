@@ -40,6 +40,7 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	}
 	cfg.Source = watch.NewKubernetes(watch.KubeConfig{Client: client, Dynamic: dyn, Namespace: o.rootNamespace,
 		Log: cfg.Log, Clock: cfg.Clock})
+	cfg.Compile.RequireMesh = true // the chart makes the ConfigMap
 	cfg.Status = status.Kubernetes{Client: dyn, Clock: cfg.Clock}
 	cfg.Lead = server.ByLease(client, o.rootNamespace, o.identity, cfg.Log)
 	cfg.Authority = &server.AuthorityConfig{
