@@ -8,6 +8,7 @@ import (
 
 	"github.com/undermesh/undermesh/nodeagent/datapath"
 	"github.com/undermesh/undermesh/nodeagent/enroll"
+	"github.com/undermesh/undermesh/nodeagent/netns"
 	"github.com/undermesh/undermesh/nodeagent/server"
 	"github.com/undermesh/undermesh/nodeagent/zds/zdsapi"
 )
@@ -82,6 +83,14 @@ func (h handle) Outbound(on bool) error { return h.h.CaptureOutbound(on) }
 func (h handle) State() (inbound, outbound bool, err error) {
 	outbound, err = h.h.OutboundCaptured()
 	return h.h.InboundAttached(), outbound, err
+}
+
+func (h handle) Netns() (*netns.NetNS, error) {
+	ns, err := h.h.Netns()
+	if errors.Is(err, datapath.ErrNetnsGone) {
+		return nil, nil
+	}
+	return ns, err
 }
 
 func (h handle) Ensure() error { return h.h.EnsureListeners() }

@@ -26,6 +26,8 @@ var (
 	ErrForeignListener = errors.New("not a listener of the pod's network namespace")
 	// ErrNetnsGone is returned by steps that must enter a pod's namespace when that has ended.
 	ErrNetnsGone = errors.New("network namespace of the pod is gone")
+	// ErrOtherNetns is returned by PreparePod for a namespace that is not the pod's.
+	ErrOtherNetns = errors.New("network namespace is not the pod's")
 )
 
 // Config says where the datapath lives and which numbers it uses. The zero value of each field takes its default.

@@ -71,6 +71,9 @@ func cookieBytes(c uint64) (b [8]uint8) {
 // PreparePod brings rules, routes, sysctls, listeners and tables of a pod into being, and captures nothing yet. For a
 // pod that is already known, from this run or from pins of an earlier one, it brings it up to date instead: links that
 // are attached stay, capture that is on stays on, and listeners are not made again (see EnsureListeners).
+//
+// A namespace is never exchanged for another: returns ErrOtherNetns, and touches nothing, while the pod's former one
+// exists (Cleanup comes first) or when another pod holds this one.
 func (d *Datapath) PreparePod(ctx context.Context, pod Pod) (*PodHandle, error) {
 	if err := pod.Validate(); err != nil {
 		return nil, err
@@ -91,12 +94,18 @@ func (d *Datapath) PreparePod(ctx context.Context, pod Pod) (*PodHandle, error) 
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	if h != nil && h.cookie != cookie { // the same pod in a new sandbox
+	if h != nil && h.cookie != cookie {
+		if err := h.lost(); err != nil {
+			return nil, fmt.Errorf("prepare pod %s in the namespace with cookie %d: %w", pod.UID, cookie, err)
+		}
 		if err := h.cleanup(); err != nil {
 			return nil, fmt.Errorf("clean up former namespace of pod %s: %w", pod.UID, err)
 		}
 		delete(d.handles, pod.UID)
 		h = nil
+	}
+	if holder := d.holderLocked(cookie); holder != "" && holder != pod.UID {
+		return nil, fmt.Errorf("prepare pod %s: pod %s has the namespace with cookie %d: %w", pod.UID, holder, cookie, ErrOtherNetns)
 	}
 	fresh := h == nil
 	if fresh {
@@ -113,6 +122,54 @@ func (d *Datapath) PreparePod(ctx context.Context, pod Pod) (*PodHandle, error) 
 	}
 	d.handles[pod.UID] = h
 	return h, nil
+}
+
+// holderLocked is the pod that has the namespace, "" if none has.
+func (d *Datapath) holderLocked(cookie uint64) string {
+	for uid, h := range d.handles {
+		h.mu.Lock()
+		holds := !h.closed && h.cookie == cookie
+		h.mu.Unlock()
+		if holds {
+			return uid
+		}
+	}
+	return ""
+}
+
+// lost returns nil when the pod's namespace is gone, ErrOtherNetns when it is there.
+func (h *PodHandle) lost() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch err := h.reopenLocked(); {
+	case errors.Is(err, ErrNetnsGone):
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("its own has cookie %d: %w", h.cookie, ErrOtherNetns)
+}
+
+// reopenLocked finds the namespace of a recovered pod once more. Returns ErrNetnsGone if nothing leads to it.
+func (h *PodHandle) reopenLocked() (err error) {
+	if h.ns == nil {
+		h.ns, err = h.rec.findNetns()
+	}
+	return err
+}
+
+// Netns opens the pod's network namespace, that with Cookie, once more; the caller closes it. Returns ErrNetnsGone if
+// nothing leads to it any more.
+func (h *PodHandle) Netns() (*netns.NetNS, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, fmt.Errorf("open namespace of pod %s: %w", h.uid, ErrNotOpen)
+	}
+	if err := h.reopenLocked(); err != nil {
+		return nil, err
+	}
+	return h.ns.Dup()
 }
 
 func (d *Datapath) newHandleLocked(r record) *PodHandle {

@@ -38,7 +38,8 @@ type PodNet struct {
 }
 
 // Datapath is the kernel side. Prepare is idempotent: for a known pod it brings addresses, exclusions and probes up to
-// date and leaves links and capture as they are.
+// date and leaves links and capture as they are. It refuses another namespace than the pod's while that exists, and one
+// that another pod has: only Cleanup makes room.
 type Datapath interface {
 	Prepare(ctx context.Context, p PodNet) (Handle, error)
 	// Known lists the pods whose state is in the kernel, from this run or an earlier one, by UID.
@@ -49,6 +50,8 @@ type Datapath interface {
 type Handle interface {
 	capturer
 	listening
+	// Netns opens the namespace that the pod was prepared in; nil without an error when that is gone. The caller closes it.
+	Netns() (*netns.NetNS, error)
 	// Live is the number of connections that still need the pod's rules and routes.
 	Live() (int, error)
 	// Cleanup takes away everything, capture first; it works when the namespace is gone.

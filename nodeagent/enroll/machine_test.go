@@ -46,6 +46,7 @@ type fakePod struct {
 	w       *world
 	uid     string
 	in, out bool
+	gone    bool // its namespace
 }
 
 func newWorld(t *testing.T) *world {
@@ -129,6 +130,15 @@ func (f *fakePod) State() (bool, bool, error) {
 	f.w.mu.Lock()
 	defer f.w.mu.Unlock()
 	return f.in, f.out, nil
+}
+func (f *fakePod) Netns() (*netns.NetNS, error) {
+	f.w.mu.Lock()
+	gone := f.gone
+	f.w.mu.Unlock()
+	if gone {
+		return nil, nil
+	}
+	return netns.Current()
 }
 func (f *fakePod) Ensure() error                                { return nil }
 func (f *fakePod) Adopt(map[zdsapi.ListenerKind]*os.File) error { return f.w.do("adopt") }
@@ -425,7 +435,7 @@ func TestRestartRecoversPrunesAndKeepsCapture(t *testing.T) {
 		w.setPods(w.pods[0]) // b was deleted meanwhile
 		m, stop := w.manage("")
 		defer stop()
-		w.expect(5*time.Second, "find forget cleanup")
+		w.expect(5*time.Second, "forget cleanup") // the pod's processes have no say in where it is captured
 		<-m.Recovered()
 		if snap := m.Snapshot(); len(snap) != 1 || snap[0].UID != "foo_a" || snap[0].Netns == nil {
 			t.Errorf("snapshot: %+v", snap)
@@ -433,6 +443,23 @@ func TestRestartRecoversPrunesAndKeepsCapture(t *testing.T) {
 		if f := w.kernel["foo_a"]; f == nil || !f.in || !f.out {
 			t.Errorf("capture was lost: %+v", f)
 		}
+	})
+}
+
+// TestRestartFindsANewSandbox: only when the namespace of the kernel's state is gone the pod is looked for.
+func TestRestartFindsANewSandbox(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.label("istio-injection=enabled")
+		w.setPods(running("a"))
+		_, stop := w.manage("")
+		time.Sleep(time.Second)
+		stop()
+		w.took()
+		w.kernel["foo_a"].gone = true
+		_, stop = w.manage("")
+		defer stop()
+		w.expect(time.Second, "find ztunnel")
 	})
 }
 

@@ -277,7 +277,7 @@ func (p *machine) enrol(ctx context.Context, want wish, live bool) error {
 // find opens the pod's network namespace; ok is false while the pod has none yet.
 func (p *machine) find(want wish) (ok bool, err error) {
 	p.mu.Lock()
-	have, addrs := p.ns != nil, p.addrs
+	have, addrs, h := p.ns != nil, p.addrs, p.handle
 	p.mu.Unlock()
 	if have {
 		return true, nil
@@ -288,7 +288,7 @@ func (p *machine) find(want wish) (ok bool, err error) {
 	if len(addrs) == 0 {
 		return false, nil // CNI ADD will come
 	}
-	ns, err := p.m.cfg.FindNetns(p.uid, addrs)
+	ns, err := p.locate(h, addrs)
 	if err != nil {
 		return false, fmt.Errorf("find network namespace: %w", err)
 	}
@@ -297,6 +297,17 @@ func (p *machine) find(want wish) (ok bool, err error) {
 	}
 	p.step(StepFound)
 	return true, nil
+}
+
+// locate opens the namespace that the kernel's state of the pod is in. What runs in the pod now decides only when there
+// is no such state or its namespace is gone: a container may make a namespace of its own.
+func (p *machine) locate(h Handle, addrs []netip.Addr) (*netns.NetNS, error) {
+	if h != nil {
+		if ns, err := h.Netns(); ns != nil || err != nil {
+			return ns, err
+		}
+	}
+	return p.m.cfg.FindNetns(p.uid, addrs)
 }
 
 // open makes ns the pod's namespace and owns it, also on error.
