@@ -87,7 +87,7 @@ static __always_inline int set_bits(struct bpf_sock_addr *ctx, struct bpf_sock *
 static __always_inline int excluded(const struct mesh_pod *pod, const struct mesh_flow_key *f)
 {
 	struct mesh_cidr_key k = { .prefix_len = 64 + 128 };
-	__u32 flags = port_flags(pod->cookie, f->dport);
+	__u32 flags = port_flags(pod->cookie, f->dport), *cidr;
 
 	if (flags & MESH_PORT_EXCLUDE_OUT)
 		return 1;
@@ -95,7 +95,8 @@ static __always_inline int excluded(const struct mesh_pod *pod, const struct mes
 		return 0;
 	__builtin_memcpy(k.cookie, &pod->cookie, 8);
 	__builtin_memcpy(k.addr, f->daddr, 16);
-	return bpf_map_lookup_elem(&mesh_excluded, &k) != 0;
+	cidr = bpf_map_lookup_elem(&mesh_excluded, &k);
+	return cidr && *cidr & (mapped4(f->daddr) ? MESH_CIDR_IPV4 : MESH_CIDR_IPV6);
 }
 
 static __always_inline int capture(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct mesh_node *node,

@@ -90,6 +90,13 @@ static __always_inline int loopback(const __u8 *addr)
 	return !w[2] && (!w[3] || w[3] == bpf_htonl(1));
 }
 
+static __always_inline int mapped4(const __u8 *addr)
+{
+	const __u32 *w = (const __u32 *)addr;
+
+	return !w[0] && !w[1] && w[2] == bpf_htonl(0xffff);
+}
+
 static __always_inline int link_local6(const __u8 *addr)
 {
 	return addr[0] == 0xfe && (addr[1] & 0xc0) == 0x80;

@@ -47,7 +47,7 @@ struct {
 	__uint(max_entries, MESH_MAX_CIDRS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct mesh_cidr_key);
-	__type(value, __u32);
+	__type(value, __u32); /* enum mesh_cidr_flags */
 } mesh_excluded SEC(".maps");
 
 /* cgroup ids of ztunnel: a process in one of them or below is never captured. */

@@ -106,6 +106,15 @@ enum mesh_port_flags {
 	MESH_PORT_PROBE_HTTP = 16, /* and that probe speaks HTTP */
 };
 
+/*
+ * Value bits of mesh_excluded: the family of the prefix. A short IPv6 prefix also covers the v4-mapped range in the trie,
+ * and must not speak for it. 1 is what builds before this meaning wrote: it speaks for nobody.
+ */
+enum mesh_cidr_flags {
+	MESH_CIDR_IPV4 = 2,
+	MESH_CIDR_IPV6 = 4,
+};
+
 #define MESH_POD_IPS 4
 #define MESH_POD_OWN_PORTS 4
 #define MESH_CGROUP_DEPTH 32

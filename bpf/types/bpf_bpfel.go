@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type BPFMeshCidrFlags uint32
+
+const (
+	BPFMeshCidrFlagsMESH_CIDR_IPV4 BPFMeshCidrFlags = 2
+	BPFMeshCidrFlagsMESH_CIDR_IPV6 BPFMeshCidrFlags = 4
+)
+
 type BPFMeshCidrKey struct {
 	_         structs.HostLayout
 	PrefixLen uint32
@@ -198,6 +205,7 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	BPFVarAnchorCidrFlags = "anchor_cidr_flags"
 	BPFVarAnchorCidrKey   = "anchor_cidr_key"
 	BPFVarAnchorDecision  = "anchor_decision"
 	BPFVarAnchorEvent     = "anchor_event"
@@ -272,6 +280,7 @@ type BPFMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BPFVariableSpecs struct {
+	AnchorCidrFlags *ebpf.VariableSpec `ebpf:"anchor_cidr_flags"`
 	AnchorCidrKey   *ebpf.VariableSpec `ebpf:"anchor_cidr_key"`
 	AnchorDecision  *ebpf.VariableSpec `ebpf:"anchor_decision"`
 	AnchorEvent     *ebpf.VariableSpec `ebpf:"anchor_event"`
@@ -322,6 +331,7 @@ func (m *BPFMaps) Close() error {
 //
 // It can be passed to LoadBPFObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BPFVariables struct {
+	AnchorCidrFlags *ebpf.Variable `ebpf:"anchor_cidr_flags"`
 	AnchorCidrKey   *ebpf.Variable `ebpf:"anchor_cidr_key"`
 	AnchorDecision  *ebpf.Variable `ebpf:"anchor_decision"`
 	AnchorEvent     *ebpf.Variable `ebpf:"anchor_event"`

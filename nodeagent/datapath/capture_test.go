@@ -352,3 +352,34 @@ func TestExempt(t *testing.T) {
 	l.join("child")
 	l.want("permission taken back", l.dial(a.ns, "10.95.0.3:9000", netns.Options{}), "OUTBOUND", "10.95.0.3:9000")
 }
+
+// The prefix of all IPv6 destinations covers the v4-mapped range in the map, and must not speak for IPv4.
+func TestExcludedFamily(t *testing.T) {
+	l := newLab(t)
+	a, b := l.pod("a", 2), l.pod("b", 3)
+	l.app(b, 9000)
+	for _, c := range []struct{ excluded, v4, v6 string }{
+		{"::/0", "OUTBOUND", "APP"},
+		{"::/80", "OUTBOUND", "OUTBOUND"},
+		{"0.0.0.0/0", "APP", "OUTBOUND"},
+	} {
+		spec := a.spec()
+		spec.ExcludeOutCIDRs = []netip.Prefix{netip.MustParsePrefix(c.excluded)}
+		if a.h == nil {
+			l.enrol(a, func(p *Pod) { *p = spec })
+		} else if err := a.h.UpdateConfig(spec); err != nil {
+			t.Fatal(err)
+		}
+		l.want(c.excluded+" excluded, v4", l.dial(a.ns, "10.95.0.3:9000", netns.Options{}), c.v4, "10.95.0.3:9000")
+		l.want(c.excluded+" excluded, v6", l.dial(a.ns, "[fd95::3]:9000", netns.Options{}), c.v6, "[fd95::3]:9000")
+		fd, err := netns.Socket(a.ns, unix.AF_INET6, netns.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := netns.Connect(fd, unix.AF_INET6, netip.MustParseAddrPort("[::ffff:10.95.0.3]:9000")); err != nil {
+			t.Fatal(err)
+		}
+		l.want(c.excluded+" excluded, v4-mapped", l.firstLine(fd), c.v4, "10.95.0.3:9000")
+		_ = unix.Close(fd)
+	}
+}

@@ -93,13 +93,22 @@ func (p Pod) portEntries(cookie uint64) map[types.BPFMeshPortKey]uint32 {
 func (p Pod) cidrEntries(cookie uint64) map[types.BPFMeshCidrKey]uint32 {
 	all := map[types.BPFMeshCidrKey]uint32{}
 	for _, c := range p.ExcludeOutCIDRs {
-		bits := c.Bits()
-		if c.Addr().Is4() {
-			bits += 96 // in the v4-mapped range
-		}
-		all[types.BPFMeshCidrKey{PrefixLen: uint32(64 + bits), Cookie: cookieBytes(cookie), Addr: c.Masked().Addr().As16()}] = 1
+		k, family := cidrKey(cookie, c)
+		all[k] = family
 	}
 	return all
+}
+
+// cidrKey is the place of a prefix in mesh_excluded, and the bit of its family.
+func cidrKey(cookie uint64, c netip.Prefix) (types.BPFMeshCidrKey, uint32) {
+	bits, family := c.Bits(), types.BPFMeshCidrFlagsMESH_CIDR_IPV6
+	switch {
+	case c.Addr().Is4():
+		bits, family = bits+96, types.BPFMeshCidrFlagsMESH_CIDR_IPV4 // in the v4-mapped range
+	case c.Addr().Is4In6() && bits >= 96:
+		family = types.BPFMeshCidrFlagsMESH_CIDR_IPV4
+	}
+	return types.BPFMeshCidrKey{PrefixLen: uint32(64 + bits), Cookie: cookieBytes(cookie), Addr: c.Masked().Addr().As16()}, uint32(family)
 }
 
 // value is the pod's struct mesh_pod without flags.

@@ -55,8 +55,12 @@ func TestPodEntries(t *testing.T) {
 	cidrs := p.cidrEntries(7)
 	for want, addr := range map[uint32]string{64 + 96 + 8: "::ffff:10.0.0.0", 64 + 8: "fd00::"} {
 		k := types.BPFMeshCidrKey{PrefixLen: want, Cookie: cookieBytes(7), Addr: netip.MustParseAddr(addr).As16()}
-		if cidrs[k] != 1 {
-			t.Errorf("no entry %v in %v", k, cidrs)
+		family := types.BPFMeshCidrFlagsMESH_CIDR_IPV6
+		if want > 64+96 {
+			family = types.BPFMeshCidrFlagsMESH_CIDR_IPV4
+		}
+		if cidrs[k] != uint32(family) {
+			t.Errorf("entry %v is not of family %d in %v", k, family, cidrs)
 		}
 	}
 	ports := p.portEntries(7)
