@@ -1,8 +1,9 @@
 // Command capabilities makes the scoreboard: docs/capabilities.md and docs/capabilities.tsv, one line a row of the catalogue,
 // from the "go test -json" output of a real run. Only what ran counts.
 //
-// A test proves a row when its name carries the row's id: TestMT04StrictMesh, or a subtest "MT-04 …". A subtest of it whose
-// name begins with "control" shows that the test fails without the capability; a row that has none is vacuous.
+// A test proves a row when its name carries the row's id: TestMT04StrictMesh, or a subtest "MT-04 …". A subtest whose name
+// begins with the word "control", after row ids of its own if it has some ("MT-04 control: …"), shows that the test fails
+// without the capability; a row that has none is vacuous.
 package main
 
 import (
@@ -78,6 +79,9 @@ func catalogue() ([]row, map[string]bool) {
 
 var idPattern = regexp.MustCompile(`(?:^|[/_,(]|Test)([A-Z]{2})-?([0-9]{2})(?:[^0-9]|$)`)
 
+// controlPattern finds a subtest whose name begins with the whole word "control", row ids before it apart.
+var controlPattern = regexp.MustCompile(`/(?:\(?[A-Z]{2}-?[0-9]{2}\)?[_,]+)*control(?:[^A-Za-z0-9]|$)`)
+
 // ids finds the rows that a test name carries. Ids may follow each other: TestMT04MT05.
 func ids(name string, known map[string]bool) []string {
 	found := map[string]bool{}
@@ -103,7 +107,7 @@ func read(r io.Reader, known map[string]bool, proofs map[string]*proof) error {
 		if json.Unmarshal(s.Bytes(), &e) != nil || e.Test == "" || (e.Action != "pass" && e.Action != "fail") {
 			continue
 		}
-		control := strings.Contains(e.Test, "/control")
+		control := controlPattern.MatchString(e.Test)
 		for _, id := range ids(e.Test, known) {
 			p := proofs[id]
 			if p == nil {

@@ -23,6 +23,40 @@ func TestIDs(t *testing.T) {
 	}
 }
 
+func TestControlIsAWord(t *testing.T) {
+	for name, want := range map[string]bool{
+		"TestMT04/control":                                          true,
+		"TestMT04/control_without":                                  true,
+		"TestMT04/control:_without":                                 true,
+		"TestMT04/control#01":                                       true,
+		"TestMT04/part/control:_x/deeper":                           true,
+		"TestPolicyRows/AZ-10_control:_outside":                     true,
+		"TestPolicyRows/AZ-10_AZ-21_control:_outside_the_mesh":      true,
+		"TestPolicyRows/AZ-10,AZ-21_control":                        true,
+		"TestPolicyRows/(AZ-10)_control":                            true,
+		"TestMT04/controller_restarts":                              false,
+		"TestMT04/controls":                                         false,
+		"TestMT04/MT-04_controller_restarts":                        false,
+		"TestMT04/the_control_plane_is_gone":                        false,
+		"TestMT04/MT-04_outage_of_the_control_plane,_MT-05_belongs": false,
+		"TestMT04_control":                                          false,
+	} {
+		proofs := map[string]*proof{}
+		_, known := catalogue()
+		if err := read(strings.NewReader(`{"Action":"pass","Test":"`+name+`"}`), known, proofs); err != nil {
+			t.Fatal(err)
+		}
+		if len(proofs) == 0 {
+			t.Fatalf("%s carries no row", name)
+		}
+		for id, p := range proofs {
+			if got := p.controls[name]; got != want || p.tests[name] == want {
+				t.Errorf("%s: counts as a control of %s: %v, want %v", name, id, got, want)
+			}
+		}
+	}
+}
+
 func TestStatus(t *testing.T) {
 	_, known := catalogue()
 	for _, tc := range []struct{ events, want string }{
