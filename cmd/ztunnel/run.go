@@ -89,15 +89,18 @@ func run(ctx context.Context, o options, log *slog.Logger, level *slog.LevelVar,
 	for _, e := range []struct {
 		name, addr string
 		handler    http.Handler
+		timeout    time.Duration // 0: profiles and dumps take their time, and only this machine asks for them
 	}{
-		{"admin", o.adminAddr, w.admin.Handler()}, {"stats", o.statsAddr, w.admin.StatsHandler()}, {"ready", o.readyAddr, w.admin.ReadyHandler()},
+		{"admin", o.adminAddr, w.admin.Handler(), 0},
+		{"stats", o.statsAddr, w.admin.StatsHandler(), admin.AnswerTimeout},
+		{"ready", o.readyAddr, w.admin.ReadyHandler(), admin.AnswerTimeout},
 	} {
 		l, err := net.Listen("tcp", e.addr)
 		if err != nil {
 			return fmt.Errorf("listen for %s: %w", e.name, err)
 		}
 		defer l.Close()
-		g.Support(e.name, func(ctx context.Context) error { return admin.Serve(ctx, l, e.handler, log) })
+		g.Support(e.name, func(ctx context.Context) error { return admin.Serve(ctx, l, e.handler, e.timeout, log) })
 	}
 	g.Support("xds", w.mesh.Run)
 	g.Support("identity", w.ids.Run)

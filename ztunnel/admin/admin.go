@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -66,29 +64,6 @@ func New(cfg Config) (*Admin, error) {
 	return &Admin{cfg: cfg}, nil
 }
 
-// Serve answers requests on l until ctx ends, then closes it and returns nil when the handlers under way have returned, or
-// after a second.
-func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
-	s := &http.Server{
-		Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(l) }()
-	select {
-	case err := <-done:
-		return fmt.Errorf("serve %s: %w", l.Addr(), err)
-	case <-ctx.Done():
-	}
-	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	if err := s.Shutdown(limit); err != nil {
-		s.Close()
-	}
-	<-done
-	return nil
-}
-
 // Handler answers on the localhost address: /config_dump, /logging, /quitquitquit, /debug/pprof/ and metrics.
 func (a *Admin) Handler() http.Handler {
 	mux := http.NewServeMux()
@@ -96,8 +71,7 @@ func (a *Admin) Handler() http.Handler {
 	mux.HandleFunc("GET /logging", a.showLevel)
 	mux.HandleFunc("POST /logging", a.setLevel)
 	mux.HandleFunc("POST /quitquitquit", a.quit)
-	mux.Handle("GET /metrics", a.metrics())
-	mux.Handle("GET /stats/prometheus", a.metrics())
+	a.addMetrics(mux)
 	mux.HandleFunc("GET /healthz/ready", a.ready)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
@@ -110,8 +84,7 @@ func (a *Admin) Handler() http.Handler {
 // StatsHandler answers /metrics and /stats/prometheus.
 func (a *Admin) StatsHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", a.metrics())
-	mux.Handle("GET /stats/prometheus", a.metrics())
+	a.addMetrics(mux)
 	return mux
 }
 
@@ -122,10 +95,15 @@ func (a *Admin) ReadyHandler() http.Handler {
 	return mux
 }
 
-func (a *Admin) metrics() http.Handler {
-	return promhttp.HandlerFor(a.cfg.Gatherer, promhttp.HandlerOpts{
+// addMetrics serves the metrics under both names, to two readers at a time; others get 503. Every answer under way holds all
+// the series, however slowly it is read.
+func (a *Admin) addMetrics(mux *http.ServeMux) {
+	h := promhttp.HandlerFor(a.cfg.Gatherer, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(a.cfg.Log.Handler(), slog.LevelWarn), EnableOpenMetrics: true,
+		MaxRequestsInFlight: maxGathered,
 	})
+	mux.Handle("GET /metrics", h)
+	mux.Handle("GET /stats/prometheus", h)
 }
 
 func (a *Admin) ready(w http.ResponseWriter, _ *http.Request) {
