@@ -1,10 +1,12 @@
 package hbone
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -79,4 +81,26 @@ func TestIllegalRequestsBetweenGoodOnes(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestAuthorityLength: the longest name that DNS knows passes, one byte more does not, and errors quote a part.
+func TestAuthorityLength(t *testing.T) {
+	longest := strings.Repeat("a", maxAuthority-len(":65535")) + ":65535"
+	if err := checkAuthority(longest); err != nil || len(longest) != 262 {
+		t.Errorf("authority of %d bytes: %v", len(longest), err)
+	}
+	if checkAuthority("a"+longest) == nil {
+		t.Errorf("an authority of %d bytes passed", len(longest)+1)
+	}
+	err := Request{Authority: strings.Repeat("\x01", 60_000) + ":80"}.validate()
+	if err == nil || len(err.Error()) > 1000 {
+		t.Errorf("error of %d bytes", len(err.Error()))
+	}
+	m := &message{}
+	b := newBlock()
+	name := ":" + strings.Repeat("\x01", 30_000)
+	blk := bytes.Clone(b.encode([]HeaderField{{name, ""}, {name, ""}}, nil))
+	if m, err = b.decode(blk, 128<<10); err != nil || m.malformed == "" || len(m.malformed) > 1000 {
+		t.Errorf("reason of %d bytes, %v", len(m.malformed), err)
+	}
 }

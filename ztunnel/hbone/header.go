@@ -54,7 +54,7 @@ const MaxFirst = 16 << 10
 
 func (r Request) validate() error {
 	if err := checkAuthority(r.Authority); err != nil {
-		return fmt.Errorf("check CONNECT authority %q: %w", r.Authority, err)
+		return fmt.Errorf("check CONNECT authority %.200q: %w", r.Authority, err)
 	}
 	if len(r.First) > MaxFirst {
 		return fmt.Errorf("check CONNECT to %s: First has %d bytes, at most %d may go early", r.Authority, len(r.First), MaxFirst)
@@ -77,11 +77,23 @@ func (h Header) validate() error {
 	return nil
 }
 
+// maxAuthority is the longest authority in bytes: a DNS name of 255 with a dot at its end, a colon and a port.
+const maxAuthority = 256 + len(":65535")
+
 var errAuthority = errors.New("want host:port with port 1 to 65535")
 
+// checkAuthority takes printable ASCII only: authorities are logged. An address with a zone is none of another node's.
 func checkAuthority(a string) error {
+	if len(a) > maxAuthority {
+		return errAuthority
+	}
+	for i := 0; i < len(a); i++ {
+		if a[i] <= ' ' || a[i] >= 0x7f {
+			return errAuthority
+		}
+	}
 	host, port, err := net.SplitHostPort(a)
-	if err != nil || host == "" || strings.ContainsAny(host, " /@?#\\\x00\r\n\t") {
+	if err != nil || host == "" || strings.ContainsAny(host, "/@?#%\\") {
 		return errAuthority
 	}
 	if p, err := strconv.ParseUint(port, 10, 16); err != nil || p == 0 {
@@ -187,7 +199,7 @@ func (b *block) decode(p []byte, limit int) (*message, error) {
 			return
 		}
 		if regular || seen[f.Name] {
-			m.malformed = "pseudo header " + f.Name + " repeated or after a regular one"
+			m.malformed = fmt.Sprintf("pseudo header %.64q repeated or after a regular one", f.Name)
 			return
 		}
 		seen[f.Name] = true

@@ -134,7 +134,7 @@ func (s *session) connect(own, peer api.Identity, req *hbone.ServerRequest, answ
 	target, err := netip.ParseAddrPort(req.Authority)
 	w := s.describeInbound(s.dst, peer, forwardedHost(req.Header), telemetry.MutualTLS)
 	if err != nil {
-		return refusedf(reason.AuthorityMismatch, "authority %q is not an address of this pod", req.Authority)
+		return refusedf(reason.AuthorityMismatch, "authority %.200q is not an address of this pod", req.Authority)
 	}
 	target = netip.AddrPortFrom(target.Addr().Unmap(), target.Port())
 	s.line.HBONE = target

@@ -27,6 +27,12 @@ func account(name string) api.Identity {
 // attacker opens a tunnel to p with the certificate of id, from the address of another pod.
 func (w *world) attacker(p *testPod, id api.Identity) *hbone.Client {
 	w.t.Helper()
+	return hbone.NewClient(w.tlsTo(p, id), hbone.Config{Clock: clock.System()})
+}
+
+// tlsTo is the connection under an attacker.
+func (w *world) tlsTo(p *testPod, id api.Identity) *tls.Conn {
+	w.t.Helper()
 	cfg, err := w.ids.ClientTLS(w.ctx, id, []api.Identity{account(p.cfg.ServiceAccount)})
 	if err != nil {
 		w.t.Fatal(err)
@@ -39,7 +45,7 @@ func (w *world) attacker(p *testPod, id api.Identity) *hbone.Client {
 	if err := tc.HandshakeContext(w.ctx); err != nil {
 		w.t.Fatal(err)
 	}
-	return hbone.NewClient(tc, hbone.Config{Clock: clock.System()})
+	return tc
 }
 
 func TestConnectIsJudgedByCertificateAndAddress(t *testing.T) {
