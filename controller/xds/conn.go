@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -28,11 +29,16 @@ type conn struct {
 
 // request takes one message of the client: a subscription, a change of one, an acknowledgement, or several of these.
 func (c *conn) request(req *discovery.DeltaDiscoveryRequest) error {
-	c.identify(req.GetNode())
+	if err := c.identify(req.GetNode()); err != nil {
+		return err
+	}
 	typ := req.GetTypeUrl()
 	if !slices.Contains(c.srv.cfg.Types, typ) {
-		c.srv.cfg.Log.Warn("subscription to an unknown type", "client", c.status.ID, "type", typ)
+		c.srv.cfg.Log.Warn("subscription to an unknown type", "client", c.status.ID, "type", cut(typ, maxName))
 		return nil
+	}
+	if err := checkNames(req); err != nil {
+		return err
 	}
 	sub := c.subs[typ]
 	if sub == nil {
@@ -40,8 +46,8 @@ func (c *conn) request(req *discovery.DeltaDiscoveryRequest) error {
 		c.subs[typ] = sub
 	}
 	c.acknowledge(sub, req)
-	if !sub.change(req) {
-		return namesError(typ)
+	if err := sub.change(req); err != nil {
+		return err
 	}
 	if sub.due() {
 		// What was asked for is answered at once, whatever else the client has not acknowledged yet.
@@ -52,14 +58,33 @@ func (c *conn) request(req *discovery.DeltaDiscoveryRequest) error {
 	return c.push()
 }
 
-func (c *conn) identify(n *core.Node) {
+// Bounds of what a client says of itself, in bytes: it is logged and kept.
+const (
+	maxName   = 1 << 10 // an id holds an address, a pod's name, a namespace twice and a domain
+	maxDetail = 4 << 10 // why it refused a response
+)
+
+func (c *conn) identify(n *core.Node) error {
 	if n == nil {
-		return
+		return nil
+	}
+	id, name := n.GetId(), n.GetMetadata().GetFields()["NODE_NAME"].GetStringValue()
+	if len(id) > maxName || len(name) > maxName {
+		return status.Errorf(codes.InvalidArgument, "node: id of %d bytes, metadata.NODE_NAME of %d, want at most %d",
+			len(id), len(name), maxName)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.status.ID = n.GetId()
-	c.status.NodeName = n.GetMetadata().GetFields()["NODE_NAME"].GetStringValue()
+	c.status.ID, c.status.NodeName = strings.Clone(id), strings.Clone(name)
+	return nil
+}
+
+// cut bounds a text that a client chose.
+func cut(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	return strings.ToValidUTF8(s[:limit], "") + "…"
 }
 
 func (c *conn) acknowledge(sub *subscription, req *discovery.DeltaDiscoveryRequest) {
@@ -70,19 +95,20 @@ func (c *conn) acknowledge(sub *subscription, req *discovery.DeltaDiscoveryReque
 	if req.GetResponseNonce() == sub.nonce {
 		sub.nonce = ""
 	}
+	said := cut(detail.GetMessage(), maxDetail)
 	c.mu.Lock()
 	t := c.status.Types[sub.typ]
 	if detail == nil {
 		t.AckedGeneration, t.AckedAt = t.SentGeneration, c.srv.cfg.Clock.Now()
 	} else {
 		t.Rejected++
-		t.LastError = detail.GetMessage()
+		t.LastError = said
 	}
 	c.status.Types[sub.typ] = t
 	c.mu.Unlock()
 	if detail != nil {
 		c.srv.metrics.rejects.WithLabelValues(sub.typ).Inc()
-		c.srv.cfg.Log.Error("client refused a resource", "client", c.status.ID, "type", sub.typ, "err", detail.GetMessage())
+		c.srv.cfg.Log.Error("client refused a resource", "client", c.status.ID, "type", sub.typ, "err", said)
 	}
 }
 
@@ -146,9 +172,9 @@ func (c *conn) withHeld(deltas []delta, subs []*subscription) []delta {
 			deltas = append(deltas, delta{sub: sub})
 			i = len(deltas) - 1
 		}
+		back := names(deltas[i].upserts)
 		for _, n := range sub.held {
-			// A resource that came back meanwhile must stay.
-			if !slices.ContainsFunc(deltas[i].upserts, func(r *discovery.Resource) bool { return r.GetName() == n }) {
+			if !back[n] { // a resource that came back meanwhile must stay
 				deltas[i].removed = append(deltas[i].removed, n)
 			}
 		}
@@ -162,10 +188,7 @@ func (c *conn) respond(d delta, version string) error {
 	c.nonces++
 	d.sub.nonce = c.status.Connection + "-" + strconv.FormatUint(c.nonces, 10)
 	if len(d.sub.held) > 0 { // what came back must not be removed later
-		back := map[string]bool{}
-		for _, r := range d.upserts {
-			back[r.GetName()] = true
-		}
+		back := names(d.upserts)
 		d.sub.held = slices.DeleteFunc(d.sub.held, func(n string) bool { return back[n] })
 	}
 	err := c.stream.Send(&discovery.DeltaDiscoveryResponse{

@@ -3,7 +3,6 @@ package xds
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"slices"
@@ -224,6 +223,6 @@ func (t TypeStatus) Synced() bool {
 	return t.SentGeneration != 0 && t.SentGeneration == t.AckedGeneration
 }
 
-func namesError(typ string) error {
-	return status.Error(codes.InvalidArgument, fmt.Sprintf("subscribe to %s: too many names", typ))
+func namesError(typ, field string, n, limit int) error {
+	return status.Errorf(codes.InvalidArgument, "subscribe to %s: %s: %d, want at most %d", typ, field, n, limit)
 }

@@ -12,8 +12,11 @@ import (
 // errLagging ends a stream whose client missed removals that are forgotten by now; it resumes by its versions.
 var errLagging = errors.New("the client lags behind the change log")
 
-// maxNames bounds the names that one client may subscribe to in one type.
-const maxNames = 1 << 18
+// Bounds of what one client may name in one type.
+const (
+	maxNames   = 1 << 18 // it is subscribed to, or says in one request that it holds
+	maxRequest = 1 << 16 // it subscribes to and unsubscribes from in one request
+)
 
 // subscription is what one client follows of one type. Its stream's goroutine owns it.
 type subscription struct {
@@ -21,7 +24,7 @@ type subscription struct {
 	wildcard bool
 	names    map[string]struct{} // asked for: names and aliases
 	sent     map[string]struct{} // on demand only: resources that the client holds
-	asked    []string            // names whose answer is due, whatever the client holds
+	asked    map[string]struct{} // names whose answer is due, whatever the client holds
 	known    map[string]string   // initial_resource_versions, until the first answer
 	answered bool                // the first response was sent, maybe empty
 	held     []string            // removals that wait until the first response is acknowledged
@@ -30,22 +33,37 @@ type subscription struct {
 
 func newSubscription(req *discovery.DeltaDiscoveryRequest) *subscription {
 	sub := &subscription{
-		typ: req.GetTypeUrl(), names: map[string]struct{}{}, sent: map[string]struct{}{},
+		typ: req.GetTypeUrl(), names: map[string]struct{}{}, sent: map[string]struct{}{}, asked: map[string]struct{}{},
 		known: req.GetInitialResourceVersions(),
 	}
 	sub.wildcard = len(req.GetResourceNamesSubscribe()) == 0
 	return sub
 }
 
-// change takes the subscribe and unsubscribe lists of a request. It reports false when there are too many names.
-func (sub *subscription) change(req *discovery.DeltaDiscoveryRequest) bool {
+// checkNames refuses a request that names too much, before any work is done for it.
+func checkNames(req *discovery.DeltaDiscoveryRequest) error {
+	if n := len(req.GetResourceNamesSubscribe()) + len(req.GetResourceNamesUnsubscribe()); n > maxRequest {
+		return namesError(req.GetTypeUrl(), "resource_names_subscribe and resource_names_unsubscribe", n, maxRequest)
+	}
+	if n := len(req.GetInitialResourceVersions()); n > maxNames {
+		return namesError(req.GetTypeUrl(), "initial_resource_versions", n, maxNames)
+	}
+	return nil
+}
+
+// change takes the subscribe and unsubscribe lists of a request that checkNames accepted.
+func (sub *subscription) change(req *discovery.DeltaDiscoveryRequest) error {
+	// Counted before any work: a name that it has already counts twice, and one that this request drops still counts.
+	if n := len(sub.names) + len(req.GetResourceNamesSubscribe()); n > maxNames {
+		return namesError(sub.typ, "subscribed names", n, maxNames)
+	}
 	for _, n := range req.GetResourceNamesSubscribe() {
 		if n == "*" {
 			sub.wildcard = true
 			continue
 		}
 		sub.names[n] = struct{}{}
-		sub.asked = append(sub.asked, n)
+		sub.asked[n] = struct{}{}
 	}
 	for _, n := range req.GetResourceNamesUnsubscribe() {
 		if n == "*" {
@@ -53,9 +71,9 @@ func (sub *subscription) change(req *discovery.DeltaDiscoveryRequest) bool {
 		}
 		delete(sub.names, n)
 		delete(sub.sent, n)
-		sub.asked = slices.DeleteFunc(sub.asked, func(a string) bool { return a == n })
+		delete(sub.asked, n)
 	}
-	return len(sub.names) <= maxNames
+	return nil
 }
 
 // due reports whether the client waits for an answer that no change triggers.
@@ -148,11 +166,11 @@ func (l *log) since(pos uint64, d *delta) {
 // answerAsked adds what was subscribed by name since the last answer; what does not exist is reported as removed.
 func (l *log) answerAsked(d *delta) {
 	sub := d.sub
-	asked := sub.asked
-	sub.asked = nil
-	have := map[string]bool{}
-	for _, r := range d.upserts {
-		have[r.GetName()] = true
+	asked := slices.Sorted(maps.Keys(sub.asked))
+	clear(sub.asked)
+	have, gone := names(d.upserts), map[string]bool{}
+	for _, n := range d.removed {
+		gone[n] = true
 	}
 	add := func(e *entry) {
 		if !sub.wildcard {
@@ -173,7 +191,7 @@ func (l *log) answerAsked(d *delta) {
 			add(e)
 			found = true
 		}
-		if !found && !slices.Contains(d.removed, n) {
+		if !found && !gone[n] {
 			d.removed = append(d.removed, n)
 		}
 	}
@@ -200,6 +218,15 @@ func (sub *subscription) holds(n string) bool {
 	_, sent := sub.sent[n]
 	_, asked := sub.names[n]
 	return sent || asked
+}
+
+// names is the set of the resources' names.
+func names(list []*discovery.Resource) map[string]bool {
+	out := make(map[string]bool, len(list))
+	for _, r := range list {
+		out[r.GetName()] = true
+	}
+	return out
 }
 
 func byName(a, b *entry) int { return strings.Compare(a.name, b.name) }
