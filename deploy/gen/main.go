@@ -1,6 +1,6 @@
 // Command gen writes the custom resource definitions that the base chart installs. It reads the schemas of the API module
-// that go.mod pins, drops the prose, stores v1beta1 where that version exists (TR-23) and adds the category
-// istio-io (IN-18). Run it with "make generate".
+// that go.mod pins, drops the prose, stores v1beta1 where that version exists (TR-23), adds the category istio-io (IN-18)
+// and keeps unknown fields of security kinds. Run it with "make generate".
 package main
 
 import (
@@ -81,11 +81,53 @@ func adapt(crd map[string]any) error {
 			v["storage"] = v["name"] == "v1beta1"
 		}
 		dropProse(v["schema"])
+		if spec["group"] == securityGroup {
+			if err := keepUnknownSpec(v); err != nil {
+				return fmt.Errorf("definition %v: %w", meta["name"], err)
+			}
+		}
 		for _, col := range asList(v["additionalPrinterColumns"]) {
 			delete(col.(map[string]any), "description")
 		}
 	}
 	return nil
+}
+
+const securityGroup = "security.istio.io"
+
+// keepUnknownSpec makes the API server store the fields of a spec that it does not know, at every depth. Dropped, they would
+// leave a policy that allows more than was written (a rule with a misspelt field becomes one that matches everything), and
+// the controller could not tell. Stored, the controller finds them, says so in the status and refuses.
+func keepUnknownSpec(version map[string]any) error {
+	at := version
+	for _, key := range []string{"schema", "openAPIV3Schema", "properties", "spec"} {
+		next, ok := at[key].(map[string]any)
+		if !ok {
+			return fmt.Errorf("version %v: no schema of spec: %s is missing", version["name"], key)
+		}
+		at = next
+	}
+	keepUnknown(at)
+	return nil
+}
+
+// keepUnknown goes through properties and items only: what is below oneOf and the like is validation, which must not carry
+// the flag. Free maps keep every key as it is.
+func keepUnknown(node map[string]any) {
+	if node["type"] == "object" && node["additionalProperties"] == nil {
+		node["x-kubernetes-preserve-unknown-fields"] = true
+	}
+	props, _ := node["properties"].(map[string]any)
+	for _, p := range props {
+		if p, ok := p.(map[string]any); ok {
+			keepUnknown(p)
+		}
+	}
+	for _, key := range []string{"items", "additionalProperties"} {
+		if child, ok := node[key].(map[string]any); ok {
+			keepUnknown(child)
+		}
+	}
 }
 
 func asList(v any) []any { l, _ := v.([]any); return l }
