@@ -2,21 +2,24 @@ package proxy
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/api/securityapi"
-	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
 )
 
-// liveSet are the connections that a pod's policies let through, or are about to decide about.
+// liveSet are the connections that a pod's policies let through, or are about to decide about. Each is in one of the two maps:
+// those in judged are allowed by policies and mesh, those in fresh were let through by some snapshot that the watch on the mesh
+// may never have seen, since changes coalesce.
 type liveSet struct {
-	mu    sync.Mutex // protects below
-	conns map[*liveConn]struct{}
-	// judged with; the next change is skipped when it is the same
+	mu       sync.Mutex // protects below
+	fresh    map[*liveConn]struct{}
+	judged   map[*liveConn]struct{}
 	policies []*securityapi.Authorization
 	mesh     trust
 }
@@ -34,14 +37,15 @@ func (l *liveSet) add(c policy.Connection, kill context.CancelCauseFunc) (stop f
 	lc := &liveConn{conn: c, kill: kill}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.conns == nil {
-		l.conns = map[*liveConn]struct{}{}
+	if l.fresh == nil {
+		l.fresh, l.judged = map[*liveConn]struct{}{}, map[*liveConn]struct{}{}
 	}
-	l.conns[lc] = struct{}{}
+	l.fresh[lc] = struct{}{}
 	return func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		delete(l.conns, lc)
+		delete(l.fresh, lc)
+		delete(l.judged, lc)
 	}
 }
 
@@ -59,24 +63,45 @@ func (p *Proxy) judgeAgain() {
 	}
 	p.mu.Unlock()
 	for _, pod := range pods {
-		if w := pod.workload(snap); w != nil && snap.PoliciesComplete(w) {
-			pod.live.judge(snap.Policies(w), snap.Mesh())
+		pod.judgeAgain(snap)
+	}
+}
+
+func (pod *Pod) judgeAgain(snap *client.Snapshot) {
+	l := &pod.live
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w := pod.workload(snap)
+	if w == nil || !snap.PoliciesComplete(w) {
+		return
+	}
+	policies, mesh := snap.Policies(w), snap.Mesh()
+	now := trust{mesh.GetTrustDomain(), strings.Join(mesh.GetTrustDomainAliases(), " ")}
+	if changed := !slices.Equal(policies, l.policies) || now != l.mesh; changed {
+		l.policies, l.mesh = policies, now
+		maps.Copy(l.fresh, l.judged)
+		clear(l.judged)
+	}
+	for lc := range l.fresh {
+		v := policy.Authorize(policies, mesh, lc.conn)
+		if !v.Allow && pod.allowsNow(snap, lc.conn) {
+			continue // let in by a newer snapshot; the watch comes to that one next
+		}
+		delete(l.fresh, lc)
+		if v.Allow {
+			l.judged[lc] = struct{}{}
+		} else {
+			lc.kill(&Refusal{Reason: reason.PolicyChanged, Policy: v.Policy, Rule: v.Rule})
 		}
 	}
 }
 
-func (l *liveSet) judge(policies []*securityapi.Authorization, mesh *settings.MeshSettings) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := trust{mesh.GetTrustDomain(), strings.Join(mesh.GetTrustDomainAliases(), " ")}
-	if slices.Equal(policies, l.policies) && now == l.mesh {
-		return
+// allowsNow reports whether there is a snapshot after old that lets c in.
+func (pod *Pod) allowsNow(old *client.Snapshot, c policy.Connection) bool {
+	snap := pod.p.cfg.Snapshot()
+	if snap == old {
+		return false
 	}
-	l.policies, l.mesh = slices.Clone(policies), now
-	for lc := range l.conns {
-		if v := policy.Authorize(policies, mesh, lc.conn); !v.Allow {
-			lc.kill(&Refusal{Reason: reason.PolicyChanged, Policy: v.Policy, Rule: v.Rule})
-			delete(l.conns, lc)
-		}
-	}
+	w := pod.workload(snap)
+	return w != nil && snap.PoliciesComplete(w) && policy.Authorize(snap.Policies(w), snap.Mesh(), c).Allow
 }
