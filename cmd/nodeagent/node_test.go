@@ -9,11 +9,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -327,9 +329,35 @@ func (n *node) sandbox(ns, name string) *pod {
 	if err := os.Symlink(path, filepath.Join(n.o.netnsDir, "cni-"+ns+name)); err != nil {
 		n.t.Fatal(err)
 	}
+	n.pause(p.ns, ns+"_"+name)
 	p.rt = &libcni.RuntimeConf{ContainerID: "c-" + ns + name, NetNS: path, IfName: "eth0", Args: [][2]string{{"IgnoreUnknown", "1"},
 		{"K8S_POD_NAMESPACE", ns}, {"K8S_POD_NAME", name}, {"K8S_POD_INFRA_CONTAINER_ID", "c-" + ns + name}}}
 	return p
+}
+
+// pause runs a process in the pod's namespace and cgroup until the test ends, as a container runtime does.
+func (n *node) pause(ns *netns.NetNS, uid string) {
+	n.t.Helper()
+	all := filepath.Join(n.o.cgroupRoot, "kubepods")
+	dir := filepath.Join(all, "pod"+uid)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		n.t.Fatal(err)
+	}
+	group, err := os.Open(dir)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer group.Close()
+	cmd := exec.Command("sleep", "infinity")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
+	if err := ns.Do(cmd.Start); err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() {
+		_ = errors.Join(cmd.Process.Kill(), cmd.Wait())
+		n.await("cgroup of "+uid+" is removed", func() bool { return os.Remove(dir) == nil })
+		_ = os.Remove(all) // the last pod's does it
+	})
 }
 
 func (n *node) chain() (*libcni.CNIConfig, *libcni.NetworkConfigList) {

@@ -104,7 +104,7 @@ type Config struct {
 	Cluster  Cluster
 	Events   Events
 	Log      *slog.Logger
-	// FindNetns finds the namespace of a running pod; the caller closes it.
+	// FindNetns finds the namespace of a running pod by the UID in its cgroup's name; the caller closes it.
 	FindNetns func(uid string, addrs []netip.Addr) (*netns.NetNS, error)
 	Policy    Policy
 

@@ -13,11 +13,17 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/undermesh/undermesh/nodeagent/netns"
 )
 
-// errNoNetns is returned by Finder.Find when no namespace of the pod was seen: no process of it runs yet, or any more.
-var errNoNetns = errors.New("no network namespace found")
+var (
+	// errNoNetns is returned by Finder.Find when no namespace of the pod was seen: no process of it runs yet, or any more.
+	errNoNetns = errors.New("no network namespace found")
+	// errAmbiguous is returned by Finder.Find for a pod with processes in two namespaces that own its address.
+	errAmbiguous = errors.New("several network namespaces could be the pod's")
+)
 
 // Finder finds the network namespace of a running pod without asking the container runtime.
 type Finder struct {
@@ -35,54 +41,83 @@ func (f Finder) withDefaults() Finder {
 	return f
 }
 
-// Find returns the namespace that owns one of addrs: of a process in the pod's cgroup, else a cni-* mount. The caller
-// closes it. Returns errNoNetns if there is none.
+// Find returns the namespace that owns one of addrs, that a process of the pod is in and that the runtime has mounted; uid
+// is the pod's in the names of cgroups, see groupUID. Either alone is not enough: a container makes namespaces with any
+// address, and an address is used again by another pod. The caller closes it. Returns errNoNetns if there is none and
+// errAmbiguous if there are several: then a process of the pod has entered another pod's.
 func (f Finder) Find(uid string, addrs []netip.Addr) (*netns.NetNS, error) {
 	f = f.withDefaults()
+	pids, err := f.processes(uid)
+	if err != nil {
+		return nil, err
+	}
+	inside := map[netns.ID]bool{}
+	for _, pid := range pids {
+		if id, ok := identify(filepath.Join(f.ProcRoot, strconv.Itoa(pid), "ns/net")); ok {
+			inside[id] = true
+		}
+	}
 	home, err := netns.Current()
 	if err != nil {
 		return nil, err
 	}
 	defer home.Close()
-	seen := map[netns.ID]bool{home.ID(): true} // a host's namespace is never a pod's
-	pids, err := f.processes(uid)
-	if err != nil {
-		return nil, err
+	delete(inside, home.ID()) // a host's namespace is never a pod's
+	mounts, err := os.ReadDir(f.NetnsDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list mounts of network namespaces: %w", err)
 	}
-	candidates := make([]string, 0, len(pids))
-	for _, pid := range pids {
-		candidates = append(candidates, filepath.Join(f.ProcRoot, strconv.Itoa(pid), "ns/net"))
-	}
-	mounts, err := filepath.Glob(filepath.Join(f.NetnsDir, "cni-*"))
-	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", f.NetnsDir, err)
-	}
-	for _, path := range append(candidates, mounts...) {
-		ns, err := open(path, seen, addrs)
+	var found *netns.NetNS
+	for _, m := range mounts {
+		path := filepath.Join(f.NetnsDir, m.Name())
+		if id, ok := identify(path); !ok || !inside[id] || found != nil && found.ID() == id {
+			continue
+		}
+		ns, err := open(path, inside, addrs)
+		switch {
+		case err != nil:
+		case ns != nil && found != nil:
+			_ = ns.Close()
+			err = fmt.Errorf("pod %s with addresses %v: %s and %s: %w", uid, addrs, found.Path(), path, errAmbiguous)
+		case ns != nil:
+			found = ns
+		}
 		if err != nil {
+			if found != nil {
+				_ = found.Close()
+			}
 			return nil, err
 		}
-		if ns != nil {
-			return ns, nil
-		}
 	}
-	return nil, fmt.Errorf("pod %s with addresses %v, %d processes: %w", uid, addrs, len(pids), errNoNetns)
+	if found == nil {
+		return nil, fmt.Errorf("pod %s with addresses %v, %d processes, %d mounts in %s: %w", uid, addrs, len(pids), len(mounts),
+			f.NetnsDir, errNoNetns)
+	}
+	return found, nil
 }
 
-// open returns the namespace at path if it is new and owns one of addrs, nil if not or when it is gone.
-func open(path string, seen map[netns.ID]bool, addrs []netip.Addr) (*netns.NetNS, error) {
+// identify tells which namespace a path leads to, without opening it.
+func identify(path string) (netns.ID, bool) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return netns.ID{}, false // the process ended, or the mount went
+	}
+	return netns.ID{Dev: uint64(st.Dev), Inode: st.Ino}, true
+}
+
+// open returns the namespace at path if it is one of inside and owns one of addrs, nil if not or when it is gone.
+func open(path string, inside map[netns.ID]bool, addrs []netip.Addr) (*netns.NetNS, error) {
 	ns, err := netns.OpenPath(path)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, netns.ErrNotNetns) || errors.Is(err, fs.ErrPermission) {
-			return nil, nil //nolint:nilerr // the process ended, or the file is a left-over
+			return nil, nil //nolint:nilerr // a left-over
 		}
 		return nil, err
 	}
-	if seen[ns.ID()] {
+	if !inside[ns.ID()] { // exchanged since it was identified
 		_ = ns.Close()
 		return nil, nil
 	}
-	seen[ns.ID()] = true
 	own, err := Addresses(ns)
 	if err == nil && slices.ContainsFunc(own, func(a netip.Addr) bool { return slices.Contains(addrs, a) }) {
 		return ns, nil
@@ -108,7 +143,7 @@ func Addresses(ns *netns.NetNS) ([]netip.Addr, error) {
 	return out, nil
 }
 
-// processes lists the processes whose cgroup, in any hierarchy, is the pod's.
+// processes lists the processes that are in the pod's cgroup.
 func (f Finder) processes(uid string) ([]int, error) {
 	ents, err := os.ReadDir(f.ProcRoot)
 	if err != nil {
@@ -129,33 +164,6 @@ func (f Finder) processes(uid string) ([]int, error) {
 		}
 	}
 	return out, nil
-}
-
-// inPod reports whether a /proc/PID/cgroup file names the pod's group: kubelet's cgroupfs driver makes
-// kubepods/QOS/podUID, the systemd driver kubepods-QOS-podUID.slice with underscores.
-func inPod(cgroups, uid string) bool {
-	systemd := "pod" + strings.ReplaceAll(uid, "-", "_") + ".slice"
-	for line := range strings.Lines(cgroups) {
-		_, path, ok := cutCgroup(strings.TrimSuffix(line, "\n"))
-		if !ok || !strings.Contains(path, "kubepods") {
-			continue
-		}
-		for _, part := range strings.Split(path, "/") {
-			if part == "pod"+uid || part == systemd || strings.HasSuffix(part, "-"+systemd) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// cutCgroup splits "ID:CONTROLLERS:PATH".
-func cutCgroup(line string) (controllers, path string, ok bool) {
-	parts := strings.SplitN(line, ":", 3)
-	if len(parts) != 3 {
-		return "", "", false
-	}
-	return parts[1], parts[2], true
 }
 
 // cgroup2Path is the path of a process in the cgroup2 hierarchy: the line "0::PATH".

@@ -288,7 +288,7 @@ func (p *machine) find(want wish) (ok bool, err error) {
 	if len(addrs) == 0 {
 		return false, nil // CNI ADD will come
 	}
-	ns, err := p.locate(h, addrs)
+	ns, err := p.locate(want, h, addrs)
 	if err != nil {
 		return false, fmt.Errorf("find network namespace: %w", err)
 	}
@@ -301,13 +301,13 @@ func (p *machine) find(want wish) (ok bool, err error) {
 
 // locate opens the namespace that the kernel's state of the pod is in. What runs in the pod now decides only when there
 // is no such state or its namespace is gone: a container may make a namespace of its own.
-func (p *machine) locate(h Handle, addrs []netip.Addr) (*netns.NetNS, error) {
+func (p *machine) locate(want wish, h Handle, addrs []netip.Addr) (*netns.NetNS, error) {
 	if h != nil {
 		if ns, err := h.Netns(); ns != nil || err != nil {
 			return ns, err
 		}
 	}
-	return p.m.cfg.FindNetns(p.uid, addrs)
+	return p.m.cfg.FindNetns(groupUID(want.pod), addrs)
 }
 
 // open makes ns the pod's namespace and owns it, also on error.

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -36,6 +37,7 @@ func (n *Node) Pod(namespace, name string) *Pod {
 	netnstest.Veth(l.T, n.NS, n.bridge, prefix, p.NS, []netip.Prefix{netip.PrefixFrom(p.Addr, 24)}, netip.AddrFrom4([4]byte{10, 99, byte(n.n), 1}))
 	n.group("kubepods/pod" + p.UID)
 	p.cgroup = n.group("kubepods/pod" + p.UID + "/main")
+	l.must(os.Symlink(p.NS.Path(), filepath.Join(n.dir, "netns", "cni-"+p.UID))) // as a container runtime mounts it
 	l.start("pause-"+namespace+"-"+name, p.NS, p.cgroup, nil, "/bin/sleep", "infinity")
 	l.Apply("pod-"+namespace+"-"+name, fmt.Sprintf(`apiVersion: v1
 kind: Pod
