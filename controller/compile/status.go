@@ -17,10 +17,20 @@ func (c *Compiler) peerStatus(n model.Name) validate.Status {
 		return st
 	}
 	st.Generation = p.Generation
-	st = st.Judge(p.Findings, validate.ReasonStrict, "the policy cannot be enforced as written and counts as STRICT")
-	if first := c.reg.Oldest(n.Namespace); len(p.Spec.GetSelector().GetMatchLabels()) == 0 && first != p {
+	text := "the policy cannot be enforced as written and counts as STRICT"
+	if p.Unclear {
+		text = "it is not clear which workloads the policy is for: it counts as STRICT for the whole namespace"
+		if n.Namespace == c.reg.Mesh().RootNamespace {
+			text = "it is not clear which workloads the policy is for: it counts as STRICT for the whole mesh"
+		}
+	}
+	st = st.Judge(p.Findings, validate.ReasonStrict, text)
+	if first := c.reg.RivalOf(p); first != p {
 		st.Enforced, st.EnforcedBy = false, validate.ReasonShadowed
 		st.Message = "the older policy " + first.PeerAuthentication.Name + " counts"
+		if first.Unclear {
+			st.Message = "the policy " + first.PeerAuthentication.Name + " counts, whose selector is not clear"
+		}
 	}
 	return st
 }

@@ -80,10 +80,14 @@ type Node struct {
 	IPs      []netip.Addr
 }
 
-// PeerAuthentication with what is wrong with it.
+// PeerAuthentication with what is wrong with it and the workloads it is for.
 type PeerAuthentication struct {
 	*securityv1.PeerAuthentication
 	Findings []validate.Finding
+	Labels   map[string]string // none: the whole namespace, or the mesh for the root namespace
+	// Unclear is set when its findings leave open which workloads it is for: it is for all of them then, before any other
+	// policy of that level.
+	Unclear bool
 }
 
 // AuthorizationPolicy with what is wrong with it and the workloads it is for.

@@ -157,3 +157,16 @@ func newAuthorization(p *securityv1.AuthorizationPolicy, issues []validate.Field
 	}
 	return out
 }
+
+func newPeer(p *securityv1.PeerAuthentication, issues []validate.Field) *PeerAuthentication {
+	out := &PeerAuthentication{PeerAuthentication: p, Findings: validate.PeerAuthentication(p, issues),
+		Labels: p.Spec.GetSelector().GetMatchLabels()}
+	for _, f := range out.Findings {
+		certain := strings.HasPrefix(f.Field, "spec.mtls") || strings.HasPrefix(f.Field, "spec.portLevelMtls")
+		if f.Severity == validate.Error && (strings.HasPrefix(f.Field, "spec.selector") || (len(out.Labels) == 0 && !certain)) {
+			out.Labels, out.Unclear = nil, true
+			return out
+		}
+	}
+	return out
+}

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -97,7 +98,7 @@ func (r *Registry) PeersOf(p *Pod) (mesh, namespace, workload *PeerAuthenticatio
 	}
 	r.peersByPair.candidates(p.Namespace, p.Labels, func(n Name) {
 		pa := r.peers[n]
-		if labels := pa.Spec.GetSelector().GetMatchLabels(); len(labels) > 0 && Matches(labels, p.Labels) {
+		if len(pa.Labels) > 0 && Matches(pa.Labels, p.Labels) {
 			workload = older(workload, pa)
 		}
 	})
@@ -113,9 +114,24 @@ func (r *Registry) Oldest(namespace string) *PeerAuthentication {
 	return oldest
 }
 
+// RivalOf returns the PeerAuthentication with the same selector that counts: p itself, or one that shadows it.
+func (r *Registry) RivalOf(p *PeerAuthentication) *PeerAuthentication {
+	first := p
+	for n := range r.peersByPair[p.Namespace][pairOf(p.Labels)] {
+		if other := r.peers[n]; maps.Equal(other.Labels, p.Labels) {
+			first = older(first, other)
+		}
+	}
+	return first
+}
+
+// older returns the one that counts: one that may be for any workload, and counts as STRICT, comes before all others.
 func older(a, b *PeerAuthentication) *PeerAuthentication {
-	if a == nil || olderThan(b.CreationTimestamp.Time, a.CreationTimestamp.Time, Name{b.Namespace, b.PeerAuthentication.Name},
-		Name{a.Namespace, a.PeerAuthentication.Name}) {
+	if a == nil || (b.Unclear && !a.Unclear) {
+		return b
+	}
+	if a.Unclear == b.Unclear && olderThan(b.CreationTimestamp.Time, a.CreationTimestamp.Time,
+		Name{b.Namespace, b.PeerAuthentication.Name}, Name{a.Namespace, a.PeerAuthentication.Name}) {
 		return b
 	}
 	return a

@@ -7,8 +7,6 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-
-	"github.com/undermesh/undermesh/controller/validate"
 )
 
 // Config holds what the mesh's ConfigMap may change and what it may not.
@@ -262,29 +260,33 @@ func (s *Slice) Addresses() []netip.Addr {
 
 func (r *Registry) applyPeer(e Event, d *Dirty) {
 	mark := func(p *PeerAuthentication) {
-		labels := p.Spec.GetSelector().GetMatchLabels()
-		if len(labels) == 0 && p.Namespace == r.mesh.now.RootNamespace {
+		if len(p.Labels) == 0 && p.Namespace == r.mesh.now.RootNamespace {
 			for n := range r.pods {
 				d.Pods[n] = true
 			}
 			return
 		}
-		r.podsByLabel.selected(p.Namespace, labels, func(p *Pod) { d.Pods[p.Name] = true })
+		r.podsByLabel.selected(p.Namespace, p.Labels, func(p *Pod) { d.Pods[p.Name] = true })
 	}
+	d.Peers[e.Name] = true
 	if old := r.peers[e.Name]; old != nil {
 		mark(old)
 		delete(r.peers, e.Name)
-		r.peersByPair.remove(e.Name, old.Spec.GetSelector().GetMatchLabels())
+		r.peersByPair.remove(e.Name, old.Labels)
+		r.dirtyRivals(old, d)
 	}
 	if e.Object != nil {
-		p := e.Object.(*securityv1.PeerAuthentication)
-		now := &PeerAuthentication{p, validate.PeerAuthentication(p, e.Issues)}
+		now := newPeer(e.Object.(*securityv1.PeerAuthentication), e.Issues)
 		r.peers[e.Name] = now
-		r.peersByPair.add(e.Name, p.Spec.GetSelector().GetMatchLabels())
+		r.peersByPair.add(e.Name, now.Labels)
 		mark(now)
+		r.dirtyRivals(now, d)
 	}
-	d.Peers[e.Name] = true
-	for n := range r.peersByPair[e.Name.Namespace][""] { // which of them is the oldest may have changed
+}
+
+// dirtyRivals marks the policies with the same selector: which of them counts may have changed.
+func (r *Registry) dirtyRivals(p *PeerAuthentication, d *Dirty) {
+	for n := range r.peersByPair[p.Namespace][pairOf(p.Labels)] {
 		d.Peers[n] = true
 	}
 }

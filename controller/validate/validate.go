@@ -5,9 +5,13 @@ package validate
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 // Severity of a finding.
@@ -137,10 +141,17 @@ func (c *collector) fields(issues []Field) {
 	}
 }
 
+// selector names labels that no workload can have: a policy that selects by them would do nothing.
 func (c *collector) selector(labels map[string]string, path string) {
-	for k, v := range labels {
-		if k == "" || strings.Contains(k, "*") || strings.Contains(v, "*") {
-			c.add(Error, path+"."+k, "wildcards and empty keys are not supported in label selectors")
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		v, at := labels[k], path+"."+k
+		switch {
+		case k == "" || strings.Contains(k, "*") || strings.Contains(v, "*"):
+			c.add(Error, at, "wildcards and empty keys are not supported in label selectors")
+		case len(validation.IsQualifiedName(k)) > 0:
+			c.add(Error, at, "%q is not the name of a label: %s", k, validation.IsQualifiedName(k)[0])
+		case len(validation.IsValidLabelValue(v)) > 0:
+			c.add(Error, at, "%q is not the value of a label: %s", v, validation.IsValidLabelValue(v)[0])
 		}
 	}
 }
