@@ -29,6 +29,11 @@ func (s *session) outbound() error {
 	if !s.dst.IsValid() || !s.src.IsValid() {
 		return refusedf(reason.Internal, "accepted socket has no address")
 	}
+	release, ok := s.pod.loops.accepted(flow{s.src, s.dst}, s.kill)
+	if !ok {
+		return errLoop()
+	}
+	defer release()
 	r, err := s.route()
 	if err != nil {
 		return err
@@ -175,6 +180,7 @@ func (s *session) relayTo(addr netip.AddrPort, dial func(context.Context, netip.
 	if err != nil {
 		return ended(s.ctx, reason.UpstreamConnect, err)
 	}
+	defer s.pod.loops.dialled(flow{addrPort(up.LocalAddr()), addr})()
 	return s.relay(up)
 }
 

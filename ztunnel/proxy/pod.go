@@ -67,10 +67,11 @@ type Pod struct {
 	probes  atomic.Pointer[[]Probe]
 	tunnels *tunnels
 	live    liveSet
+	loops   loops
 	removed chan struct{}
 	once    sync.Once
 
-	handshakes chan struct{} // one element for each that is under way
+	gate *gate // of the tunnel listener
 
 	mu        sync.Mutex // protects below
 	running   *run       // nil before Run and after it
@@ -102,7 +103,7 @@ func (p *Proxy) NewPod(cfg PodConfig) *Pod {
 	for i, a := range cfg.Addrs {
 		cfg.Addrs[i] = a.Unmap()
 	}
-	pod := &Pod{p: p, cfg: cfg, removed: make(chan struct{}), listeners: map[net.Listener]*listener{}, handshakes: make(chan struct{}, p.cfg.MaxHandshakes)}
+	pod := &Pod{p: p, cfg: cfg, removed: make(chan struct{}), listeners: map[net.Listener]*listener{}, gate: newGate(p.cfg.Clock, p.cfg.MaxHandshakes, &p.unproved)}
 	pod.SetProbes(cfg.Probes)
 	pod.tunnels = newTunnels(pod)
 	p.mu.Lock()

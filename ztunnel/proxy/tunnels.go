@@ -62,6 +62,8 @@ func (t *tunnels) dial(ctx context.Context, key tunnelKey, servers []api.Identit
 		if err != nil {
 			return refused(reason.UpstreamConnect, err)
 		}
+		// A loop ends in no handshake: the other side is this client again.
+		defer t.pod.loops.dialled(flow{addrPort(raw.LocalAddr()), key.addr})()
 		tune(raw)
 		tc := tls.Client(hbone.NewTransport(raw), cfg)
 		if err := tc.HandshakeContext(ctx); err != nil {

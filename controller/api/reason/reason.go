@@ -10,16 +10,17 @@ type Reason uint16
 
 // Kernel reasons (layer "kernel").
 const (
-	None             Reason = 0 // nothing was refused
-	ListenerMissing  Reason = 1 // no process serves the pod's listener
-	ConfigMissing    Reason = 2 // the pod's configuration is not there
-	LoopPort         Reason = 3 // a connection to one of the mesh's own in-pod ports
-	AssignFailed     Reason = 4 // the kernel refused to hand the connection to the listener
-	FlowBudget       Reason = 5 // the pod has too many handshakes under way
-	StorageExhausted Reason = 6 // no memory for the socket's note
-	MarkFailed       Reason = 7 // the capture mark could not be set or cleared
-	BoundDevice      Reason = 8 // bound to a device, and this kernel cannot undo that
-	FlowTableFull    Reason = 9 // the node has too many handshakes under way
+	None             Reason = 0  // nothing was refused
+	ListenerMissing  Reason = 1  // no process serves the pod's listener
+	ConfigMissing    Reason = 2  // the pod's configuration is not there
+	LoopPort         Reason = 3  // a connection to one of the mesh's own in-pod ports
+	AssignFailed     Reason = 4  // the kernel refused to hand the connection to the listener
+	FlowBudget       Reason = 5  // the pod has too many handshakes under way
+	StorageExhausted Reason = 6  // no memory for the socket's note
+	MarkFailed       Reason = 7  // the capture mark could not be set or cleared
+	BoundDevice      Reason = 8  // bound to a device, and this kernel cannot undo that
+	FlowTableFull    Reason = 9  // the node has too many handshakes under way
+	ProbePayload     Reason = 10 // kubelet sent to a probe's port what no declared probe sends
 )
 
 // Proxy reasons (layer "proxy").
@@ -48,6 +49,7 @@ const (
 	TunnelRejected      Reason = 85 // the destination's proxy answered CONNECT with an error
 	Overload            Reason = 86 // a limit of this node was reached
 	Internal            Reason = 87 // a defect of ours; the connection was closed
+	Loop                Reason = 88 // the proxy was given a connection that it had made itself
 )
 
 type entry struct{ name, flag string }
@@ -63,6 +65,7 @@ var registry = map[Reason]entry{
 	MarkFailed:          {"mark_failed", "DENY"},
 	BoundDevice:         {"bound_device", "DENY"},
 	FlowTableFull:       {"flow_table_full", "-"},
+	ProbePayload:        {"probe_payload", "DENY"},
 	PolicyDenied:        {"policy_denied", "DENY"},
 	PolicyNotAllowed:    {"policy_not_allowed", "DENY"},
 	PolicyUnenforceable: {"policy_unenforceable", "DENY"},
@@ -87,6 +90,7 @@ var registry = map[Reason]entry{
 	TunnelRejected:      {"tunnel_rejected", "H2_HANDSHAKE_FAILURE"},
 	Overload:            {"overload", "DENY"},
 	Internal:            {"internal", "-"},
+	Loop:                {"loop", "DENY"},
 }
 
 // String is the name used in logs, metric labels and explain; "reason_N" for a number that this build does not know.
