@@ -238,7 +238,11 @@ func running(name string) *corev1.Pod {
 
 // manage starts a manager over the world; stop ends it.
 func (w *world) manage(digest string) (m *Manager, stop func()) {
-	m = New(Config{Datapath: w, Proxy: w, Cluster: w, Events: w, Log: slog.New(slog.DiscardHandler), Digest: digest,
+	return w.manageLogged(digest, slog.New(slog.DiscardHandler))
+}
+
+func (w *world) manageLogged(digest string, log *slog.Logger) (m *Manager, stop func()) {
+	m = New(Config{Datapath: w, Proxy: w, Cluster: w, Events: w, Log: log, Digest: digest,
 		FindNetns: func(string, []netip.Addr) (*netns.NetNS, error) {
 			if err := w.do("find"); err != nil {
 				return nil, err

@@ -49,10 +49,10 @@ type machine struct {
 	sandless  bool      // CNI DEL came: do not look for a namespace until the next ADD
 	released  time.Time // zero unless un-enrolment waits for connections
 	status    Status
-	container string          // of the sandbox, when the CNI told it
-	listed    bool            // the cluster's list had it once
-	born      time.Time       // of the machine
-	said      map[string]bool // events, so that they are not repeated
+	container string        // of the sandbox, when the CNI told it
+	listed    bool          // the cluster's list had it once
+	born      time.Time     // of the machine
+	said      map[said]bool // events, so that they are not repeated
 }
 
 // set stores the wish and wakes the machine when it changed.
@@ -161,7 +161,7 @@ func (p *machine) report(err error) {
 	p.mu.Lock()
 	text := ""
 	if err != nil {
-		text = err.Error()
+		text = shorten(err.Error())
 	}
 	changed := text != p.status.Err
 	p.status.Err = text
@@ -170,28 +170,8 @@ func (p *machine) report(err error) {
 	if err == nil || !changed {
 		return
 	}
-	p.log.Warn("pod step failed, will be tried again", "err", err)
+	p.log.Warn("pod step failed, will be tried again", "err", text)
 	p.say(pod, corev1.EventTypeWarning, "MeshEnrollmentFailed", text)
-}
-
-// maxSaid bounds what is remembered of a pod's events.
-const maxSaid = 64
-
-// say emits an event unless it was emitted before.
-func (p *machine) say(pod *corev1.Pod, kind, reason, text string) {
-	if pod == nil {
-		return
-	}
-	p.mu.Lock()
-	repeated := p.said[reason+text]
-	if p.said == nil || len(p.said) >= maxSaid {
-		p.said = map[string]bool{}
-	}
-	p.said[reason+text] = true
-	p.mu.Unlock()
-	if !repeated {
-		p.m.cfg.Events.Event(pod, kind, reason, text)
-	}
 }
 
 // converge does what is missing between state and wish. again asks for another look after that time.
@@ -327,15 +307,13 @@ func (p *machine) open(ns *netns.NetNS, addrs []netip.Addr) error {
 func (p *machine) prepare(ctx context.Context, want wish) (Handle, error) {
 	name := want.pod.Namespace + "/" + want.pod.Name
 	exclusions, errs := ParseExclusions(name, want.pod.Annotations)
+	ignored := make([]string, 0, len(errs))
 	for _, err := range errs {
-		p.log.Warn("exclusion ignored", "err", err)
-		p.say(want.pod, corev1.EventTypeWarning, "MeshExclusionIgnored", err.Error())
+		ignored = append(ignored, err.Error())
 	}
+	p.warn(want.pod, "MeshExclusionIgnored", ignored)
 	probes, warnings := Probes(want.pod)
-	for _, w := range warnings {
-		p.log.Warn("probe does not pass the mesh", "cause", w)
-		p.say(want.pod, corev1.EventTypeWarning, "MeshProbeIgnored", w)
-	}
+	p.warn(want.pod, "MeshProbeIgnored", warnings)
 	p.mu.Lock()
 	if now := podAddrs(want.pod); len(now) > 0 {
 		p.addrs = now
