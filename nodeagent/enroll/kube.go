@@ -115,7 +115,9 @@ func (k *Kube) Get(ctx context.Context, namespace, name string) (*corev1.Pod, *c
 	return pod, ns, nil
 }
 
-// Annotate implements Cluster. The patch names the pod's UID, so that a successor of the same name is not touched.
+// Annotate implements Cluster. The patch names the pod's UID, so that a successor of the same name is not touched. It goes
+// through the status subresource, whose strategy takes metadata and keeps the spec: the right to do it is no right to
+// change what a pod runs.
 func (k *Kube) Annotate(ctx context.Context, pod *corev1.Pod, enrolled bool) error {
 	var value any
 	if enrolled {
@@ -126,7 +128,7 @@ func (k *Kube) Annotate(ctx context.Context, pod *corev1.Pod, enrolled bool) err
 	if err != nil {
 		return fmt.Errorf("encode patch: %w", err)
 	}
-	_, err = k.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	_, err = k.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil
 	}
