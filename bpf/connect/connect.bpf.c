@@ -54,7 +54,7 @@ static __always_inline void note(struct bpf_sock *sk, __u64 cookie, const struct
 	struct mesh_note *n = bpf_sk_storage_get(&mesh_notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
 	if (n)
-		n->who = who;
+		*n = (struct mesh_note){ .who = who };
 	else /* the receiver captures an unknown flow: safe, and still connected */
 		refused(cookie, f, MESH_LAYER_CONNECT, MESH_VERDICT_UNKNOWN, MESH_REASON_STORAGE_EXHAUSTED, 0);
 }
@@ -65,7 +65,7 @@ static __always_inline void renote(struct bpf_sock *sk, __u32 who)
 	struct mesh_note *n = bpf_sk_storage_get(&mesh_notes, sk, 0, 0);
 
 	if (n)
-		n->who = who;
+		*n = (struct mesh_note){ .who = who };
 }
 
 static __always_inline int refuse(__u64 cookie, const struct mesh_flow_key *f, enum mesh_reason reason)

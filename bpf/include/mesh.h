@@ -45,6 +45,7 @@ enum mesh_layer {
 	MESH_LAYER_CONNECT = 1,
 	MESH_LAYER_LOOKUP = 2,
 	MESH_LAYER_SOCKOPS = 3,
+	MESH_LAYER_EGRESS = 4, /* kubelet's own cgroup */
 	MESH_LAYER_COUNT,
 };
 
@@ -70,6 +71,7 @@ enum mesh_reason {
 	MESH_REASON_MARK_FAILED = 7,       /* the capture mark could not be set or cleared */
 	MESH_REASON_BOUND_DEVICE = 8,      /* bound to a device, and this kernel cannot undo that in the hook */
 	MESH_REASON_FLOW_TABLE_FULL = 9,
+	MESH_REASON_PROBE_PAYLOAD = 10,    /* kubelet sent what no probe of the port sends; MESH_PORT_PROBE bits in detail */
 	MESH_REASON_COUNT,
 };
 
@@ -104,6 +106,22 @@ enum mesh_port_flags {
 	MESH_PORT_EXCLUDE_IN = 4,
 	MESH_PORT_PROBE = 8,       /* declared for a kubelet probe or hook */
 	MESH_PORT_PROBE_HTTP = 16, /* and that probe speaks HTTP */
+	MESH_PORT_PROBE_GRPC = 32, /* plain HTTP/2 */
+	MESH_PORT_PROBE_TLS = 64,  /* HTTPS: nothing to see inside */
+};
+
+/* Bits of mesh_flow.seen beside those of the probe port (enum mesh_port_flags). */
+enum mesh_seen {
+	MESH_SEEN = 1, /* a receiver on this node found the entry */
+};
+
+/*
+ * mesh_note.payload, what a socket of kubelet may send: anything (0), the first bytes of one of the probes whose
+ * MESH_PORT_PROBE bits are set, or else:
+ */
+enum mesh_payload {
+	MESH_PAYLOAD_ASK = 1, /* nothing yet: the receiver has not been heard of */
+	MESH_PAYLOAD_SHUT = 2, /* nothing ever */
 };
 
 /*
@@ -155,13 +173,13 @@ struct mesh_flow {
 	__u64 cookie; /* network namespace of the sender */
 	__u64 socket; /* socket cookie of the sender */
 	__u32 who;    /* enum mesh_who */
-	__u32 pad;
+	__u32 seen;   /* what the receiver's sk_lookup says of it: enum mesh_seen and the port's probe bits; 0: none yet */
 };
 _Static_assert(sizeof(struct mesh_flow) == 24, "mesh_flow");
 
 struct mesh_note {
-	__u32 who; /* enum mesh_who */
-	__u32 pad;
+	__u32 who;     /* enum mesh_who */
+	__u32 payload; /* enum mesh_payload; of kubelet's sockets only */
 };
 
 struct mesh_port_key {

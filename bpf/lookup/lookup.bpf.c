@@ -60,10 +60,22 @@ static __always_inline int own_port(const struct mesh_pod *pod, __u16 port)
 #define drop(reason) (DROP | (reason))
 #define pass(what) ((what) << 8)
 
+/*
+ * kubelet's request of a declared probe port. HTTP is judged by the proxy. Any other probe needs the application's own
+ * answer, so the connection passes, and the sender's side is told what may be sent on it: see bpf/kubelet.
+ */
+static __always_inline __u32 probe(struct mesh_flow *flow, __u32 flags)
+{
+	if (flags & MESH_PORT_PROBE_HTTP)
+		return give(MESH_LISTENER_PROBE, MESH_EVENT_PROBE);
+	flow->seen = MESH_SEEN | (flags & (MESH_PORT_PROBE | MESH_PORT_PROBE_GRPC | MESH_PORT_PROBE_TLS));
+	return pass(MESH_EVENT_PROBE_PASSED);
+}
+
 /* A connection from outside this pod. */
 static __always_inline __u32 inbound(const struct mesh_pod *pod, const struct mesh_flow_key *f)
 {
-	const struct mesh_flow *flow;
+	struct mesh_flow *flow;
 	__u32 flags;
 
 	if (f->dport == pod->tunnel_port)
@@ -75,7 +87,7 @@ static __always_inline __u32 inbound(const struct mesh_pod *pod, const struct me
 	if (flow && flow->who == MESH_WHO_LEG)
 		return pass(MESH_EVENT_LEG_PASSED);
 	if (flow && flow->who == MESH_WHO_KUBELET && flags & MESH_PORT_PROBE)
-		return flags & MESH_PORT_PROBE_HTTP ? give(MESH_LISTENER_PROBE, MESH_EVENT_PROBE) : pass(MESH_EVENT_PROBE_PASSED);
+		return probe(flow, flags);
 	return give(MESH_LISTENER_INBOUND, MESH_EVENT_INBOUND);
 }
 

@@ -107,8 +107,34 @@ static __always_inline void connecting(struct bpf_sock_ops *s)
 		refused(flow.cookie, &f, MESH_LAYER_SOCKOPS, MESH_VERDICT_UNKNOWN, MESH_REASON_FLOW_TABLE_FULL, 0);
 		return;
 	}
+	if (flow.who == MESH_WHO_KUBELET)
+		note->payload = MESH_PAYLOAD_ASK;
 	event(MESH_EVENT_FLOW_ADDED);
 	bpf_sock_ops_cb_flags_set(s, s->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/*
+ * The sender is established; the receiver, on this node, not before our ACK, so its word is still in the entry. It tells
+ * what kubelet may send. An entry that is gone was taken by somebody who is not the receiver: kubelet says nothing there.
+ */
+static __always_inline void established(struct bpf_sock_ops *s)
+{
+	struct bpf_sock *sk = s->sk;
+	struct mesh_flow_key f = {};
+	struct mesh_note *note;
+	struct mesh_flow *flow;
+
+	if (!sk)
+		return;
+	note = bpf_sk_storage_get(&mesh_notes, sk, 0, 0);
+	if (!note || note->payload != MESH_PAYLOAD_ASK)
+		return;
+	flow_key(s, &f, 0);
+	flow = bpf_map_lookup_elem(&mesh_flows, &f);
+	if (!flow || flow->socket != bpf_get_socket_cookie(s))
+		note->payload = MESH_PAYLOAD_SHUT;
+	else
+		note->payload = flow->seen & ~MESH_SEEN;
 }
 
 SEC("sockops")
@@ -119,6 +145,9 @@ int mesh_sockops(struct bpf_sock_ops *s)
 	switch (s->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		connecting(s);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		established(s);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		flow_key(s, &f, 1);

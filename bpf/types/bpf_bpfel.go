@@ -71,7 +71,7 @@ type BPFMeshFlow struct {
 	Cookie uint64
 	Socket uint64
 	Who    uint32
-	Pad    uint32
+	Seen   uint32
 }
 
 type BPFMeshFlowKey struct {
@@ -89,7 +89,8 @@ const (
 	BPFMeshLayerMESH_LAYER_CONNECT BPFMeshLayer = 1
 	BPFMeshLayerMESH_LAYER_LOOKUP  BPFMeshLayer = 2
 	BPFMeshLayerMESH_LAYER_SOCKOPS BPFMeshLayer = 3
-	BPFMeshLayerMESH_LAYER_COUNT   BPFMeshLayer = 4
+	BPFMeshLayerMESH_LAYER_EGRESS  BPFMeshLayer = 4
+	BPFMeshLayerMESH_LAYER_COUNT   BPFMeshLayer = 5
 )
 
 type BPFMeshLayout uint32
@@ -157,6 +158,8 @@ const (
 	BPFMeshPortFlagsMESH_PORT_EXCLUDE_IN  BPFMeshPortFlags = 4
 	BPFMeshPortFlagsMESH_PORT_PROBE       BPFMeshPortFlags = 8
 	BPFMeshPortFlagsMESH_PORT_PROBE_HTTP  BPFMeshPortFlags = 16
+	BPFMeshPortFlagsMESH_PORT_PROBE_GRPC  BPFMeshPortFlags = 32
+	BPFMeshPortFlagsMESH_PORT_PROBE_TLS   BPFMeshPortFlags = 64
 )
 
 type BPFMeshPortKey struct {
@@ -179,7 +182,14 @@ const (
 	BPFMeshReasonMESH_REASON_MARK_FAILED       BPFMeshReason = 7
 	BPFMeshReasonMESH_REASON_BOUND_DEVICE      BPFMeshReason = 8
 	BPFMeshReasonMESH_REASON_FLOW_TABLE_FULL   BPFMeshReason = 9
-	BPFMeshReasonMESH_REASON_COUNT             BPFMeshReason = 10
+	BPFMeshReasonMESH_REASON_PROBE_PAYLOAD     BPFMeshReason = 10
+	BPFMeshReasonMESH_REASON_COUNT             BPFMeshReason = 11
+)
+
+type BPFMeshSeen uint32
+
+const (
+	BPFMeshSeenMESH_SEEN BPFMeshSeen = 1
 )
 
 type BPFMeshVerdict uint32
@@ -222,6 +232,7 @@ const (
 	BPFVarAnchorPortFlags = "anchor_port_flags"
 	BPFVarAnchorPortKey   = "anchor_port_key"
 	BPFVarAnchorReason    = "anchor_reason"
+	BPFVarAnchorSeen      = "anchor_seen"
 	BPFVarAnchorVerdict   = "anchor_verdict"
 	BPFVarAnchorWho       = "anchor_who"
 )
@@ -297,6 +308,7 @@ type BPFVariableSpecs struct {
 	AnchorPortFlags *ebpf.VariableSpec `ebpf:"anchor_port_flags"`
 	AnchorPortKey   *ebpf.VariableSpec `ebpf:"anchor_port_key"`
 	AnchorReason    *ebpf.VariableSpec `ebpf:"anchor_reason"`
+	AnchorSeen      *ebpf.VariableSpec `ebpf:"anchor_seen"`
 	AnchorVerdict   *ebpf.VariableSpec `ebpf:"anchor_verdict"`
 	AnchorWho       *ebpf.VariableSpec `ebpf:"anchor_who"`
 }
@@ -348,6 +360,7 @@ type BPFVariables struct {
 	AnchorPortFlags *ebpf.Variable `ebpf:"anchor_port_flags"`
 	AnchorPortKey   *ebpf.Variable `ebpf:"anchor_port_key"`
 	AnchorReason    *ebpf.Variable `ebpf:"anchor_reason"`
+	AnchorSeen      *ebpf.Variable `ebpf:"anchor_seen"`
 	AnchorVerdict   *ebpf.Variable `ebpf:"anchor_verdict"`
 	AnchorWho       *ebpf.Variable `ebpf:"anchor_who"`
 }

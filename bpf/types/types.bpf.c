@@ -13,6 +13,7 @@ const enum mesh_reason *anchor_reason __attribute__((unused));
 const enum mesh_event *anchor_event __attribute__((unused));
 const enum mesh_pod_flags *anchor_pod_flags __attribute__((unused));
 const enum mesh_port_flags *anchor_port_flags __attribute__((unused));
+const enum mesh_seen *anchor_seen __attribute__((unused));
 const enum mesh_cidr_flags *anchor_cidr_flags __attribute__((unused));
 const struct mesh_pod *anchor_pod __attribute__((unused));
 const struct mesh_node *anchor_node __attribute__((unused));

@@ -33,7 +33,7 @@ func (k kernel) Prepare(ctx context.Context, p enroll.PodNet) (enroll.Handle, er
 		IncludeOutPorts: p.Exclusions.IncludeOutboundPorts, ExcludeOutPorts: p.Exclusions.ExcludeOutboundPorts,
 		ExcludeInPorts: p.Exclusions.ExcludeInboundPorts}
 	for _, probe := range p.Probes {
-		pr := datapath.Probe{Port: probe.Port, HTTP: probe.HTTP}
+		pr := datapath.Probe{Port: probe.Port, HTTP: probe.HTTP, GRPC: probe.GRPC, TLS: probe.TLS}
 		if !slices.Contains(pod.Probes, pr) { // two paths of one port
 			pod.Probes = append(pod.Probes, pr)
 		}

@@ -76,7 +76,8 @@ func (d *Datapath) nodeMap(name string) (*ebpf.Map, error) {
 }
 
 // SetKubelet names the cgroup of kubelet's own processes and the namespace cookie of the node, where its probes come
-// from. A cgroup of 0 takes it back. To be called again when the cgroup was made anew.
+// from. A cgroup of 0 takes it back. To be called again when the cgroup was made anew. The group is watched before its
+// probes pass, so after an error none do.
 func (d *Datapath) SetKubelet(cgroupID, hostNetnsCookie uint64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -91,13 +92,76 @@ func (d *Datapath) SetKubelet(cgroupID, hostNetnsCookie uint64) error {
 			return err
 		}
 	}
+	guardErr := d.guardKubeletLocked(cgroupID)
+	if guardErr != nil {
+		cgroupID = 0
+	}
 	t := d.nodeTableLocked()
 	n, _, err := t.Lookup(0)
+	if err == nil {
+		n.HostCookie, n.KubeletCgroup = hostNetnsCookie, cgroupID
+		err = t.Update(0, n)
+	}
+	if guardErr != nil {
+		guardErr = fmt.Errorf("attach %s to kubelet's cgroup: %w", hookKubelet, guardErr)
+	}
+	return errors.Join(err, guardErr)
+}
+
+// guardKubeletLocked moves the program that bounds what kubelet sends to the cgroup; 0 takes it off.
+func (d *Datapath) guardKubeletLocked(cgroupID uint64) error {
+	path := filepath.Join(d.linksDir(), hookKubelet)
+	if cgroupID == 0 {
+		err := errors.Join(closeLink(d.kubeletLink), dropLink(path))
+		d.kubeletLink = nil
+		return err
+	}
+	group, err := openCgroup(d.cfg.CgroupRoot, cgroupID)
 	if err != nil {
 		return err
 	}
-	n.HostCookie, n.KubeletCgroup = hostNetnsCookie, cgroupID
-	return t.Update(0, n)
+	defer group.Close()
+	l, err := attachHook(path, int(group.Fd()), d.kubelet, ebpf.AttachCGroupInetEgress)
+	if err != nil {
+		return err
+	}
+	err = closeLink(d.kubeletLink)
+	d.kubeletLink = l
+	return err
+}
+
+func closeLink(l link.Link) error {
+	if l == nil {
+		return nil
+	}
+	return l.Close()
+}
+
+// openCgroup opens the group whose directory below root has the inode id. Returns fs.ErrNotExist if there is none.
+func openCgroup(root string, id uint64) (*os.File, error) {
+	found := ""
+	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.IsDir() {
+			return ignore(err, fs.ErrNotExist) // removed while we walk
+		}
+		var st unix.Stat_t
+		if unix.Stat(path, &st) == nil && st.Ino == id {
+			found = path
+			return filepath.SkipAll
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("search cgroup %d: %w", id, err)
+	}
+	if found == "" {
+		return nil, fmt.Errorf("search cgroup %d below %s: %w", id, root, fs.ErrNotExist)
+	}
+	f, err := os.Open(found)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup: %w", err)
+	}
+	return f, nil
 }
 
 // Reason is why the kernel side refused a connection, or let a flow lose its standing. Its numbers are enum mesh_reason.
@@ -188,6 +252,8 @@ func (l Layer) String() string {
 		return "sk_lookup"
 	case types.BPFMeshLayerMESH_LAYER_SOCKOPS:
 		return "sockops"
+	case types.BPFMeshLayerMESH_LAYER_EGRESS:
+		return "egress"
 	}
 	return fmt.Sprintf("layer_%d", uint8(l))
 }
@@ -221,7 +287,7 @@ type Decision struct {
 	Dst        netip.AddrPort
 	Cookie     uint64 // network namespace
 	UID        string // the pod with that namespace; empty when there is none any more
-	Detail     uint32 // the Kind of listener for LISTENER_MISSING and ASSIGN_FAILED
+	Detail     uint32 // the Kind of listener for LISTENER_MISSING and ASSIGN_FAILED, the port's bits for PROBE_PAYLOAD
 }
 
 // Decisions calls fn for each record until ctx ends, in order, on the caller's goroutine. One reader at a time: each

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/undermesh/undermesh/bpf/connect"
+	"github.com/undermesh/undermesh/bpf/kubelet"
 	"github.com/undermesh/undermesh/bpf/lookup"
 	"github.com/undermesh/undermesh/bpf/sockops"
 	"github.com/undermesh/undermesh/bpf/types"
@@ -38,6 +39,7 @@ const (
 	mapConfig    = "mesh_config"    // per pod
 	mapListeners = "mesh_listeners" // per pod
 	progLookup   = "mesh_lookup"
+	hookKubelet  = "mesh_kubelet" // program and link on kubelet's own cgroup
 )
 
 // hook is a program of the node.
@@ -59,13 +61,15 @@ var hooks = []hook{
 type Datapath struct {
 	cfg Config
 
-	mu         sync.Mutex // protects below; order: Datapath.mu before PodHandle.mu
-	open       bool
-	maps       map[string]*ebpf.Map
-	links      []link.Link
-	kernel     *btf.Spec
-	lookupSpec *ebpf.CollectionSpec
-	handles    map[string]*PodHandle
+	mu          sync.Mutex // protects below; order: Datapath.mu before PodHandle.mu
+	open        bool
+	maps        map[string]*ebpf.Map
+	links       []link.Link
+	kubelet     *ebpf.Program // of hookKubelet
+	kubeletLink link.Link     // nil: kubelet's cgroup is not known
+	kernel      *btf.Spec
+	lookupSpec  *ebpf.CollectionSpec
+	handles     map[string]*PodHandle
 }
 
 // New makes a Datapath; it does nothing to the system.
@@ -125,6 +129,10 @@ func (d *Datapath) openLocked(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("parse sockops program: %w", err)
 	}
+	kubeletSpec, err := kubelet.LoadKubelet()
+	if err != nil {
+		return fmt.Errorf("parse kubelet program: %w", err)
+	}
 	if d.lookupSpec, err = lookup.LoadLookup(); err != nil {
 		return fmt.Errorf("parse sk_lookup program: %w", err)
 	}
@@ -140,7 +148,7 @@ func (d *Datapath) openLocked(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return d.attachLocked(connectSpec, sockopsSpec)
+	return d.attachLocked(connectSpec, sockopsSpec, kubeletSpec)
 }
 
 // openMapsLocked adopts or creates the node's maps.
@@ -287,10 +295,31 @@ func (d *Datapath) attachLocked(specs ...*ebpf.CollectionSpec) error {
 		}
 		d.links = append(d.links, l)
 	}
+	d.kubelet = progs[hookKubelet]
+	delete(progs, hookKubelet) // for SetKubelet
+	if err := d.keepKubeletLocked(); err != nil {
+		return err
+	}
 	if err := d.dropOldHooks(); err != nil {
 		return err
 	}
 	return d.maps[mapMeta].Put(uint32(0), d.meta())
+}
+
+// keepKubeletLocked brings this build's program to kubelet's cgroup as an earlier run knew it. If that group is gone
+// kubelet is not known until SetKubelet.
+func (d *Datapath) keepKubeletLocked() error {
+	t := d.nodeTableLocked()
+	n, _, err := t.Lookup(0)
+	if err != nil {
+		return err
+	}
+	err = d.guardKubeletLocked(n.KubeletCgroup)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	n.KubeletCgroup = 0
+	return errors.Join(t.Update(0, n), d.guardKubeletLocked(0))
 }
 
 // dropOldHooks removes links that an earlier build had and this one has not.
@@ -300,7 +329,7 @@ func (d *Datapath) dropOldHooks() error {
 		return fmt.Errorf("list pinned links: %w", err)
 	}
 	for _, e := range entries {
-		if slices.ContainsFunc(hooks, func(h hook) bool { return h.name == e.Name() }) {
+		if e.Name() == hookKubelet || slices.ContainsFunc(hooks, func(h hook) bool { return h.name == e.Name() }) {
 			continue
 		}
 		if err := dropLink(filepath.Join(d.linksDir(), e.Name())); err != nil {
@@ -386,8 +415,11 @@ func (d *Datapath) closeLocked() {
 	for _, l := range d.links {
 		_ = l.Close()
 	}
+	_ = closeLink(d.kubeletLink)
+	_ = d.kubelet.Close() // nil is allowed
 	for _, m := range d.maps {
 		_ = m.Close()
 	}
 	d.handles, d.links, d.maps, d.open = map[string]*PodHandle{}, nil, nil, false
+	d.kubelet, d.kubeletLink = nil, nil
 }

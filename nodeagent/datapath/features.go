@@ -36,6 +36,7 @@ func probe() error {
 		{ebpf.SockOps, asm.FnGetNetnsCookie},
 		{ebpf.SockOps, asm.FnSkStorageGet},
 		{ebpf.SkLookup, asm.FnSkAssign},
+		{ebpf.CGroupSKB, asm.FnSkStorageGet},
 	} {
 		if err := features.HaveProgramHelper(h.prog, h.helper); err != nil {
 			return fmt.Errorf("BPF helper %s in %s programs is missing (%w): %w", h.helper, h.prog, err, ErrUnsupported)

@@ -13,7 +13,10 @@ import (
 // Probe is a port that the pod spec declares for a kubelet probe or hook.
 type Probe struct {
 	Port uint16
-	HTTP bool // goes to the probe listener; others go straight to the application
+	HTTP bool // plain HTTP, also beside others on the port: the connection goes to the probe listener
+	GRPC bool // goes to the application; kubelet may send what begins as HTTP/2
+	TLS  bool // HTTPS: goes to the application; kubelet may send what begins as TLS
+	// Neither: goes to the application, and kubelet may send nothing.
 }
 
 // Pod is what the datapath needs to know of a pod.
@@ -84,6 +87,12 @@ func (p Pod) portEntries(cookie uint64) map[types.BPFMeshPortKey]uint32 {
 		add(pr.Port, types.BPFMeshPortFlagsMESH_PORT_PROBE)
 		if pr.HTTP {
 			add(pr.Port, types.BPFMeshPortFlagsMESH_PORT_PROBE_HTTP)
+		}
+		if pr.GRPC {
+			add(pr.Port, types.BPFMeshPortFlagsMESH_PORT_PROBE_GRPC)
+		}
+		if pr.TLS {
+			add(pr.Port, types.BPFMeshPortFlagsMESH_PORT_PROBE_TLS)
 		}
 	}
 	return all

@@ -63,6 +63,12 @@ func TestSteering(t *testing.T) {
 	for _, port := range []string{"80", "8080", "8081"} {
 		record(types.BPFMeshWhoMESH_WHO_KUBELET, "10.95.0.1:1000", "10.95.0.3:"+port)
 	}
+	defer func() {
+		f := l.flows()[types.BPFMeshFlowKey{Saddr: netip.MustParseAddr("10.95.0.1").As16(), Daddr: b.v4.As16(), Sport: 1000, Dport: 8081}]
+		if want := uint32(types.BPFMeshSeenMESH_SEEN) | uint32(types.BPFMeshPortFlagsMESH_PORT_PROBE); f.Seen != want {
+			t.Errorf("the entry of a TCP probe says %#x to kubelet's side, want %#x", f.Seen, want)
+		}
+	}()
 	prog, err := b.h.load(b.h.config, b.h.listeners)
 	if err != nil {
 		t.Fatal(err)

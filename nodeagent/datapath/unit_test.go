@@ -85,6 +85,7 @@ func TestReasonsAreRegistered(t *testing.T) {
 		"mark_failed":       types.BPFMeshReasonMESH_REASON_MARK_FAILED,
 		"bound_device":      types.BPFMeshReasonMESH_REASON_BOUND_DEVICE,
 		"flow_table_full":   types.BPFMeshReasonMESH_REASON_FLOW_TABLE_FULL,
+		"probe_payload":     types.BPFMeshReasonMESH_REASON_PROBE_PAYLOAD,
 	} {
 		if got := Reason(number).String(); got != want {
 			t.Errorf("reason %d is %s in the registry, %s in the kernel", number, got, want)

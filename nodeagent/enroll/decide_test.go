@@ -185,7 +185,7 @@ func TestProbes(t *testing.T) {
 		Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}}}}
 	probes, warnings := Probes(pod)
 	want := []Probe{{Port: 7000}, {Port: 8080, HTTP: true, Path: "/live?x=1"}, {Port: 8080, HTTP: true, Path: "/ready"},
-		{Port: 8081, HTTP: true, Path: "/"}, {Port: 8443}, {Port: 9000}}
+		{Port: 8081, HTTP: true, Path: "/"}, {Port: 8443, TLS: true}, {Port: 9000, GRPC: true}}
 	if !slices.Equal(probes, want) {
 		t.Errorf("got %+v\nwant %+v", probes, want)
 	}

@@ -16,6 +16,9 @@ type Probe struct {
 	Port uint16
 	HTTP bool   // plain HTTP: passes only with this method and path; otherwise the connection passes
 	Path string // with leading slash and query; HTTP only
+	GRPC bool   // what begins as HTTP/2 passes
+	TLS  bool   // HTTPS: what begins as TLS passes
+	// None of them: no payload passes.
 }
 
 // Probes lists what the pod spec declares for kubelet: liveness, readiness and startup probes and lifecycle hooks of
@@ -36,9 +39,22 @@ func Probes(pod *corev1.Pod) ([]Probe, []string) {
 		}
 	}
 	slices.SortFunc(out, func(a, b Probe) int {
-		return cmp.Or(cmp.Compare(a.Port, b.Port), strings.Compare(a.Path, b.Path))
+		return cmp.Or(cmp.Compare(a.Port, b.Port), strings.Compare(a.Path, b.Path), cmp.Compare(a.kind(), b.kind()))
 	})
 	return slices.Compact(out), warnings
+}
+
+// kind orders probes of one port and path.
+func (p Probe) kind() int {
+	switch {
+	case p.HTTP:
+		return 1
+	case p.GRPC:
+		return 2
+	case p.TLS:
+		return 3
+	}
+	return 0
 }
 
 // handler is one probe or hook with the name of its field.
@@ -80,7 +96,7 @@ func (h handler) probe(pod *corev1.Pod, c *corev1.Container) (Probe, error) {
 		}
 		port, err := resolve(c, h.http.Port)
 		if err != nil || h.http.Scheme == corev1.URISchemeHTTPS { // nothing to see inside TLS
-			return Probe{Port: port}, err
+			return Probe{Port: port, TLS: true}, err
 		}
 		return Probe{Port: port, HTTP: true, Path: "/" + strings.TrimPrefix(h.http.Path, "/")}, nil
 	case h.tcp != nil:
@@ -91,7 +107,7 @@ func (h handler) probe(pod *corev1.Pod, c *corev1.Container) (Probe, error) {
 		return Probe{Port: port}, err
 	case h.grpc != nil:
 		port, err := resolve(c, intstr.FromInt32(h.grpc.Port))
-		return Probe{Port: port}, err
+		return Probe{Port: port, GRPC: true}, err
 	}
 	return Probe{}, nil
 }
