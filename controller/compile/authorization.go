@@ -50,10 +50,35 @@ func (c *Compiler) policy(n model.Name) ([]Resource, validate.Status) {
 			}
 		}
 	}
+	c.judgeTargets(p, &st)
 	if out.DryRun {
 		st.Enforced, st.EnforcedBy = false, validate.ReasonDryRun
 	}
 	return []Resource{{Type: api.AuthorizationType, Name: n.String(), Message: out}}, st
+}
+
+// judgeTargets says which services of the policy lead to no workload; it is not enforced when none of its targets does.
+func (c *Compiler) judgeTargets(p *model.AuthorizationPolicy, st *validate.Status) {
+	var texts []string
+	for _, t := range p.Targets {
+		if t.Service == "" {
+			continue
+		}
+		if why := c.reg.WithoutWorkload(model.Name{Namespace: p.Namespace, Name: t.Service}); why != "" {
+			texts = append(texts, "spec.targetRefs: Service "+p.Namespace+"/"+t.Service+" "+why)
+		}
+	}
+	if len(texts) == 0 {
+		return
+	}
+	none := len(texts) == len(p.Targets)
+	if st.Message != "" {
+		texts = append(texts, st.Message)
+	}
+	st.Message = strings.Join(texts, "; ")
+	if none {
+		st.Enforced, st.EnforcedBy = false, validate.ReasonNoWorkload
+	}
 }
 
 func (c *Compiler) scope(p *model.AuthorizationPolicy) securityapi.Scope {

@@ -211,6 +211,15 @@ func TestIncrementalEqualsFull(t *testing.T) {
 	}
 }
 
+// keepStatuses makes all what users are told after the statuses.
+func keepStatuses(all map[string]string, statuses []validate.Status) {
+	for _, s := range statuses {
+		if delete(all, s.Key()); !s.Gone {
+			all[s.Key()] = fmt.Sprintf("%+v", s)
+		}
+	}
+}
+
 func runHistory(t *testing.T, seed uint64) {
 	g := generator{rand.New(rand.NewPCG(seed, 1))}
 	type objectKey struct {
@@ -219,6 +228,7 @@ func runHistory(t *testing.T, seed uint64) {
 	}
 	world := map[objectKey]model.Event{}
 	c, nodes, meshGone := compile.New(compile.Config{}), state{}, false
+	said := map[string]string{}
 	for step := range 60 {
 		var batch []model.Event
 		for range 1 + g.IntN(4) {
@@ -240,9 +250,19 @@ func runHistory(t *testing.T, seed uint64) {
 				world[k] = e
 			}
 		}
-		nodes.apply(t, c.Apply(batch))
-		full := compile.New(compile.Config{})
-		full.Apply(slices.Collect(maps.Values(world)))
+		d := c.Apply(batch)
+		nodes.apply(t, d)
+		keepStatuses(said, d.Status)
+		full, wanted := compile.New(compile.Config{}), map[string]string{}
+		keepStatuses(wanted, full.Apply(slices.Collect(maps.Values(world))).Status)
+		for k, want := range wanted {
+			if said[k] != want {
+				t.Fatalf("step %d: status of %s is\n%s\nwant\n%s", step, k, said[k], want)
+			}
+		}
+		if len(said) != len(wanted) {
+			t.Fatalf("step %d: statuses of %v, want of %v", step, slices.Sorted(maps.Keys(said)), slices.Sorted(maps.Keys(wanted)))
+		}
 		if meshGone {
 			full.Apply([]model.Event{{Kind: model.KindConfigMap, Name: model.Name{Namespace: "istio-system", Name: "istio"}}})
 		}

@@ -100,7 +100,7 @@ func (c *Compiler) memberships(p *model.Pod, services []*model.Service) map[stri
 		out[c.serviceKey(s)] = list
 	}
 	for _, slice := range c.reg.SlicesOf(p) {
-		s := c.manualService(slice)
+		s := c.reg.ManualService(slice)
 		if s == nil {
 			continue
 		}
@@ -115,15 +115,6 @@ func (c *Compiler) memberships(p *model.Pod, services []*model.Service) map[stri
 		return nil
 	}
 	return out
-}
-
-// manualService is the service of the slice when slices, not a selector, say who its members are.
-func (c *Compiler) manualService(slice *model.Slice) *model.Service {
-	s := c.reg.Service(slice.Service)
-	if s == nil || s.Skipped != "" || len(s.Spec.Selector) > 0 {
-		return nil
-	}
-	return s
 }
 
 // slicePorts pairs the ports of service and slice by name.
@@ -150,7 +141,7 @@ func (c *Compiler) slice(n model.Name) ([]Resource, []validate.Finding) {
 	if slice == nil {
 		return nil, nil
 	}
-	s := c.manualService(slice)
+	s := c.reg.ManualService(slice)
 	if s == nil {
 		return nil, nil
 	}

@@ -42,6 +42,11 @@ func (x labelIndex) remove(p *Pod) {
 
 // selected calls f for the pods of the namespace that have all the labels; no labels select all.
 func (x labelIndex) selected(namespace string, labels map[string]string, f func(*Pod)) {
+	x.some(namespace, labels, func(p *Pod) bool { f(p); return false })
+}
+
+// some is selected until f returns true, and reports whether it did.
+func (x labelIndex) some(namespace string, labels map[string]string, f func(*Pod) bool) bool {
 	best := x[namespace][""]
 	for k, v := range labels {
 		if list := x[namespace][k+"="+v]; len(list) < len(best) {
@@ -49,10 +54,11 @@ func (x labelIndex) selected(namespace string, labels map[string]string, f func(
 		}
 	}
 	for _, p := range best {
-		if Matches(labels, p.Labels) {
-			f(p)
+		if Matches(labels, p.Labels) && f(p) {
+			return true
 		}
 	}
+	return false
 }
 
 // Matches reports whether labels has every pair of the selector.

@@ -81,12 +81,56 @@ func (r *Registry) SelectorPolicies(p *Pod, services []*Service) []Name {
 		r.policiesByPair.candidates(root, p.Labels, check)
 	}
 	for _, s := range services {
-		for n := range r.policiesOf[Name{s.Namespace, s.Name}] {
-			all = append(all, n)
+		all = slices.AppendSeq(all, maps.Keys(r.policiesOf[Name{s.Namespace, s.Name}]))
+	}
+	for _, slice := range r.SlicesOf(p) {
+		// Only the service's own namespace: nobody may open, or shut, the pods of another one by listing their addresses.
+		if slice.Service.Namespace == p.Namespace && r.ManualService(slice) != nil {
+			all = slices.AppendSeq(all, maps.Keys(r.policiesOf[slice.Service]))
 		}
 	}
 	slices.SortFunc(all, func(a, b Name) int { return strings.Compare(a.String(), b.String()) })
 	return slices.Compact(all)
+}
+
+// ManualService is the service of the slice when slices, not a selector, say who its members are; nil when it is not so.
+func (r *Registry) ManualService(slice *Slice) *Service {
+	s := r.services[slice.Service]
+	if s == nil || s.Skipped != "" || len(s.Spec.Selector) > 0 {
+		return nil
+	}
+	return s
+}
+
+// WithoutWorkload says why a policy that targets the service reaches no workload, "" when it reaches one.
+func (r *Registry) WithoutWorkload(service Name) string {
+	s := r.services[service]
+	switch {
+	case s == nil:
+		return "does not exist"
+	case s.Skipped != "":
+		return "has no workloads: " + s.Skipped
+	case !r.members(s, func(*Pod) bool { return true }):
+		return "has no workloads"
+	}
+	return ""
+}
+
+// members calls f for the pods of the service in its namespace until f returns true, and reports whether it did.
+func (r *Registry) members(s *Service, f func(*Pod) bool) bool {
+	if len(s.Spec.Selector) > 0 {
+		return r.podsByLabel.some(s.Namespace, s.Spec.Selector, f)
+	}
+	for n := range r.slicesOf[Name{s.Namespace, s.Name}] {
+		for _, ip := range r.slices[n].Addresses() {
+			for _, p := range r.podsByIP[ip] {
+				if p.Namespace == s.Namespace && f(p) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // PeersOf returns the PeerAuthentications in force for the pod, nil where there is none: of several of one level the

@@ -37,6 +37,7 @@ type Registry struct {
 	policiesByPair selectorIndex          // those with label targets
 	policiesOf     map[Name]map[Name]bool // service → policies that target it
 	peersByPair    selectorIndex
+	without        map[Name]string // service that policies target → why it has no workload, "" when it has one
 }
 
 // Dirty names what must be compiled again.
@@ -48,11 +49,13 @@ type Dirty struct {
 	Slices   map[Name]bool
 	Policies map[Name]bool
 	Peers    map[Name]bool
+
+	targets map[Name]bool // services that policies target and whose workloads may have changed
 }
 
 func newDirty() *Dirty {
 	return &Dirty{Pods: map[Name]bool{}, Services: map[Name]bool{}, Slices: map[Name]bool{}, Policies: map[Name]bool{},
-		Peers: map[Name]bool{}}
+		Peers: map[Name]bool{}, targets: map[Name]bool{}}
 }
 
 // New returns an empty registry.
@@ -62,7 +65,7 @@ func New(cfg Config) *Registry {
 		policies: map[Name]*AuthorizationPolicy{}, podsByLabel: labelIndex{}, podsByNode: map[string]map[Name]*Pod{},
 		podsByIP: map[netip.Addr]map[Name]*Pod{}, nodesByIP: map[netip.Addr]map[string]bool{}, servicesByPair: selectorIndex{}, slicesByIP: map[netip.Addr]map[Name]bool{},
 		slicesOf: map[Name]map[Name]bool{}, policiesByPair: selectorIndex{}, policiesOf: map[Name]map[Name]bool{},
-		peersByPair: selectorIndex{}}
+		peersByPair: selectorIndex{}, without: map[Name]string{}}
 }
 
 // Apply takes in the events and returns what depends on them, on the objects as they were and as they are.
@@ -88,10 +91,30 @@ func (r *Registry) Apply(events []Event) *Dirty {
 		}
 	}
 	r.settleMesh(d)
+	r.settleTargets(d)
 	if d.All {
 		r.markAll(d)
 	}
 	return d
+}
+
+// settleTargets marks the policies of services that got their first workload or lost their last one: their status says it.
+func (r *Registry) settleTargets(d *Dirty) {
+	for service := range d.targets {
+		policies := r.policiesOf[service]
+		if len(policies) == 0 {
+			delete(r.without, service)
+			continue
+		}
+		now := r.WithoutWorkload(service)
+		if was, known := r.without[service]; known && was == now {
+			continue
+		}
+		r.without[service] = now
+		for n := range policies {
+			d.Policies[n] = true
+		}
+	}
 }
 
 func (r *Registry) markAll(d *Dirty) {
@@ -116,6 +139,7 @@ func (r *Registry) markAll(d *Dirty) {
 func (r *Registry) applyPod(e Event, d *Dirty) {
 	d.Pods[e.Name] = true
 	if old := r.pods[e.Name]; old != nil {
+		r.dirtyServices(old, d)
 		delete(r.pods, e.Name)
 		r.podsByLabel.remove(old)
 		unlink(r.podsByNode, old.Node, old.Name)
@@ -140,6 +164,24 @@ func (r *Registry) applyPod(e Event, d *Dirty) {
 		}
 		r.dirtyAddress(ip, d)
 	}
+	r.dirtyServices(pod, d)
+}
+
+// dirtyServices marks the targeted services that the pod is in.
+func (r *Registry) dirtyServices(p *Pod, d *Dirty) {
+	if len(r.policiesOf) == 0 {
+		return
+	}
+	r.servicesByPair.candidates(p.Namespace, p.Labels, func(n Name) { d.target(r, n) })
+	for _, slice := range r.SlicesOf(p) {
+		d.target(r, slice.Service)
+	}
+}
+
+func (d *Dirty) target(r *Registry, service Name) {
+	if len(r.policiesOf[service]) > 0 {
+		d.targets[service] = true
+	}
 }
 
 // dirtyAddress marks what depends on whether a pod has the address: slices that list it, and the other pods with it.
@@ -151,6 +193,7 @@ func (r *Registry) dirtyAddress(ip netip.Addr, d *Dirty) {
 
 func (r *Registry) applyService(e Event, d *Dirty) {
 	d.Services[e.Name] = true
+	d.target(r, e.Name)
 	mark := func(s *Service) {
 		if len(s.Spec.Selector) > 0 {
 			r.podsByLabel.selected(s.Namespace, s.Spec.Selector, func(p *Pod) { d.Pods[p.Name] = true })
@@ -174,6 +217,7 @@ func (r *Registry) applyService(e Event, d *Dirty) {
 
 func (r *Registry) dirtySlice(s *Slice, d *Dirty) {
 	d.Slices[Name{s.Namespace, s.EndpointSlice.Name}] = true
+	d.target(r, s.Service)
 	for _, ip := range s.Addresses() {
 		for n := range r.podsByIP[ip] {
 			d.Pods[n] = true
@@ -299,6 +343,7 @@ func (r *Registry) applyPolicy(e Event, d *Dirty) {
 		for _, t := range old.Targets {
 			if t.Service != "" {
 				unlink(r.policiesOf, Name{e.Name.Namespace, t.Service}, e.Name)
+				d.targets[Name{e.Name.Namespace, t.Service}] = true
 			} else {
 				r.policiesByPair.remove(e.Name, t.Labels)
 			}
@@ -312,6 +357,7 @@ func (r *Registry) applyPolicy(e Event, d *Dirty) {
 	for _, t := range p.Targets {
 		if t.Service != "" {
 			link(r.policiesOf, Name{e.Name.Namespace, t.Service}, e.Name, true)
+			d.targets[Name{e.Name.Namespace, t.Service}] = true
 		} else {
 			r.policiesByPair.add(e.Name, t.Labels)
 		}
@@ -323,8 +369,8 @@ func (r *Registry) dirtyTargets(p *AuthorizationPolicy, d *Dirty) {
 	mark := func(p *Pod) { d.Pods[p.Name] = true }
 	for _, t := range p.Targets {
 		if t.Service != "" {
-			if s := r.services[Name{p.Namespace, t.Service}]; s != nil && len(s.Spec.Selector) > 0 {
-				r.podsByLabel.selected(p.Namespace, s.Spec.Selector, mark)
+			if s := r.services[Name{p.Namespace, t.Service}]; s != nil {
+				r.members(s, func(p *Pod) bool { mark(p); return false })
 			}
 			continue
 		}

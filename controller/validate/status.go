@@ -11,6 +11,7 @@ const (
 	ReasonDeniesAll   = "DeniesAll"        // refuses everything, because it is not enforceable as written
 	ReasonStrict      = "TreatedAsStrict"  // counts as STRICT, because it is not enforceable as written
 	ReasonShadowed    = "Shadowed"         // an older policy of the same level counts
+	ReasonNoWorkload  = "NoWorkload"       // a service that it targets does not exist or has no workload
 	ReasonUnsupported = "NotSupported"
 	ReasonDryRun      = "DryRun" // recorded only, as its annotation asks
 )
