@@ -60,6 +60,13 @@ const (
 	PortWebhook   = 15017 // controller: admission
 )
 
+// What our controller says in control_plane.identifier of a discovery response. A client that knows them publishes a state
+// only with DiscoveryWhole, so that what changed together takes effect together; other controllers say something else.
+const (
+	DiscoveryWhole = "undermesh/whole" // the client holds one consistent state of the types that it subscribed to
+	DiscoveryPart  = "undermesh/part"  // more follows that belongs to it
+)
+
 // Names in the cluster that the documents' commands rely on (DESIGN §5).
 const (
 	DefaultRootNamespace = "istio-system"

@@ -198,6 +198,7 @@ func (c *Client) session(ctx context.Context) (received bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("open discovery stream: %w", err)
 	}
+	c.state.begin()
 	node := c.node()
 	for _, t := range c.cfg.Types {
 		req := &discovery.DeltaDiscoveryRequest{Node: node, TypeUrl: t, InitialResourceVersions: c.state.versions[t]}

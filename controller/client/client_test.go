@@ -8,13 +8,16 @@ import (
 	"testing/synctest"
 	"time"
 
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/securityapi"
 	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/api/workloadapi"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
@@ -119,5 +122,59 @@ func TestForeignControllerCountsChanges(t *testing.T) {
 		if g := c.Snapshot().Generation(); g != uint64(i+1) {
 			t.Errorf("generation %d", g)
 		}
+	}
+}
+
+// TestNarrowedPolicyIsNeverInForceForNobody: a DENY policy of the whole namespace gets a selector; the policy comes in one
+// response, the workload that names it in the next, and the stream may break between the two.
+func TestNarrowedPolicyIsNeverInForceForNobody(t *testing.T) {
+	uid := "Kubernetes//Pod/foo/a"
+	all := map[string][]Resource{
+		api.MeshSettingsType: nil, api.WorkloadSettingsType: nil,
+		api.AuthorizationType: {{Name: "foo/shut", Message: &securityapi.Authorization{Namespace: "foo", Name: "shut",
+			Scope: securityapi.Scope_NAMESPACE, Action: securityapi.Action_DENY}}},
+		api.AddressType: {{Name: uid, Message: &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: &workloadapi.Workload{
+			Uid: uid, Name: "a", Namespace: "foo"}}}}},
+	}
+	narrow := proto.CloneOf(all[api.AuthorizationType][0].Message.(*securityapi.Authorization))
+	narrow.Scope = securityapi.Scope_WORKLOAD_SELECTOR
+	named := proto.CloneOf(all[api.AddressType][0].Message.(*workloadapi.Address))
+	named.GetWorkload().AuthorizationPolicies = []string{"foo/shut"}
+	c := New(Config{})
+	hear := func(typ, from string, rs ...Resource) {
+		t.Helper()
+		r := response(t, typ, "3", nil, rs...)
+		r.ControlPlane = &core.ControlPlane{Identifier: from}
+		if ack := c.handle(r); ack.GetErrorDetail() != nil {
+			t.Fatal(ack)
+		}
+		if s := c.Snapshot(); s != nil && len(s.Policies(s.WorkloadByUID(uid))) != 1 {
+			t.Errorf("after a response of %s no policy is in force", typ)
+		}
+	}
+	for _, typ := range c.cfg.Types {
+		hear(typ, api.DiscoveryWhole, all[typ]...)
+	}
+	before := c.Snapshot()
+	hear(api.AuthorizationType, api.DiscoveryPart, Resource{Name: "foo/shut", Message: narrow})
+	c.state.begin() // the stream broke, and resumes
+	for _, typ := range c.cfg.Types[:3] {
+		hear(typ, api.DiscoveryWhole) // nothing new: this client had it
+		if c.Snapshot() != before {
+			t.Fatalf("published after %s, before the workloads", typ)
+		}
+	}
+	hear(api.AddressType, api.DiscoveryPart, Resource{Name: uid, Message: named})
+	if c.Snapshot() != before {
+		t.Error("published before the change was complete")
+	}
+	hear(api.MeshSettingsType, api.DiscoveryWhole) // what was promised came to nothing
+	if s := c.Snapshot(); s == before || s.Policies(s.WorkloadByUID(uid))[0].GetScope() != securityapi.Scope_WORKLOAD_SELECTOR {
+		t.Error("the complete state is not published")
+	}
+	before = c.Snapshot()
+	hear(api.AddressType, "istiod-1", Resource{Name: uid, Message: named}) // a foreign controller has no end of a change
+	if c.Snapshot() == before {
+		t.Error("a foreign controller's response is not published")
 	}
 }

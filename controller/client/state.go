@@ -26,19 +26,27 @@ type state struct {
 	types    []string
 	arrived  map[string]bool              // types that were answered once, on any stream
 	versions map[string]map[string]string // type -> resource name -> version
-	current  *Snapshot
+	answered map[string]bool              // types that were answered on this stream
+	current  *Snapshot                    // with every response so far, maybe in the middle of a change
+	dirty    bool                         // current was not published
 }
 
 func newState(types []string) state {
-	s := state{types: types, arrived: map[string]bool{}, versions: map[string]map[string]string{}, current: empty()}
+	s := state{types: types, arrived: map[string]bool{}, answered: map[string]bool{}, versions: map[string]map[string]string{}, current: empty()}
 	for _, t := range types {
 		s.versions[t] = map[string]string{}
 	}
 	return s
 }
 
-// apply takes one response. It returns the snapshot to publish (nil while a type has not arrived), whether it differs
-// from the last, and an error that names each resource that was refused.
+// begin starts a new stream: what the last one left in the middle is completed by the answers of this one.
+func (s *state) begin() { clear(s.answered) }
+
+// apply takes one response. It returns the snapshot to publish (nil while a type has not arrived, or more follows that
+// belongs to it), whether there is one to publish, and an error that names each resource that was refused.
+//
+// A policy and the workloads that name it come in two responses. One that is narrowed from a namespace to a selector would
+// hold for nobody between the two, however long that is when the stream breaks there: so nothing is published then.
 func (s *state) apply(resp *discovery.DeltaDiscoveryResponse) (*Snapshot, bool, error) {
 	typ := resp.GetTypeUrl()
 	versions, ok := s.versions[typ]
@@ -62,18 +70,35 @@ func (s *state) apply(resp *discovery.DeltaDiscoveryResponse) (*Snapshot, bool, 
 		delete(versions, n)
 	}
 	first := !s.arrived[typ]
-	s.arrived[typ] = true
-	if len(good)+len(removed) == 0 && !first {
+	s.arrived[typ], s.answered[typ] = true, true
+	if len(good)+len(removed) > 0 || first {
+		s.current = s.current.with(s.current.generation, good, removed)
+		s.current.generation = s.generation(resp)
+		s.dirty = true
+	}
+	if !s.dirty || !s.whole(resp) {
 		return nil, false, errors.Join(bad...)
 	}
-	s.current = s.current.with(s.current.generation, good, removed)
-	s.current.generation = s.generation(resp)
+	s.dirty = false
+	return s.current, true, errors.Join(bad...)
+}
+
+// whole reports whether the response completes a state. A foreign controller does not say so, and may leave a type
+// unanswered on a stream that resumes: then every response counts once all types have arrived.
+func (s *state) whole(resp *discovery.DeltaDiscoveryResponse) bool {
+	seen := s.arrived
+	switch resp.GetControlPlane().GetIdentifier() {
+	case api.DiscoveryPart:
+		return false
+	case api.DiscoveryWhole:
+		seen = s.answered
+	}
 	for _, t := range s.types {
-		if !s.arrived[t] {
-			return nil, false, errors.Join(bad...)
+		if !seen[t] {
+			return false
 		}
 	}
-	return s.current, true, errors.Join(bad...)
+	return true
 }
 
 // generation is what the controller stamped the response with, or the mesh settings; a foreign controller stamps

@@ -13,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/undermesh/undermesh/controller/api"
 )
 
 // conn is one stream. Everything but status belongs to the goroutine of serve.
@@ -22,6 +24,7 @@ type conn struct {
 	cursor *cursor
 	subs   map[string]*subscription
 	nonces uint64
+	open   bool // the last response promised that more follows
 
 	mu     sync.Mutex // protects status.ID, NodeName, Types
 	status ClientStatus
@@ -127,17 +130,36 @@ func (c *conn) push() error {
 }
 
 // send collects and sends what the subscriptions have not got: upserts of what others refer to, then the last type
-// whole, then the other removals.
+// whole, then the other removals. Each response says whether it completes a state that was one: a policy and the workloads
+// that name it come in two, and a client that decides by the first alone decides by a state that never was.
 func (c *conn) send(subs []*subscription) error {
-	deltas, version, ready, err := c.srv.cfg.Store.collect(c.cursor, subs)
+	got, err := c.srv.cfg.Store.collect(c.cursor, subs)
 	if err != nil {
 		return status.Error(codes.Aborted, err.Error())
 	}
-	if !ready {
+	if !got.ready {
 		return nil // the first Apply wakes us
 	}
-	var late []delta
-	for _, d := range c.withHeld(deltas, subs) {
+	out := c.sequence(c.withHeld(got.deltas, subs))
+	part := got.behind
+	for _, sub := range c.subs {
+		part = part || len(sub.held) > 0
+	}
+	if len(out) == 0 && c.open && !part && len(subs) > 0 {
+		out = append(out, delta{sub: subs[len(subs)-1]}) // what was promised came to nothing
+	}
+	for i, d := range out {
+		if err := c.respond(d, got.version, part || i+1 < len(out)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sequence splits the removals off that must come after everything else.
+func (c *conn) sequence(deltas []delta) []delta {
+	var out, late []delta
+	for _, d := range deltas {
 		if order(d.sub.typ) < lastOrder {
 			if d.first {
 				d.sub.held, d.removed = d.removed, nil // until the answers to the other types are out
@@ -147,18 +169,11 @@ func (c *conn) send(subs []*subscription) error {
 			}
 		}
 		if !d.empty() {
-			if err := c.respond(d, version); err != nil {
-				return err
-			}
+			out = append(out, d)
 		}
 	}
 	slices.Reverse(late)
-	for _, d := range late {
-		if err := c.respond(d, version); err != nil {
-			return err
-		}
-	}
-	return nil
+	return append(out, late...)
 }
 
 // withHeld adds the removals that waited for the acknowledgement of a type's first response.
@@ -184,15 +199,21 @@ func (c *conn) withHeld(deltas []delta, subs []*subscription) []delta {
 	return deltas
 }
 
-func (c *conn) respond(d delta, version string) error {
+// respond sends one response; part says that more follows which belongs to it.
+func (c *conn) respond(d delta, version string, part bool) error {
 	c.nonces++
 	d.sub.nonce = c.status.Connection + "-" + strconv.FormatUint(c.nonces, 10)
 	if len(d.sub.held) > 0 { // what came back must not be removed later
 		back := names(d.upserts)
 		d.sub.held = slices.DeleteFunc(d.sub.held, func(n string) bool { return back[n] })
 	}
+	c.open = part
+	from := api.DiscoveryWhole
+	if part {
+		from = api.DiscoveryPart
+	}
 	err := c.stream.Send(&discovery.DeltaDiscoveryResponse{
-		TypeUrl: d.sub.typ, SystemVersionInfo: version, Nonce: d.sub.nonce,
+		TypeUrl: d.sub.typ, SystemVersionInfo: version, Nonce: d.sub.nonce, ControlPlane: &core.ControlPlane{Identifier: from},
 		Resources: d.upserts, RemovedResources: d.removed,
 	})
 	if err != nil {

@@ -36,9 +36,9 @@ func TestManyNamesAreCheap(t *testing.T) {
 	if err := sub.change(req); err != nil {
 		t.Fatal(err)
 	}
-	deltas, _, _, err := st.collect(c, []*subscription{sub})
-	if err != nil || len(deltas) != 1 || len(deltas[0].removed) != maxRequest {
-		t.Fatalf("%v, %d deltas", err, len(deltas))
+	got, err := st.collect(c, []*subscription{sub})
+	if err != nil || len(got.deltas) != 1 || len(got.deltas[0].removed) != maxRequest {
+		t.Fatalf("%v, %d deltas", err, len(got.deltas))
 	}
 	if err := sub.change(req); err != nil { // names are asked for again, and dropped unanswered
 		t.Fatal(err)

@@ -89,13 +89,21 @@ type delta struct {
 
 func (d delta) empty() bool { return len(d.upserts)+len(d.removed) == 0 && !d.first }
 
-// collect takes what the cursor has not handed out of the given subscriptions, as one consistent state, and moves the
-// cursor there. ready is false before the first Apply. Returns errLagging if removals were forgotten.
-func (s *Store) collect(c *cursor, subs []*subscription) (deltas []delta, version string, ready bool, err error) {
+// collected is one consistent state of what was asked for.
+type collected struct {
+	deltas  []delta
+	version string
+	ready   bool // false before the first Apply
+	behind  bool // other types that the cursor follows changed since they were handed out
+}
+
+// collect takes what the cursor has not handed out of the given subscriptions, and moves the cursor there. Returns
+// errLagging if removals were forgotten.
+func (s *Store) collect(c *cursor, subs []*subscription) (out collected, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.synced {
-		return nil, "", false, nil
+		return collected{}, nil
 	}
 	for _, sub := range subs {
 		l := s.logLocked(sub.typ)
@@ -105,7 +113,7 @@ func (s *Store) collect(c *cursor, subs []*subscription) (deltas []delta, versio
 		case !sub.answered:
 			l.initial(&d)
 		case seen && pos < l.floor:
-			return nil, "", true, errLagging
+			return collected{}, errLagging
 		default:
 			l.since(pos, &d)
 		}
@@ -113,10 +121,15 @@ func (s *Store) collect(c *cursor, subs []*subscription) (deltas []delta, versio
 		sub.answered = true
 		c.pos[sub.typ] = s.seq
 		if !d.empty() {
-			deltas = append(deltas, d)
+			out.deltas = append(out.deltas, d)
 		}
 	}
-	return deltas, s.versionLocked(), true, nil
+	for typ, pos := range c.pos {
+		l := s.logLocked(typ)
+		out.behind = out.behind || max(l.live.prev.seq, l.gone.prev.seq) > pos
+	}
+	out.version, out.ready = s.versionLocked(), true
+	return out, nil
 }
 
 // initial compares all that the subscription covers with the versions that the client already has.

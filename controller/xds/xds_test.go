@@ -306,11 +306,11 @@ func TestFanOut(t *testing.T) {
 			all[i] = &follower{st.subscribe(), newSubscription(&discovery.DeltaDiscoveryRequest{TypeUrl: api.AuthorizationType}), map[string]string{}}
 		}
 		follow := func(f *follower) {
-			ds, _, ready, err := st.collect(f.cur, []*subscription{f.sub})
-			if err != nil || !ready {
-				t.Fatalf("ready %v, %v", ready, err)
+			got, err := st.collect(f.cur, []*subscription{f.sub})
+			if err != nil || !got.ready {
+				t.Fatalf("ready %v, %v", got.ready, err)
 			}
-			for _, d := range ds {
+			for _, d := range got.deltas {
 				for _, x := range d.upserts {
 					f.state[x.GetName()] = x.GetVersion()
 				}
