@@ -460,8 +460,18 @@ func TestNode_SI01_SI02_CN08(t *testing.T) {
 	annotation := filepath.Join(n.dir, ".status")
 	n.await("annotation", func() bool { return anyFile(annotation, "ambient.istio.io/redirection: enabled") })
 
+	late := n.sandbox("legacy", "o-6")
+	n.app(late.ns)
+	label := func(inject string) {
+		n.write(n.dir+"/legacy-o-6.yaml", fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: o-6, namespace: legacy, labels: {sidecar.istio.io/inject: %q}}\n"+
+			"spec: {nodeName: n1, containers: [{name: c, image: i}]}\nstatus: {podIP: 10.94.0.6}\n", inject))
+	}
 	t.Run("agent away", func(t *testing.T) {
 		n.stop()
+		label("true")
+		if err := n.add(late); err != nil {
+			t.Errorf("a pod of a namespace outside the mesh did not start: %v", err)
+		}
 		n.want(mesh.ns, "10.94.0.7:80", "OUTBOUND")
 		n.want(legacy.ns, "10.94.0.5:80", "INBOUND")
 		if err := n.add(n.sandbox("legacy", "m-8")); err != nil {
@@ -478,6 +488,10 @@ func TestNode_SI01_SI02_CN08(t *testing.T) {
 		n.await("ztunnel has the pod again", func() bool { return n.proxy.count("foo_a-5") > before && n.proxy.has("foo_a-5") })
 		n.want(mesh.ns, "10.94.0.7:80", "OUTBOUND")
 		n.want(legacy.ns, "10.94.0.5:80", "INBOUND")
+		n.await("a pod that its own label enrols is captured, late", func() bool {
+			return ask(legacy.ns, "10.94.0.6:80") == "INBOUND" && ask(late.ns, "10.94.0.7:80") == "OUTBOUND"
+		})
+		label("false")
 	})
 	t.Run("agent and ztunnel away", func(t *testing.T) {
 		n.stop()

@@ -82,7 +82,7 @@ func Decide(ns *corev1.Namespace, pod *corev1.Pod, p Policy) Decision {
 }
 
 // NamespaceOpen reports whether pods of the namespace may start without the agent: nothing about the namespace itself
-// enrols them.
+// enrols them. A pod that its own labels enrol starts, too, and is enrolled live when the agent is back.
 func NamespaceOpen(ns *corev1.Namespace, p Policy) bool {
 	d := Decide(ns, &corev1.Pod{}, p)
 	return !d.Enrolled && len(d.Warnings) == 0

@@ -667,3 +667,38 @@ func TestDigest(t *testing.T) {
 		}
 	})
 }
+
+// TestDigestThatCannotBeWritten takes the former digest away: it calls a namespace open that is in the mesh now.
+func TestDigestThatCannotBeWritten(t *testing.T) {
+	dir := t.TempDir()
+	path := dir + "/digest.json"
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.label("")
+		m, stop := w.manage(path)
+		defer stop()
+		synctest.Wait()
+		if d, err := wire.ReadDigest(path); err != nil || !d.IsOpen("foo") {
+			t.Fatalf("%+v %v", d, err)
+		}
+		m.mu.Lock()
+		m.cfg.Digest = path + strings.Repeat("x", 250-len("digest.json")) // no room for the name of the temporary file
+		m.mu.Unlock()
+		if err := os.Rename(path, m.cfg.Digest); err != nil {
+			t.Fatal(err)
+		}
+		w.label("istio-injection=enabled")
+		synctest.Wait()
+		if d, err := wire.ReadDigest(m.cfg.Digest); err == nil {
+			t.Errorf("a stale digest is left: %+v", d)
+		}
+		m.mu.Lock()
+		m.cfg.Digest = path
+		m.mu.Unlock()
+		time.Sleep(time.Minute) // written as soon as it can be, though nothing changed
+		synctest.Wait()
+		if d, err := wire.ReadDigest(path); err != nil || d.IsOpen("foo") {
+			t.Errorf("%+v %v", d, err)
+		}
+	})
+}

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -233,7 +235,8 @@ func (m *Manager) retire(ctx context.Context, listed map[string]*corev1.Pod) {
 	}
 }
 
-// writeDigest leaves for the plugin what is known of namespaces.
+// writeDigest leaves for the plugin what is known of namespaces. One without labels is open until a pod of it on this node
+// is enrolled: a pod's own labels are not known to a plugin without an agent, which enrols such a pod when it is back.
 func (m *Manager) writeDigest(namespaces map[string]*corev1.Namespace, enrolled map[string]bool) {
 	if m.cfg.Digest == "" {
 		return
@@ -252,7 +255,12 @@ func (m *Manager) writeDigest(namespaces map[string]*corev1.Namespace, enrolled 
 		return
 	}
 	if err := wire.WriteDigest(m.cfg.Digest, d); err != nil {
-		m.cfg.Log.Error("digest for the CNI plugin not written", "err", err)
+		// What the former one calls open may be in the mesh now. Without one every pod waits; removing works on a full disk.
+		if gone := os.Remove(m.cfg.Digest); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
+		m.cfg.Log.Error("digest for the CNI plugin not written; without the agent no pod would start", "err", err)
+		m.digest = wire.Digest{}
 		return
 	}
 	m.digest = d
