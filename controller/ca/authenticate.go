@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -33,7 +34,8 @@ func (c Caller) String() string {
 	return c.Namespace + "/" + c.ServiceAccount
 }
 
-// Authenticator proves a caller by its bearer token. Any error means that the token proves nothing.
+// Authenticator proves a caller by its bearer token. An error that is ErrBadToken means
+// that the token proves nothing, any other that it could not be told.
 type Authenticator interface {
 	Authenticate(ctx context.Context, token string) (Caller, error)
 }
@@ -68,37 +70,54 @@ type tokenReviewer interface {
 
 const (
 	reviewTTL  = 30 * time.Second // how long a revoked token may go on to work
-	reviewsMax = 4096
+	refusalTTL = 5 * time.Second  // how long a refused token is not asked about again
+	reviewsMax = 4096             // remembered, of either kind
+	reviewsNow = 16               // under way
+	reviewWait = 5 * time.Second  // for one of these
 )
 
-// TokenReview proves callers by the Kubernetes API. Valid tokens are remembered, by hash, for 30 s; refusals are not. It
-// is safe for concurrent use.
+// TokenReview proves callers by the Kubernetes API. What was decided is remembered by hash, for 30 s a valid token, for 5 s
+// a refused one, and what cannot be valid is not asked about: whoever reaches the port may send tokens. It is safe for
+// concurrent use.
 type TokenReview struct {
 	api   tokenReviewer
 	clock clock.Clock
+	slots chan struct{} // holds one element a review under way
 
-	mu    sync.Mutex // protects below
-	known map[[sha256.Size]byte]review
+	mu      sync.Mutex // protects below
+	known   map[[sha256.Size]byte]review
+	refused map[[sha256.Size]byte]review
 }
 
 type review struct {
 	caller  Caller
+	err     error
 	expires time.Time
 }
 
-// NewTokenReview takes clientset.AuthenticationV1().TokenReviews().
+// NewTokenReview takes clientset.AuthenticationV1().TokenReviews(), of a client with a rate limit and a timeout of its own:
+// what strangers cause must not hold up other requests.
 func NewTokenReview(client tokenReviewer, c clock.Clock) *TokenReview {
-	return &TokenReview{api: client, clock: c, known: map[[sha256.Size]byte]review{}}
+	return &TokenReview{api: client, clock: c, slots: make(chan struct{}, reviewsNow),
+		known: map[[sha256.Size]byte]review{}, refused: map[[sha256.Size]byte]review{}}
 }
 
-// Authenticate asks for the audience istio-ca. Returns ErrBadToken if the API server does not vouch for the token.
+// Authenticate asks for the audience istio-ca. Returns ErrBadToken if the API server does not vouch for the token, and
+// another error if it could not be asked.
 func (t *TokenReview) Authenticate(ctx context.Context, token string) (Caller, error) {
-	key, now := sha256.Sum256([]byte(token)), t.clock.Now()
-	t.mu.Lock()
-	r, ok := t.known[key]
-	t.mu.Unlock()
-	if ok && now.Before(r.expires) {
-		return r.caller, nil
+	if err := checkClaims(token, t.clock.Now()); err != nil {
+		return Caller{}, fmt.Errorf("check token: %w: %w", ErrBadToken, err)
+	}
+	key := sha256.Sum256([]byte(token))
+	if r, ok := t.recall(key); ok {
+		return r.caller, r.err
+	}
+	if err := t.enter(ctx); err != nil {
+		return Caller{}, err
+	}
+	defer func() { <-t.slots }()
+	if r, ok := t.recall(key); ok { // decided while this one waited
+		return r.caller, r.err
 	}
 	out, err := t.api.Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{api.TokenAudience}},
@@ -107,11 +126,47 @@ func (t *TokenReview) Authenticate(ctx context.Context, token string) (Caller, e
 		return Caller{}, fmt.Errorf("review token: %w", err)
 	}
 	caller, err := readReview(out.Status)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.clock.Now()
 	if err != nil {
+		remember(t.refused, key, review{err: err, expires: now.Add(refusalTTL)}, now)
 		return Caller{}, err
 	}
-	t.remember(key, review{caller, now.Add(reviewTTL)}, now)
+	remember(t.known, key, review{caller: caller, expires: now.Add(reviewTTL)}, now)
 	return caller, nil
+}
+
+// enter waits for its turn; the caller leaves by taking one element out of slots.
+func (t *TokenReview) enter(ctx context.Context) error {
+	select {
+	case t.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	late := make(chan struct{})
+	timer := t.clock.AfterFunc(reviewWait, func() { close(late) })
+	defer timer.Stop()
+	select {
+	case t.slots <- struct{}{}:
+		return nil
+	case <-late:
+		return fmt.Errorf("review token: %d reviews are under way for %s", reviewsNow, reviewWait)
+	case <-ctx.Done():
+		return fmt.Errorf("review token: %w", context.Cause(ctx))
+	}
+}
+
+func (t *TokenReview) recall(key [sha256.Size]byte) (review, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.clock.Now()
+	for _, m := range []map[[sha256.Size]byte]review{t.known, t.refused} {
+		if r, ok := m[key]; ok && now.Before(r.expires) {
+			return r, true
+		}
+	}
+	return review{}, false
 }
 
 func readReview(st authenticationv1.TokenReviewStatus) (Caller, error) {
@@ -136,20 +191,15 @@ func readReview(st authenticationv1.TokenReviewStatus) (Caller, error) {
 	return caller, nil
 }
 
-func (t *TokenReview) remember(key [sha256.Size]byte, r review, now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.known) >= reviewsMax {
-		for k, old := range t.known {
-			if !now.Before(old.expires) {
-				delete(t.known, k)
-			}
-		}
-		if len(t.known) >= reviewsMax {
-			clear(t.known)
+// remember keeps at most reviewsMax.
+func remember(m map[[sha256.Size]byte]review, key [sha256.Size]byte, r review, now time.Time) {
+	if len(m) >= reviewsMax {
+		maps.DeleteFunc(m, func(_ [sha256.Size]byte, old review) bool { return !now.Before(old.expires) })
+		if len(m) >= reviewsMax {
+			clear(m)
 		}
 	}
-	t.known[key] = r
+	m[key] = r
 }
 
 // StaticTokens proves callers by a file, for the directory mode. It is immutable.

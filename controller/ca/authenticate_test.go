@@ -2,16 +2,20 @@ package ca
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
 type fakeReview struct {
@@ -28,6 +32,13 @@ func (f *fakeReview) Create(_ context.Context, r *authenticationv1.TokenReview, 
 	return &authenticationv1.TokenReview{Status: f.status}, f.err
 }
 
+// jwt has the shape of a service account's token; nobody here checks signatures.
+func jwt(id, audience string, expires time.Time) string {
+	enc := base64.RawURLEncoding.EncodeToString
+	claims := fmt.Sprintf(`{"aud":[%q],"exp":%d,"jti":%q}`, audience, expires.Unix(), id)
+	return enc([]byte(`{"alg":"RS256"}`)) + "." + enc([]byte(claims)) + "." + enc([]byte("signature"))
+}
+
 func TestTokenReview(t *testing.T) {
 	good := authenticationv1.TokenReviewStatus{Authenticated: true, Audiences: []string{api.TokenAudience}, User: authenticationv1.UserInfo{
 		Username: "system:serviceaccount:istio-system:ztunnel", Extra: map[string]authenticationv1.ExtraValue{
@@ -35,8 +46,9 @@ func TestTokenReview(t *testing.T) {
 	f, clk := &fakeReview{status: good}, &manual{now: start}
 	tr := NewTokenReview(f, clk)
 	want := Caller{"istio-system", "ztunnel", "zt-1", "u", "node1"}
+	a := jwt("a", api.TokenAudience, start.Add(time.Hour))
 	for range 3 {
-		if c, err := tr.Authenticate(t.Context(), "a"); err != nil || c != want {
+		if c, err := tr.Authenticate(t.Context(), a); err != nil || c != want {
 			t.Fatalf("got %+v, %v", c, err)
 		}
 	}
@@ -45,7 +57,7 @@ func TestTokenReview(t *testing.T) {
 	}
 	f.status.Authenticated = false
 	clk.add(31 * time.Second)
-	if _, err := tr.Authenticate(t.Context(), "a"); !errors.Is(err, ErrBadToken) {
+	if _, err := tr.Authenticate(t.Context(), a); !errors.Is(err, ErrBadToken) {
 		t.Errorf("revoked: %v", err)
 	}
 	for name, spoil := range map[string]func(*authenticationv1.TokenReviewStatus){
@@ -55,17 +67,17 @@ func TestTokenReview(t *testing.T) {
 	} {
 		f.status = good
 		spoil(&f.status)
-		if c, err := tr.Authenticate(t.Context(), name); !errors.Is(err, ErrBadToken) || c != (Caller{}) {
+		if c, err := tr.Authenticate(t.Context(), jwt(name, api.TokenAudience, start.Add(time.Hour))); !errors.Is(err, ErrBadToken) || c != (Caller{}) {
 			t.Errorf("%s: %+v, %v", name, c, err)
 		}
 	}
 	f.status, f.err = good, errors.New("api server is away")
-	if _, err := tr.Authenticate(t.Context(), "z"); err == nil || errors.Is(err, ErrBadToken) {
+	if _, err := tr.Authenticate(t.Context(), jwt("z", api.TokenAudience, start.Add(time.Hour))); err == nil || errors.Is(err, ErrBadToken) {
 		t.Errorf("an outage is not a bad token: %v", err)
 	}
 	f.err = nil
 	for i := range reviewsMax + 10 {
-		if _, err := tr.Authenticate(t.Context(), fmt.Sprint("t", i)); err != nil {
+		if _, err := tr.Authenticate(t.Context(), jwt(fmt.Sprint("t", i), api.TokenAudience, start.Add(time.Hour))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -93,4 +105,102 @@ func TestStaticTokens(t *testing.T) {
 			t.Errorf("%q: got %v, want %q", in, err, want)
 		}
 	}
+}
+
+func TestGarbageIsNotReviewed(t *testing.T) {
+	good := jwt("a", api.TokenAudience, start.Add(time.Hour))
+	parts := strings.Split(good, ".")
+	f, clk := &fakeReview{}, &manual{now: start}
+	tr := NewTokenReview(f, clk)
+	for name, token := range map[string]string{
+		"empty": "", "two parts": parts[0] + "." + parts[1], "no signature": parts[0] + "." + parts[1] + ".",
+		"no base64": parts[0] + ".***." + parts[2], "no JSON": parts[0] + "." + parts[0][1:] + "." + parts[2],
+		"other audience": jwt("a", "vault", start.Add(time.Hour)), "expired": jwt("a", api.TokenAudience, start.Add(-2*time.Minute)),
+		"huge": good + strings.Repeat("A", maxToken),
+	} {
+		if _, err := tr.Authenticate(t.Context(), token); !errors.Is(err, ErrBadToken) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if f.calls != 0 {
+		t.Errorf("%d reviews of what cannot be valid", f.calls)
+	}
+	f.status.Error = "no"
+	for range 3 {
+		if _, err := tr.Authenticate(t.Context(), good); !errors.Is(err, ErrBadToken) {
+			t.Error(err)
+		}
+	}
+	if f.calls != 1 {
+		t.Errorf("%d reviews of one refused token", f.calls)
+	}
+	clk.add(refusalTTL)
+	if _, err := tr.Authenticate(t.Context(), good); err == nil || f.calls != 2 {
+		t.Errorf("the refusal is kept for more than %s: %v", refusalTTL, err)
+	}
+	for i := range reviewsMax + 10 {
+		_, _ = tr.Authenticate(t.Context(), jwt(fmt.Sprint(i), api.TokenAudience, start.Add(time.Hour)))
+	}
+	if len(tr.refused) > reviewsMax {
+		t.Errorf("%d refusals remembered", len(tr.refused))
+	}
+}
+
+// slowReview answers when it is let go.
+type slowReview struct {
+	mu       sync.Mutex
+	now, max int
+	let      chan struct{}
+}
+
+func (s *slowReview) Create(context.Context, *authenticationv1.TokenReview, metav1.CreateOptions) (*authenticationv1.TokenReview, error) {
+	s.mu.Lock()
+	s.now++
+	s.max = max(s.max, s.now)
+	s.mu.Unlock()
+	<-s.let
+	s.mu.Lock()
+	s.now--
+	s.mu.Unlock()
+	return &authenticationv1.TokenReview{}, nil
+}
+
+func TestReviewsUnderWayAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slowReview{let: make(chan struct{})}
+		tr := NewTokenReview(s, clock.System())
+		const callers = 3 * reviewsNow
+		bad, away := 0, 0
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for i := range callers {
+			wg.Go(func() {
+				_, err := tr.Authenticate(t.Context(), jwt(fmt.Sprint(i), api.TokenAudience, time.Now().Add(time.Hour)))
+				mu.Lock()
+				defer mu.Unlock()
+				if errors.Is(err, ErrBadToken) {
+					bad++
+				} else if err != nil {
+					away++
+				}
+			})
+		}
+		time.Sleep(2 * reviewWait) // of the bubble
+		close(s.let)
+		wg.Wait()
+		if s.max != reviewsNow || bad != reviewsNow || away != callers-reviewsNow {
+			t.Errorf("at once %d, refused %d, turned away %d", s.max, bad, away)
+		}
+	})
+}
+
+func FuzzCheckClaims(f *testing.F) {
+	f.Add(jwt("a", api.TokenAudience, start.Add(time.Hour)))
+	f.Add("e30.eyJhdWQiOiJpc3Rpby1jYSIsImV4cCI6MWU5OX0.AA")
+	f.Add("..")
+	f.Fuzz(func(t *testing.T, token string) {
+		if checkClaims(token, start) == nil && (strings.Count(token, ".") != 2 || len(token) > maxToken) {
+			t.Errorf("accepted %q", token)
+		}
+	})
 }

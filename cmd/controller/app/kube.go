@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -34,6 +35,10 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	if err != nil {
 		return fmt.Errorf("make client of API server: %w", err)
 	}
+	reviews, err := reviewClient(rc)
+	if err != nil {
+		return err
+	}
 	dyn, err := dynamic.NewForConfig(rc)
 	if err != nil {
 		return fmt.Errorf("make client of API server: %w", err)
@@ -46,7 +51,7 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	cfg.Authority = &server.AuthorityConfig{
 		Store:         ca.SecretStore{Client: client.CoreV1().Secrets(o.rootNamespace)},
 		PlugIn:        func(ctx context.Context) (map[string][]byte, error) { return plugIn(ctx, client, o.rootNamespace) },
-		Authenticator: ca.NewTokenReview(client.AuthenticationV1().TokenReviews(), cfg.Clock),
+		Authenticator: ca.NewTokenReview(reviews.AuthenticationV1().TokenReviews(), cfg.Clock),
 		Direct:        client, ServingNames: o.servingNames(),
 	}
 	cfg.Publish = func(ctx context.Context, roots []byte) error {
@@ -58,6 +63,19 @@ func forKubernetes(cfg *server.Config, o Options) error {
 		return publishRoots(ctx, client, o.rootNamespace, roots)
 	}
 	return nil
+}
+
+// reviewClient asks about tokens only. Strangers cause these requests: with the limiter of the other client they would hold
+// up the renewal of the Lease and the checks of nodes.
+func reviewClient(rc *rest.Config) (kubernetes.Interface, error) {
+	own := rest.CopyConfig(rc)
+	own.QPS, own.Burst, own.Timeout = 40, 80, 10*time.Second
+	own.RateLimiter = nil // made of QPS and Burst; a copied one would be shared
+	client, err := kubernetes.NewForConfig(own)
+	if err != nil {
+		return nil, fmt.Errorf("make client for token reviews: %w", err)
+	}
+	return client, nil
 }
 
 func restConfig(kubeconfig string) (*rest.Config, error) {
