@@ -41,7 +41,36 @@ func Probes(pod *corev1.Pod) ([]Probe, []string) {
 	slices.SortFunc(out, func(a, b Probe) int {
 		return cmp.Or(cmp.Compare(a.Port, b.Port), strings.Compare(a.Path, b.Path), cmp.Compare(a.kind(), b.kind()))
 	})
-	return slices.Compact(out), warnings
+	out = slices.Compact(out)
+	return out, append(warnings, shared(pod, out)...)
+}
+
+// shared warns about ports with an httpGet probe and another: all of kubelet's connections to such a port end in the
+// proxy, which accepts them itself and passes HTTP only. probes are sorted.
+func shared(pod *corev1.Pod, probes []Probe) []string {
+	var out []string
+	for i := 0; i < len(probes); {
+		port, end := probes[i].Port, i
+		kinds := map[int]bool{}
+		for ; end < len(probes) && probes[end].Port == port; end++ {
+			kinds[probes[end].kind()] = true
+		}
+		i = end
+		for _, c := range []struct {
+			probe Probe
+			text  string
+		}{
+			{Probe{}, "a tcpSocket probe succeeds whether the application listens or not"},
+			{Probe{GRPC: true}, "a grpc probe fails"},
+			{Probe{TLS: true}, "an HTTPS probe fails"},
+		} {
+			if kinds[Probe{HTTP: true}.kind()] && kinds[c.probe.kind()] {
+				out = append(out, fmt.Sprintf("pod %s/%s: port %d also has an httpGet probe, which the mesh answers for: %s; use httpGet or another port",
+					pod.Namespace, pod.Name, port, c.text))
+			}
+		}
+	}
+	return out
 }
 
 // kind orders probes of one port and path.
