@@ -21,6 +21,7 @@ type Transport struct {
 	net.Conn
 	raw syscall.RawConn // nil: the conn has none
 
+	head   []byte  // Read returns it first
 	buf    *[]byte // of readPool, nil when drained
 	rp, re int
 
@@ -40,8 +41,18 @@ func NewTransport(conn net.Conn) *Transport {
 	return t
 }
 
+// Prepend makes b what Read returns first: bytes that were read from the connection before. It must precede every Read.
+func (t *Transport) Prepend(b []byte) { t.head = b }
+
 // Read returns what is buffered, or reads once from the socket.
 func (t *Transport) Read(p []byte) (int, error) {
+	if t.head != nil {
+		n := copy(p, t.head)
+		if t.head = t.head[n:]; len(t.head) == 0 {
+			t.head = nil
+		}
+		return n, nil
+	}
 	if t.rp == t.re {
 		if err := t.fill(); err != nil {
 			return 0, err
@@ -100,7 +111,7 @@ func (t *Transport) fill() error {
 }
 
 // buffered reports whether a Read would return without a system call.
-func (t *Transport) buffered() bool { return t.rp < t.re }
+func (t *Transport) buffered() bool { return t.rp < t.re || t.head != nil }
 
 // Write sends p, or keeps it until release while a flush gathers.
 func (t *Transport) Write(p []byte) (int, error) {

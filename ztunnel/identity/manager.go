@@ -129,6 +129,12 @@ func (m *Manager) Certificate(ctx context.Context, id api.Identity) (*Certificat
 	}
 }
 
+// Await returns when a valid certificate of id is held, with the errors of Certificate otherwise: ServerTLS does not wait then.
+func (m *Manager) Await(ctx context.Context, id api.Identity) error {
+	_, err := m.Certificate(ctx, id)
+	return err
+}
+
 // Watch fetches certificates for ids ahead of their use and keeps them rotated until release is called, once for each call
 // of Watch. An identity that nobody holds or uses is dropped with its key after Config.Linger.
 func (m *Manager) Watch(ids ...api.Identity) (release func()) {

@@ -22,6 +22,8 @@ import (
 type Identity interface {
 	// ClientTLS waits for a certificate of src; the configuration accepts a server that is one of want.
 	ClientTLS(ctx context.Context, src api.Identity, want []api.Identity) (*tls.Config, error)
+	// Await returns when a certificate of id is there for ServerTLS.
+	Await(ctx context.Context, id api.Identity) error
 	// ServerTLS presents a certificate of dst and asks every client for one.
 	ServerTLS(dst api.Identity) *tls.Config
 }
@@ -73,7 +75,9 @@ type Config struct {
 	MaxConns       int // open connections and tunnel streams of the node; default 200,000
 	MaxConnsPerPod int // of one pod; default 50,000
 	MaxRefusals    int // refused clients that wait for their reset; beyond it the reset is immediate. Default 4096
-	MaxHandshakes  int // TLS handshakes on one pod's tunnel listener at a time; others wait. Default 256
+	// MaxHandshakes bounds the TLS handshakes on one pod's tunnel listener at a time; others wait, up to 32 times as many.
+	// A client address may have an eighth of them. Default 256.
+	MaxHandshakes int
 }
 
 func (c Config) withDefaults() Config {

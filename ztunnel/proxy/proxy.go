@@ -17,6 +17,7 @@ type Proxy struct {
 	cfg      Config
 	conns    atomic.Int64
 	refusals atomic.Int64
+	unproved atomic.Int64 // connections at the gates of all pods
 	buffers  buffers
 	pipes    pipes
 	serving  hbone.Config // of tunnel servers: their streams end with the pod's connections, not earlier

@@ -183,6 +183,20 @@ func TestRefuseOverTCPIsAResetAfterTheAccept(t *testing.T) {
 	}
 }
 
+// awaitReadable returns when c has bytes or has ended.
+func awaitReadable(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var peeked [1]byte
+	_ = raw.Read(func(fd uintptr) bool {
+		_, _, err := syscall.Recvfrom(int(fd), peeked[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		return err != syscall.EAGAIN
+	})
+}
+
 func TestReadNowDoesNotWait(t *testing.T) {
 	c, in := tcpPair(t)
 	buf := make([]byte, 16)
@@ -192,12 +206,12 @@ func TestReadNowDoesNotWait(t *testing.T) {
 	if _, err := c.Write([]byte("early")); err != nil {
 		t.Fatal(err)
 	}
-	awaitReadable(in)
+	awaitReadable(t, in)
 	if b, err := readNow(in, buf); string(b) != "early" || err != nil {
 		t.Fatalf("got %q, %v", b, err)
 	}
 	_ = c.CloseWrite()
-	awaitReadable(in)
+	awaitReadable(t, in)
 	if b, err := readNow(in, buf); len(b) != 0 || err != nil {
 		t.Fatalf("at the end: %q, %v", b, err)
 	}

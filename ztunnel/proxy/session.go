@@ -50,12 +50,14 @@ func (pod *Pod) serve(r *run, kind Kind, c net.Conn) {
 	s := pod.session(r.conns, addrPort(c.RemoteAddr()), addrPort(c.LocalAddr()))
 	s.client = c
 	defer s.kill(nil)
-	if !pod.p.take(pod) {
-		s.finish(refusedf(reason.Overload, "too many connections"))
-		reset(c)
-		return
+	if kind != Tunnel { // which counts from its proof on
+		if !pod.p.take(pod) {
+			s.finish(refusedf(reason.Overload, "too many connections"))
+			reset(c)
+			return
+		}
+		defer pod.p.give(pod)
 	}
-	defer pod.p.give(pod)
 	tune(c)
 	err := s.guard(func() error {
 		switch kind {

@@ -5,11 +5,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
-	"net"
 	"net/netip"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/reason"
@@ -29,6 +26,10 @@ func (s *session) tunnel(r *run) error {
 	if err != nil {
 		return err
 	}
+	if !s.p.take(s.pod) {
+		return refusedf(reason.Overload, "too many connections")
+	}
+	defer s.p.give(s.pod)
 	peer, err := identity.PeerIdentity(tc.ConnectionState())
 	if err != nil {
 		return refused(identity.ReasonOf(err), err)
@@ -43,56 +44,57 @@ func (s *session) tunnel(r *run) error {
 	return nil
 }
 
-// handshake waits for the pod's identity, then for one of the pod's places, and does TLS.
+// handshake does TLS. A client has one of the pod's places only while nothing but its own answers are missing: its
+// ClientHello, the pod's identity and certificate come before.
 func (s *session) handshake() (api.Identity, *tls.Conn, error) {
 	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.HandshakeTimeout)
 	defer cancel()
+	ctx, cut := context.WithCancelCause(ctx)
+	defer cut(nil)
+	fail := func(why reason.Reason, err error) (api.Identity, *tls.Conn, error) {
+		if errors.Is(context.Cause(ctx), errCrowded) {
+			why, err = reason.Overload, errCrowded
+		}
+		return api.Identity{}, nil, ended(s.ctx, why, err)
+	}
+	v := s.pod.gate.enter(s.src.Addr(), cut)
+	if v == nil {
+		return fail(reason.Overload, errCrowded)
+	}
+	defer s.pod.gate.leave(v)
+	s.describeInbound(s.dst, api.Identity{}, "", telemetry.NoTLS)
+	brief, done := s.p.timeout(ctx, helloTimeout)
+	hello, err := readHello(brief, s.client)
+	done()
+	if err != nil {
+		return fail(reason.TLSHandshake, err)
+	}
 	var own *client.Workload
 	if !s.p.await(ctx, func(snap *client.Snapshot) bool {
 		own = s.pod.workload(snap)
 		return own != nil
 	}) {
-		return api.Identity{}, nil, ended(s.ctx, reason.NotReady, errors.New("the mesh does not know this pod yet"))
+		return fail(reason.NotReady, errors.New("the mesh does not know this pod yet"))
 	}
 	s.describeInbound(s.dst, api.Identity{}, "", telemetry.NoTLS)
-	stop := context.AfterFunc(ctx, func() { _ = s.client.SetReadDeadline(time.Unix(1, 0)) }) // a closed one needs none
-	awaitReadable(s.client)
-	if !stop() {
-		return api.Identity{}, nil, ended(s.ctx, reason.TLSHandshake, errors.New("peer sent nothing"))
+	if err := s.p.cfg.Identity.Await(ctx, own.Identity); err != nil {
+		return fail(identity.ReasonOf(err), err)
 	}
-	select {
-	case s.pod.handshakes <- struct{}{}:
-		defer func() { <-s.pod.handshakes }()
-	case <-ctx.Done():
-		return api.Identity{}, nil, ended(s.ctx, reason.Overload, errors.New("too many handshakes"))
+	if !s.pod.gate.wait(ctx, v) {
+		return fail(reason.Overload, errCrowded)
 	}
-	brief, done := s.p.timeout(ctx, s.p.cfg.HandshakeTimeout*2/3) // a place is not for those that only hold it
+	brief, done = s.p.timeout(ctx, s.p.cfg.HandshakeTimeout*2/3) // a place is not for those that only hold it
 	defer done()
-	tc := tls.Server(hbone.NewTransport(s.client), s.p.cfg.Identity.ServerTLS(own.Identity))
+	tr := hbone.NewTransport(s.client)
+	tr.Prepend(hello)
+	tc := tls.Server(tr, s.p.cfg.Identity.ServerTLS(own.Identity))
 	if err := tc.HandshakeContext(brief); err != nil {
 		if errors.Is(err, io.EOF) {
-			return api.Identity{}, nil, ended(s.ctx, reason.TLSHandshake, errors.New("peer closed before its certificate"))
+			return fail(reason.TLSHandshake, errors.New("peer closed before its certificate"))
 		}
-		return api.Identity{}, nil, ended(s.ctx, identity.ReasonOf(err), err)
+		return fail(identity.ReasonOf(err), err)
 	}
 	return own.Identity, tc, nil
-}
-
-// awaitReadable returns when c has bytes or has ended; at once when it cannot tell. A read deadline ends the wait.
-func awaitReadable(c net.Conn) {
-	tc, ok := c.(*net.TCPConn)
-	if !ok {
-		return
-	}
-	raw, err := tc.SyscallConn()
-	if err != nil {
-		return
-	}
-	var peeked [1]byte
-	_ = raw.Read(func(fd uintptr) bool { // whatever ends the wait shows in the handshake
-		_, _, err := syscall.Recvfrom(int(fd), peeked[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		return err != syscall.EAGAIN
-	})
 }
 
 // stream carries one CONNECT to the application. conns is the pod's life, request the stream's.
