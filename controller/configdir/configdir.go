@@ -4,7 +4,8 @@
 // kind or a bad name is a Problem that names file, document, object and field. A file with a problem keeps serving its
 // last good state, and every other file is not disturbed. Policies (security.istio.io) are the exception: a field that
 // cannot be understood is carried on the object as an Issue, so that the compiler makes the policy deny instead of
-// forgetting it.
+// forgetting it. Policies also outlive their file while another file, which may be that one renamed, is not understood;
+// and an object that several files define is served from the file that was served before.
 //
 // Files below DIR/.status/ hold partial objects (annotations, labels, status) that are laid over the others: that is how
 // node agents and controller write back. Names that begin with a dot are ignored otherwise.
@@ -91,6 +92,9 @@ func (d *Dir) Load() (*View, error) {
 	defer d.mu.Unlock()
 	old := d.view.Load()
 	files, err := readTree(d.cfg.Dir)
+	if err == nil && d.cache.loses(files) { // what is renamed while we read is in neither place: the second look finds it
+		files, err = readTree(d.cfg.Dir)
+	}
 	if err != nil {
 		return old, err
 	}

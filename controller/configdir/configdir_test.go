@@ -78,6 +78,103 @@ func TestBadFileKeepsItsLastGoodState(t *testing.T) {
 	}
 }
 
+// policy is an AuthorizationPolicy foo/NAME with the action.
+func policy(name, action string) string {
+	return "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: " + name + ", namespace: foo}\nspec: {action: " + action + "}\n"
+}
+
+func action(v *View, name string) string {
+	e := v.Get(Key{Group: securityGroup, Kind: "AuthorizationPolicy", Namespace: "foo", Name: name})
+	if e == nil {
+		return ""
+	}
+	return e.Object.(*securityv1.AuthorizationPolicy).Spec.Action.String()
+}
+
+func rename(t *testing.T, dir, from, to string) {
+	t.Helper()
+	if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPoliciesOutliveARename: a broken file that gets another name keeps its policies in force, whatever it is called,
+// until it is understood or gone.
+func TestPoliciesOutliveARename(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "a.yaml", policy("p", "DENY")+"---\n"+pod)
+	write(t, dir, "other.yaml", policy("o", "DENY"))
+	write(t, dir, "good.yaml", policy("g", "DENY"))
+	d := New(Config{Dir: dir})
+	load(t, d)
+	write(t, dir, "a.yaml", policy("p", "DENY")+"}\n")
+	check := func(what, want string) *View {
+		t.Helper()
+		v := load(t, d)
+		if got := action(v, "p"); got != want {
+			t.Errorf("%s: policy p is %q, want %q; problems %v", what, got, want, v.Problems)
+		}
+		return v
+	}
+	check("broken", "DENY")
+	rename(t, dir, "a.yaml", "b.yaml")
+	v := check("renamed", "DENY")
+	if len(v.Problems) != 2 || !strings.Contains(v.Problems[1].Error(), "file a.yaml: is gone; its policies are served") ||
+		!strings.Contains(v.Problems[1].Error(), "file b.yaml") {
+		t.Errorf("problems %v", v.Problems)
+	}
+	if v.Get(Key{Kind: "Pod", Namespace: "foo", Name: "a"}) != nil {
+		t.Error("a pod is kept")
+	}
+	check("looked at again", "DENY")
+	rename(t, dir, "b.yaml", "c.yaml")
+	check("renamed twice", "DENY")
+	rename(t, dir, "c.yaml", "a.yaml")
+	check("renamed back", "DENY")
+	rename(t, dir, "a.yaml", "good.yaml")
+	if v := check("renamed over a good file", "DENY"); action(v, "g") != "DENY" {
+		t.Error("the file that was overwritten is lost")
+	}
+	write(t, dir, "good.yaml", policy("p", "ALLOW"))
+	if v := check("mended", "ALLOW"); action(v, "g") != "" || len(v.Problems) != 0 {
+		t.Error("what is gone is kept:", v.Problems)
+	}
+	write(t, dir, "other.yaml", "}")
+	load(t, d)
+	if err := os.Remove(filepath.Join(dir, "good.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	check("removed while an old file is broken", "")
+}
+
+// TestAddedFileReplacesNothing: of two files that define one object the one that was there first counts.
+func TestAddedFileReplacesNothing(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "b.yaml", policy("p", "DENY"))
+	d := New(Config{Dir: dir})
+	load(t, d)
+	write(t, dir, "a.yaml", policy("p", "ALLOW"))
+	v := load(t, d)
+	if action(v, "p") != "DENY" || len(v.Problems) != 1 ||
+		!strings.Contains(v.Problems[0].Error(), "file a.yaml, document 1, AuthorizationPolicy.security.istio.io foo/p: object is defined already in file b.yaml, document 1") {
+		t.Errorf("policy is %s, problems %v", action(v, "p"), v.Problems)
+	}
+	write(t, dir, "b.yaml", policy("p", "DENY")+"# edited\n")
+	if v := load(t, d); action(v, "p") != "DENY" {
+		t.Error("an edit of the first file lets the second one in")
+	}
+	write(t, dir, "b.yaml", policy("p", "ALLOW")+"---\n"+policy("p", "DENY"))
+	if v := load(t, d); action(v, "p") != "DENY" || len(v.Problems) != 2 {
+		t.Errorf("one file that defines it twice counts: %s, %v", action(v, "p"), v.Problems)
+	}
+	if err := os.Remove(filepath.Join(dir, "b.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if v := load(t, d); action(v, "p") != "ALLOW" || len(v.Problems) != 0 {
+		t.Errorf("the second file does not take over: %v", v.Problems)
+	}
+}
+
 func TestProblemsNameObjectAndField(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"duplicate key": {pod + "kind: Pod\n", "file f.yaml, document 1: parse YAML"},

@@ -50,6 +50,7 @@ func (e *fieldError) Error() string {
 func parseFile(r rawFile) ([]*document, []Problem) {
 	var docs []*document
 	var problems []Problem
+	seen := map[Key]int{} // object -> document
 	reader := utilyaml.NewYAMLReader(bufio.NewReader(strings.NewReader(r.data)))
 	for index := 1; ; index++ {
 		chunk, err := reader.Read()
@@ -71,6 +72,12 @@ func parseFile(r rawFile) ([]*document, []Problem) {
 				problems = append(problems, problemOf(d, err))
 				continue
 			}
+			if first := seen[d.entry.Key]; first > 0 && !r.overlay {
+				problems = append(problems, Problem{File: r.path, Document: index, Object: d.entry.Key.String(),
+					Message: fmt.Sprintf("object is defined already in file %s, document %d", r.path, first)})
+				continue
+			}
+			seen[d.entry.Key] = index
 			for _, i := range d.entry.Issues {
 				problems = append(problems, Problem{File: r.path, Document: index, Object: d.entry.Key.String(),
 					Field: i.Field, Message: i.Message, Carried: true})
