@@ -60,3 +60,53 @@ func TestAgentRights(t *testing.T) {
 		}
 	}
 }
+
+// TestControllerRights: what the controller watches and writes, and no more.
+func TestControllerRights(t *testing.T) {
+	const security = "security.istio.io"
+	for _, tc := range []struct {
+		kind, verb, group, resource, name string
+		want                              bool
+	}{
+		{"ClusterRole", "watch", "", "pods", "", true},
+		{"ClusterRole", "get", "", "pods", "", true},
+		{"ClusterRole", "list", "", "nodes", "", true},
+		{"ClusterRole", "watch", "", "services", "", true},
+		{"ClusterRole", "watch", "discovery.k8s.io", "endpointslices", "", true},
+		{"ClusterRole", "watch", security, "authorizationpolicies", "", true},
+		{"ClusterRole", "get", security, "peerauthentications", "", true},
+		{"ClusterRole", "patch", security, "authorizationpolicies/status", "", true},
+		{"ClusterRole", "patch", security, "peerauthentications/status", "", true},
+		{"ClusterRole", "create", "authentication.k8s.io", "tokenreviews", "", true},
+		{"ClusterRole", "patch", security, "authorizationpolicies", "", false},
+		{"ClusterRole", "get", "", "configmaps", "", false},
+		{"ClusterRole", "get", "", "secrets", "", false},
+		{"ClusterRole", "patch", "", "pods", "", false},
+		{"ClusterRole", "create", "", "events", "", false},
+		{"ClusterRole", "get", "apiextensions.k8s.io", "customresourcedefinitions", "", false},
+		{"ClusterRole", "get", "networking.istio.io", "virtualservices", "", false},
+		{"Role", "get", "", "secrets", "istio-ca-secret", true},
+		{"Role", "get", "", "secrets", "cacerts", true},
+		{"Role", "create", "", "secrets", "", true},
+		{"Role", "watch", "", "configmaps", "istio", true},
+		{"Role", "list", "", "configmaps", "istio", true},
+		{"Role", "update", "", "configmaps", "istio-ca-root-cert", true},
+		{"Role", "create", "", "configmaps", "", true},
+		{"Role", "get", "coordination.k8s.io", "leases", "istiod-leader", true},
+		{"Role", "update", "coordination.k8s.io", "leases", "istiod-leader", true},
+		{"Role", "create", "coordination.k8s.io", "leases", "", true},
+		{"Role", "get", "", "secrets", "another", false},
+		{"Role", "list", "", "secrets", "", false},
+		{"Role", "update", "", "secrets", "istio-ca-secret", false},
+		{"Role", "update", "", "configmaps", "istio", false},
+		{"Role", "update", "coordination.k8s.io", "leases", "another", false},
+	} {
+		role := "istiod"
+		if tc.kind == "ClusterRole" {
+			role = "istiod-istio-system"
+		}
+		if got := may(t, tc.kind, role, tc.verb, tc.group, tc.resource, tc.name); got != tc.want {
+			t.Errorf("%s: the controller may %s %s %q: %v, want %v", tc.kind, tc.verb, tc.resource, tc.name, got, tc.want)
+		}
+	}
+}
