@@ -1,19 +1,26 @@
 package server
 
 import (
+	"errors"
 	"log/slog"
 
+	"google.golang.org/protobuf/proto"
+
+	"github.com/undermesh/undermesh/controller/api/securityapi"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/xds"
 )
 
 // publisher hands what was compiled to the xDS store.
 type publisher struct {
-	store *xds.Store
-	log   *slog.Logger
+	store interface {
+		Apply(generation uint64, upserts []xds.Resource, removed []xds.Key) error
+	}
+	log *slog.Logger
 }
 
-// apply never loses a change: a resource that cannot be encoded is named and left out, and the others go on.
+// apply never loses a change: a resource that cannot be encoded is named and left out, and the others go on. A policy is
+// not left out: without it nodes would allow what it denies.
 func (p publisher) apply(d compile.Delta) {
 	upserts := make([]xds.Resource, len(d.Upserts))
 	for i, r := range d.Upserts {
@@ -28,13 +35,42 @@ func (p publisher) apply(d compile.Delta) {
 		return
 	}
 	p.log.Error("resource cannot be encoded", "err", err)
+	var good []xds.Resource // one change again: who sees a workload sees its policies
 	for _, r := range upserts {
-		if err := p.store.Apply(d.Generation, []xds.Resource{r}, nil); err != nil {
+		err := encodable(r)
+		policy, ok := r.Message.(*securityapi.Authorization)
+		switch {
+		case err == nil:
+			good = append(good, r)
+		case !ok:
 			p.log.Error("resource is not served", "type", r.Type, "resource", r.Name, "err", err)
 			removed = append(removed, xds.Key{Type: r.Type, Name: r.Name}) // what is old is not the truth either
+		default:
+			p.log.Error("policy cannot be encoded and denies every connection to its workloads", "policy", r.Name, "err", err)
+			r.Message = denyAll(policy)
+			if err := encodable(r); err != nil {
+				p.log.Error("policy stays as it was", "policy", r.Name, "err", err)
+				continue
+			}
+			good = append(good, r)
 		}
 	}
-	if err := p.store.Apply(d.Generation, nil, removed); err != nil {
-		p.log.Error("resource cannot be encoded", "err", err)
+	if err := p.store.Apply(d.Generation, good, removed); err != nil {
+		p.log.Error("change is not served", "generation", d.Generation, "err", err)
 	}
+}
+
+// denyAll is a policy for the same workloads that refuses every connection, with nothing in it that users wrote freely.
+func denyAll(p *securityapi.Authorization) *securityapi.Authorization {
+	return &securityapi.Authorization{Name: p.GetName(), Namespace: p.GetNamespace(), Scope: p.GetScope(),
+		Action: securityapi.Action_DENY, DryRun: p.GetDryRun(), Groups: []*securityapi.Group{{}}}
+}
+
+// encodable returns why the resource cannot be put on the wire.
+func encodable(r xds.Resource) error {
+	if r.Type == "" || r.Name == "" || r.Message == nil {
+		return errors.New("type, name or message is missing")
+	}
+	_, err := proto.Marshal(r.Message)
+	return err
 }
