@@ -84,11 +84,13 @@ privileged = $(shell grep -rl 'netnstest.Require' --include='*_test.go' cmd cni 
 test-node:
 	@$(call setup,build node) echo "== node"; export MESH_TEST_PRIVILEGED=1; $(call gotest,node,-count=1 -p 1 -timeout 10m $(privileged),-noskip)
 
-## test-cluster    end to end on a cluster of its own (RUN selects tests); KEEP=1 leaves it up
+## test-cluster    the cluster itself, then end to end on it (RUN selects tests and leaves out the first); KEEP=1 leaves it up
 test-cluster: images
 	@$(call setup,build node cluster) echo "== cluster"; name=$${NAME_E2E:-e2e}; export NAME=$$name MESH_TEST_CLUSTER=1; \
 	[ -n "$(KEEP)" ] || trap 'bin/cluster down --name '$$name EXIT; \
-	bin/cluster down --name $$name; bin/cluster up --name $$name --nodes 2; bin/cluster load --name $$name $(mesh_images); \
+	bin/cluster down --name $$name; bin/cluster up --name $$name --nodes 2; \
+	[ '$(RUN)' != . ] || MESH_TEST_PRIVILEGED=1 go -C test/cluster test -count=1 -timeout 15m ./cluster; \
+	bin/cluster load --name $$name $(mesh_images); \
 	KUBECONFIG=$(CURDIR)/.cache/cluster/$$name/kubeconfig bin/undermesh install --set profile=demo -y; \
 	$(call gotest,cluster,-count=1 -timeout 30m -run '$(RUN)' ./test/e2e,-noskip)
 
