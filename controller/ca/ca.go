@@ -7,6 +7,7 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -45,6 +46,9 @@ const (
 // ErrNotLoaded is returned while the root has not been loaded.
 var ErrNotLoaded = errors.New("the signing key is not loaded")
 
+// ErrOtherRoot is returned when the stored root is not the one that signs here.
+var ErrOtherRoot = errors.New("the stored root is not the one that this controller signs with")
+
 // Store persists the self-signed root. Data has the keys FileCACert and FileCAKey.
 type Store interface {
 	// Load returns nil and no error when there is none.
@@ -63,7 +67,7 @@ type Config struct {
 	Store  Store
 	PlugIn map[string][]byte // the cacerts files by name; nil: self-signed
 
-	// TrustDomain is asked at every signature; nil means cluster.local.
+	// TrustDomain is asked at every signature; nil means cluster.local, an answer "" that it is not known yet.
 	TrustDomain func() string
 
 	Authenticator  Authenticator
@@ -120,6 +124,8 @@ type issuer struct {
 	key   crypto.Signer
 	chain []*x509.Certificate // from cert to the root, both included
 	roots []byte              // PEM: what peers trust
+
+	stored map[string][]byte // what the Store has of it; nil for a plugged-in one
 }
 
 // Authority is the CA. It is safe for concurrent use after Load.
@@ -176,7 +182,33 @@ func (a *Authority) load(ctx context.Context) (*issuer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("check stored root: %w", err)
 	}
+	iss.stored = data
 	return iss, nil
+}
+
+// Keep stores the self-signed root again if it is gone from the Store: the next controller that starts would make another
+// one, and the mesh would fall apart into those who trust the one and those who trust the other. It reports whether it did.
+// Returns ErrOtherRoot if another root is stored, and ErrNotLoaded before Load.
+func (a *Authority) Keep(ctx context.Context) (restored bool, err error) {
+	iss, err := a.current()
+	if err != nil || iss.stored == nil {
+		return false, err
+	}
+	data, err := a.cfg.Store.Load(ctx)
+	if err != nil {
+		return false, fmt.Errorf("load root: %w", err)
+	}
+	if data == nil {
+		if data, err = a.cfg.Store.CreateOnce(ctx, iss.stored); err != nil {
+			return false, fmt.Errorf("store root: %w", err)
+		}
+		restored = true
+	}
+	block, _ := pem.Decode(data[FileCACert])
+	if block == nil || !bytes.Equal(block.Bytes, iss.cert.Raw) {
+		return false, ErrOtherRoot
+	}
+	return restored, nil
 }
 
 func (a *Authority) current() (*issuer, error) {

@@ -432,3 +432,54 @@ func FuzzStaticTokens(f *testing.F) {
 		}
 	})
 }
+
+// TestRootIsKept: the Secret is deleted under a running controller.
+func TestRootIsKept(t *testing.T) {
+	store := &memory{}
+	a, _, _ := newAuthority(t, func(c *Config) { c.Store = store })
+	if restored, err := a.Keep(t.Context()); restored || err != nil {
+		t.Errorf("nothing is missing: %v, %v", restored, err)
+	}
+	store.data = nil
+	if restored, err := a.Keep(t.Context()); !restored || err != nil {
+		t.Errorf("gone: %v, %v", restored, err)
+	}
+	next, _, _ := newAuthority(t, func(c *Config) { c.Store = store })
+	old, _ := a.RootPEM()
+	if now, err := next.RootPEM(); err != nil || !bytes.Equal(now, old) {
+		t.Errorf("the next controller has another root, %v", err)
+	}
+	store.data = nil
+	newAuthority(t, func(c *Config) { c.Store = store }) // it was faster
+	for _, data := range []map[string][]byte{store.data, {}} {
+		store.data = data
+		if _, err := a.Keep(t.Context()); !errors.Is(err, ErrOtherRoot) {
+			t.Errorf("another root: %v", err)
+		}
+	}
+	if _, err := New(Config{Store: store}).Keep(t.Context()); !errors.Is(err, ErrNotLoaded) {
+		t.Errorf("before Load: %v", err)
+	}
+}
+
+// away stands for an API server that does not answer.
+type away struct{}
+
+func (away) Authenticate(context.Context, string) (Caller, error) {
+	return Caller{}, errors.New("connection refused")
+}
+
+func TestWhatIsNotKnownIsUnavailable(t *testing.T) {
+	a, _, _ := newAuthority(t, func(c *Config) { c.Authenticator = away{} })
+	if _, err := ask(t, a, "app", "", csrFor(t, newKey(t), &x509.CertificateRequest{}, sleepID), 0); status.Code(err) != codes.Unavailable {
+		t.Errorf("API server away: %v", err)
+	}
+	td := "cluster.local"
+	a, _, _ = newAuthority(t, func(c *Config) { c.TrustDomain = func() string { return td } })
+	td = ""
+	for _, impersonate := range []string{"", sleepID} {
+		if _, err := ask(t, a, "zt", impersonate, csrFor(t, newKey(t), &x509.CertificateRequest{}, sleepID), 0); status.Code(err) != codes.Unavailable {
+			t.Errorf("trust domain, impersonating %q: %v", impersonate, err)
+		}
+	}
+}

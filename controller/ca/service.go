@@ -78,7 +78,11 @@ func (a *Authority) create(ctx context.Context, req *securityv1.IstioCertificate
 		return caller, requested, nil, nil, refuse(codes.Unauthenticated, "authenticate caller: no bearer token")
 	}
 	if caller, err = a.cfg.Authenticator.Authenticate(ctx, token); err != nil {
-		return Caller{}, requested, nil, nil, refuse(codes.Unauthenticated, "authenticate caller: %w", err)
+		code := codes.Unavailable // it could not be told: the caller is to come again
+		if errors.Is(err, ErrBadToken) {
+			code = codes.Unauthenticated
+		}
+		return Caller{}, requested, nil, nil, refuse(code, "authenticate caller: %w", err)
 	}
 	id, err := a.identity(ctx, caller, req.GetMetadata())
 	requested = id
@@ -115,6 +119,9 @@ func (a *Authority) create(ctx context.Context, req *securityv1.IstioCertificate
 // identity returns the SPIFFE ID that the caller may have a certificate for. With an error it is what was asked for.
 func (a *Authority) identity(ctx context.Context, caller Caller, md *structpb.Struct) (string, error) {
 	td := a.cfg.TrustDomain()
+	if td == "" {
+		return "unknown", refuse(codes.Unavailable, "the trust domain is not known yet")
+	}
 	own := api.Identity{TrustDomain: td, Namespace: caller.Namespace, ServiceAccount: caller.ServiceAccount}
 	field, ok := md.GetFields()[impersonatedField]
 	if !ok {
