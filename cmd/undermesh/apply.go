@@ -18,7 +18,11 @@ import (
 	"k8s.io/client-go/dynamic"
 )
 
-const fieldManager = "undermesh"
+const (
+	fieldManager = "undermesh"
+	// Every object that install makes carries this label.
+	labelPartOf, partOf = "app.kubernetes.io/part-of", "undermesh"
+)
 
 // resource finds the API of an object. A kind that was installed a moment ago may take a few seconds to be served.
 func (c *cluster) resource(o *unstructured.Unstructured) (dynamic.ResourceInterface, error) {

@@ -146,7 +146,7 @@ func (c *cluster) checkOtherMesh(ctx context.Context, namespace string) ([]findi
 	} else if err != nil {
 		return nil, fmt.Errorf("read Deployment %s/%s: %w", namespace, api.ControllerName, err)
 	}
-	if d.Labels["app.kubernetes.io/part-of"] != "undermesh" {
+	if d.Labels[labelPartOf] != partOf {
 		return []finding{{"Error", "Deployment " + namespace + "/" + d.Name, "another control plane is installed here; choose another namespace with -i, or remove it"}}, nil
 	}
 	return nil, nil

@@ -9,10 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/undermesh/undermesh/controller/api"
@@ -55,8 +51,8 @@ func (f *frame) uninstall(ctx context.Context, limit time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if err := c.releaseNodes(ctx, f.istioNamespace, limit); err != nil {
-		return err
+	if err := (releaser{c, f.istioNamespace, limit}).run(ctx); err != nil {
+		return fmt.Errorf("release nodes: %w", err)
 	}
 	all, err := deploy.Render([]string{"base", "istiod", "cni", "ztunnel"}, f.istioNamespace, "", nil)
 	if err != nil {
@@ -99,80 +95,4 @@ func controllerObjects(namespace string) []*unstructured.Unstructured {
 		object("v1", "ConfigMap", api.CAConfigMap),
 		object("coordination.k8s.io/v1", "Lease", "istiod-leader"),
 	}
-}
-
-// releaseNodes replaces each node's agent by a pod of the same shape that un-enrols all its pods and removes every trace.
-func (c *cluster) releaseNodes(ctx context.Context, namespace string, limit time.Duration) error {
-	sets := c.kube.AppsV1().DaemonSets(namespace)
-	agent, err := sets.Get(ctx, api.AgentName, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("read DaemonSet %s/%s: %w", namespace, api.AgentName, err)
-	}
-	pods, err := c.kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(agent.Spec.Selector)})
-	if err != nil {
-		return fmt.Errorf("list agents: %w", err)
-	}
-	o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": map[string]any{"name": agent.Name, "namespace": namespace}}}
-	if err := c.remove(ctx, o); err != nil {
-		return err
-	}
-	var failed []error
-	var release []*corev1.Pod
-	for i := range pods.Items {
-		p := releasePod(agent, &pods.Items[i])
-		_, err := c.kube.CoreV1().Pods(namespace).Create(ctx, p, metav1.CreateOptions{FieldManager: fieldManager})
-		if err != nil && !apierrors.IsAlreadyExists(err) {
-			failed = append(failed, fmt.Errorf("release node %s: %w", p.Spec.NodeName, err))
-			continue
-		}
-		release = append(release, p)
-	}
-	for _, p := range release {
-		if err := c.awaitRelease(ctx, p, limit); err != nil {
-			failed = append(failed, err)
-		}
-	}
-	return errors.Join(failed...)
-}
-
-// releasePod is an agent's pod turned into one that releases its node and ends.
-func releasePod(agent *appsv1.DaemonSet, p *corev1.Pod) *corev1.Pod {
-	spec := agent.Spec.Template.Spec.DeepCopy()
-	spec.NodeName = p.Spec.NodeName
-	spec.RestartPolicy = corev1.RestartPolicyOnFailure
-	main := &spec.Containers[0]
-	main.Args = append([]string{"uninstall"}, main.Args...)
-	main.ReadinessProbe = nil
-	return &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{
-			Name:      "undermesh-release-" + p.Spec.NodeName,
-			Namespace: p.Namespace,
-			Labels:    map[string]string{"app": "undermesh-release", "sidecar.istio.io/inject": "false"},
-		},
-		Spec: *spec,
-	}
-}
-
-func (c *cluster) awaitRelease(ctx context.Context, p *corev1.Pod, limit time.Duration) error {
-	pods := c.kube.CoreV1().Pods(p.Namespace)
-	err := poll(ctx, limit, "node "+p.Spec.NodeName+" to release its pods (see: kubectl logs -n "+p.Namespace+" "+p.Name+")", func(ctx context.Context) (string, error) {
-		got, err := pods.Get(ctx, p.Name, metav1.GetOptions{})
-		if err != nil {
-			return "its pod is not there", ignoreTransient(err)
-		}
-		if got.Status.Phase == corev1.PodSucceeded {
-			return "", nil
-		}
-		return "phase " + string(got.Status.Phase) + " " + trouble(got), nil
-	})
-	if err != nil {
-		return err
-	}
-	zero := int64(0)
-	if err := pods.Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}); err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("delete pod %s: %w", p.Name, err)
-	}
-	return nil
 }
