@@ -28,7 +28,8 @@ type AuthorityConfig struct {
 	Authenticator ca.Authenticator
 	// Direct answers for pods whose events have not arrived yet; nil: there is nothing to ask.
 	Direct kubernetes.Interface
-	// TrustedNodeAccounts may ask for the identities of the pods on their node; default ROOT-NAMESPACE/ztunnel.
+	// TrustedNodeAccounts may discover the mesh, and ask for the identities of the pods on their node; default
+	// ROOT-NAMESPACE/ztunnel.
 	TrustedNodeAccounts []string
 	// ServingNames are the DNS names and addresses of the server's own certificate.
 	ServingNames []string
@@ -96,17 +97,17 @@ func (a *authority) try(ctx context.Context) (*ca.Authority, error) {
 	return out, out.Load(ctx)
 }
 
-// options are the transport's credentials and the check of callers.
+// options are the transport's credentials and the check of callers. What is discovered is every workload and policy of the
+// mesh: it is for the proxies of nodes, and nobody else connects.
 func (a *authority) options(loaded *ca.Authority) []grpc.ServerOption {
-	authenticate := func(ctx context.Context, token string) (string, error) {
-		caller, err := a.cfg.Authenticator.Authenticate(ctx, token)
-		return caller.String(), err
-	}
-	return []grpc.ServerOption{
-		grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
-			GetCertificate: loaded.ServingCertificate(a.cfg.ServingNames)})),
-		grpc.ChainStreamInterceptor(xds.StreamAuth(a.log, authenticate)),
-	}
+	creds := credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
+		GetCertificate: loaded.ServingCertificate(a.cfg.ServingNames)})
+	auth := xds.StreamAuth(xds.Auth{Log: a.log, Accounts: a.cfg.TrustedNodeAccounts, BadToken: ca.ErrBadToken,
+		Authenticate: func(ctx context.Context, token string) (string, error) {
+			caller, err := a.cfg.Authenticator.Authenticate(ctx, token)
+			return caller.String(), err
+		}})
+	return []grpc.ServerOption{grpc.Creds(metered{creds}), grpc.ChainStreamInterceptor(auth, lift)}
 }
 
 // nodeAuthorizer grants a node's proxy the identities of the pods that run there.

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -19,9 +20,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/keepalive"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/ca"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/status"
 	"github.com/undermesh/undermesh/controller/validate"
@@ -32,9 +33,6 @@ import (
 
 // grace is how long streams may go on after the stop: nodes reconnect to another replica meanwhile.
 const grace = 2 * time.Second
-
-// maxRequest bounds one gRPC message of a client, in bytes: a resumed stream names every resource it has.
-const maxRequest = 64 << 20
 
 // Config of a Server. Source, Listen and Clock are required.
 type Config struct {
@@ -125,13 +123,14 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// trustDomain is the one in force; the default before the first snapshot (a new root is named after it), and "", which no
-// identity has, when the mesh's configuration is not known.
+// trustDomain is the one in force. Before the first snapshot it is the default for the name of a new root, and "", which no
+// identity has, for everything else; so it is when the mesh's configuration is not known.
 func (s *Server) trustDomain() string {
-	if s.engine.held.Load() != nil && s.ca != nil && s.ca.loaded.Load() != nil {
+	m := s.engine.mesh.Load()
+	if s.ca != nil && s.ca.loaded.Load() != nil && (m == nil || s.engine.held.Load() != nil) {
 		return ""
 	}
-	if m := s.engine.mesh.Load(); m != nil {
+	if m != nil {
 		return m.TrustDomain
 	}
 	if td := s.cfg.Compile.Mesh.TrustDomain; td != "" {
@@ -234,19 +233,11 @@ func (s *Server) secure(l net.Listener) func(context.Context, *xds.Server) error
 			return l.Close()
 		case <-s.ca.ready:
 		}
-		ca := s.ca.loaded.Load()
-		srv := grpc.NewServer(append(serverOptions(), s.ca.options(ca)...)...)
+		loaded := s.ca.loaded.Load()
+		srv := grpc.NewServer(slices.Concat(serverOptions(), guards(), s.ca.options(loaded))...)
 		disco.Register(srv)
-		ca.Register(srv)
+		loaded.Register(srv)
 		return serveGRPC(ctx, s.cfg.Clock, l, srv)
-	}
-}
-
-func serverOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(maxRequest),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
 }
 
@@ -275,6 +266,9 @@ func (s *Server) lead(ctx context.Context) error {
 	if s.cfg.Publish != nil && s.ca != nil {
 		g.Go(func() error { return s.publishRoots(ctx) })
 	}
+	if s.ca != nil {
+		g.Go(func() error { return s.keepRoot(ctx) })
+	}
 	g.Go(func() error { // a leader without work still holds its office
 		<-ctx.Done()
 		return nil
@@ -302,6 +296,38 @@ func (s *Server) publishRoots(ctx context.Context) error {
 			wait = time.Second
 		}
 		if !pause(ctx, s.cfg.Clock, wait) {
+			return nil
+		}
+	}
+}
+
+// keepRoot watches over the stored root for as long as this replica signs with it.
+func (s *Server) keepRoot(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-s.ca.ready:
+	}
+	last := "" // said
+	for {
+		restored, err := s.ca.loaded.Load().Keep(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, ca.ErrOtherRoot):
+			if err.Error() != last {
+				s.cfg.Log.Error("another root is stored: replicas that start now divide the mesh", "err", err)
+			}
+		case err != nil:
+			s.cfg.Log.Warn("check stored root", "err", err)
+		case restored:
+			s.cfg.Log.Warn("stored root was gone and is there again")
+		}
+		last = ""
+		if err != nil {
+			last = err.Error()
+		}
+		if !pause(ctx, s.cfg.Clock, publishPeriod) {
 			return nil
 		}
 	}

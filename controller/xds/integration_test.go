@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
@@ -26,6 +28,8 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
+var errBad = errors.New("bad token")
+
 // TestClientAndServer runs the real client against the real server over gRPC, through an outage.
 func TestClientAndServer(t *testing.T) {
 	st, s := newServer(t)
@@ -36,12 +40,18 @@ func TestClientAndServer(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		lis = bufconn.Listen(1 << 20)
-		srv = grpc.NewServer(grpc.StreamInterceptor(StreamAuth(s.cfg.Log, func(_ context.Context, token string) (string, error) {
-			if token != "good" {
-				return "", errors.New("bad token")
-			}
-			return "foo/ztunnel", nil
-		})))
+		srv = grpc.NewServer(grpc.StreamInterceptor(StreamAuth(Auth{Log: s.cfg.Log, BadToken: errBad, Accounts: []string{"foo/ztunnel"},
+			Authenticate: func(_ context.Context, token string) (string, error) {
+				switch token {
+				case "good":
+					return "foo/ztunnel", nil
+				case "pod":
+					return "foo/sleep", nil
+				case "unknown":
+					return "", errors.New("API server away")
+				}
+				return "", fmt.Errorf("review: %w", errBad)
+			}})))
 		s.Register(srv)
 		l, g := lis, srv
 		go func() { _ = g.Serve(l) }()
@@ -122,12 +132,17 @@ func TestClientAndServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	str, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := str.Recv(); status.Code(err) != codes.Unauthenticated {
-		t.Errorf("without a token: %v", err)
+	for token, want := range map[string]codes.Code{
+		"": codes.Unauthenticated, "guess": codes.Unauthenticated, "unknown": codes.Unavailable, "pod": codes.PermissionDenied,
+	} {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
+		str, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := str.Recv(); status.Code(err) != want || want == codes.PermissionDenied && !strings.Contains(err.Error(), "foo/sleep") {
+			t.Errorf("token %q: %v", token, err)
+		}
 	}
 	mu.Lock()
 	srv.Stop()

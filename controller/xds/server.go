@@ -59,21 +59,48 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(r, s)
 }
 
-// StreamAuth refuses streams without a valid "authorization: Bearer TOKEN". authenticate returns the caller's name for
-// logs and Clients; its error is logged and not told to the caller.
-func StreamAuth(log *slog.Logger, authenticate func(ctx context.Context, token string) (string, error)) grpc.StreamServerInterceptor {
+// Auth says who may open a stream. All fields are required.
+type Auth struct {
+	Log *slog.Logger
+	// Authenticate returns whose token it is, "namespace/account". Its error is logged and not told to the caller.
+	Authenticate func(ctx context.Context, token string) (string, error)
+	// BadToken is in the chain of Authenticate's error when the token proves nothing; other errors are no verdict.
+	BadToken error
+	// Accounts are those whose streams are served, "namespace/account".
+	Accounts []string
+}
+
+// StreamAuth refuses streams without "authorization: Bearer TOKEN" of one of the accounts: Unauthenticated without a valid
+// token, PermissionDenied for another account, Unavailable if the token could not be checked.
+func StreamAuth(a Auth) grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-		token := bearer(ss.Context())
-		if token == "" {
-			return status.Error(codes.Unauthenticated, "no bearer token")
-		}
-		caller, err := authenticate(ss.Context(), token)
+		caller, err := a.admit(ss.Context(), info.FullMethod)
 		if err != nil {
-			log.Warn("stream refused", "method", info.FullMethod, "peer", peerAddr(ss.Context()), "err", err)
-			return status.Error(codes.Unauthenticated, "the token is not valid")
+			return err
 		}
 		return next(srv, callerStream{ss, context.WithValue(ss.Context(), callerKey{}, caller)})
 	}
+}
+
+func (a Auth) admit(ctx context.Context, method string) (string, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	token := Bearer(md)
+	if token == "" {
+		return "", status.Error(codes.Unauthenticated, "no bearer token")
+	}
+	caller, err := a.Authenticate(ctx, token)
+	switch {
+	case errors.Is(err, a.BadToken):
+		a.Log.Warn("stream refused", "method", method, "peer", peerAddr(ctx), "err", err)
+		return "", status.Error(codes.Unauthenticated, "the token is not valid")
+	case err != nil:
+		a.Log.Warn("stream cannot be authenticated", "method", method, "peer", peerAddr(ctx), "err", err)
+		return "", status.Error(codes.Unavailable, "the token cannot be checked now")
+	case !slices.Contains(a.Accounts, caller):
+		a.Log.Warn("stream refused", "method", method, "peer", peerAddr(ctx), "caller", caller, "err", "no account of a node")
+		return "", status.Errorf(codes.PermissionDenied, "account %s is none of a node's proxy", caller)
+	}
+	return caller, nil
 }
 
 type callerKey struct{}
@@ -85,8 +112,8 @@ type callerStream struct {
 
 func (c callerStream) Context() context.Context { return c.ctx }
 
-func bearer(ctx context.Context) string {
-	md, _ := metadata.FromIncomingContext(ctx)
+// Bearer returns the token of "authorization: Bearer TOKEN", "" if there is none.
+func Bearer(md metadata.MD) string {
 	for _, v := range md.Get("authorization") {
 		if token, ok := strings.CutPrefix(v, "Bearer "); ok {
 			return token
