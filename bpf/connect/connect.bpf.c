@@ -49,14 +49,20 @@ static __always_inline int below(__u64 cgroup)
 	return 0;
 }
 
-static __always_inline void note(struct bpf_sock *sk, __u64 cookie, const struct mesh_flow_key *f, __u32 who)
+/*
+ * Returns 0 if there is no memory. A leg or a probe that is not noted is an unknown flow, which the receiver captures:
+ * safe, and still connected.
+ */
+static __always_inline int note(struct bpf_sock *sk, __u64 cookie, const struct mesh_flow_key *f, __u32 who)
 {
 	struct mesh_note *n = bpf_sk_storage_get(&mesh_notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
 	if (n)
 		*n = (struct mesh_note){ .who = who };
-	else /* the receiver captures an unknown flow: safe, and still connected */
-		refused(cookie, f, MESH_LAYER_CONNECT, MESH_VERDICT_UNKNOWN, MESH_REASON_STORAGE_EXHAUSTED, 0);
+	else
+		refused(cookie, f, MESH_LAYER_CONNECT, who == MESH_WHO_DIAL ? MESH_VERDICT_REFUSE : MESH_VERDICT_UNKNOWN,
+			MESH_REASON_STORAGE_EXHAUSTED, 0);
+	return n != 0;
 }
 
 /* Overwrites the note of an earlier connection of this socket. Creating one costs 0.7 us, so it is not created. */
@@ -114,13 +120,22 @@ static __always_inline int capture(struct bpf_sock_addr *ctx, struct bpf_sock *s
 	return ALLOW;
 }
 
-/* Only a leg that ztunnel says it judged is noted: a tunnel, a delivery and what leaves the mesh are not. */
+/*
+ * A leg that ztunnel says it judged is noted for the receiver. Any other connection to an address that is not the pod's
+ * is noted for mesh_lookup: the address may still be local here (on lo, say), and the SYN come back as if captured.
+ */
 static __always_inline int exempt_connect(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct mesh_pod *pod,
 					  const struct mesh_flow_key *f, __u32 protocol)
 {
 	__u32 mark = sk->mark;
 
-	if (protocol != IPPROTO_TCP || !(mark & MESH_MARK_JUDGED)) {
+	if (protocol != IPPROTO_TCP) {
+		renote(sk, MESH_WHO_NONE);
+		return ALLOW;
+	}
+	if (!(mark & MESH_MARK_JUDGED)) {
+		if (!loopback(f->daddr) && !pod_ip(pod, f->daddr))
+			return note(sk, pod->cookie, f, MESH_WHO_DIAL) ? ALLOW : REFUSE;
 		renote(sk, MESH_WHO_NONE);
 		return ALLOW;
 	}

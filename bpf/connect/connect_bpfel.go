@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	ConnectMapMeshDecisions   = "mesh_decisions"
+	ConnectMapMeshDials       = "mesh_dials"
 	ConnectMapMeshEvents      = "mesh_events"
 	ConnectMapMeshExcluded    = "mesh_excluded"
 	ConnectMapMeshExempt      = "mesh_exempt"
@@ -85,6 +86,7 @@ type ConnectProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ConnectMapSpecs struct {
 	MeshDecisions *ebpf.MapSpec `ebpf:"mesh_decisions"`
+	MeshDials     *ebpf.MapSpec `ebpf:"mesh_dials"`
 	MeshEvents    *ebpf.MapSpec `ebpf:"mesh_events"`
 	MeshExcluded  *ebpf.MapSpec `ebpf:"mesh_excluded"`
 	MeshExempt    *ebpf.MapSpec `ebpf:"mesh_exempt"`
@@ -125,6 +127,7 @@ func (o *ConnectObjects) Close() error {
 // It can be passed to LoadConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ConnectMaps struct {
 	MeshDecisions *ebpf.Map `ebpf:"mesh_decisions"`
+	MeshDials     *ebpf.Map `ebpf:"mesh_dials"`
 	MeshEvents    *ebpf.Map `ebpf:"mesh_events"`
 	MeshExcluded  *ebpf.Map `ebpf:"mesh_excluded"`
 	MeshExempt    *ebpf.Map `ebpf:"mesh_exempt"`
@@ -141,6 +144,7 @@ type ConnectMaps struct {
 func (m *ConnectMaps) Close() error {
 	return _ConnectClose(
 		m.MeshDecisions,
+		m.MeshDials,
 		m.MeshEvents,
 		m.MeshExcluded,
 		m.MeshExempt,

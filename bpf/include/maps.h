@@ -8,6 +8,7 @@
 
 #define MESH_MAX_PODS 4096
 #define MESH_MAX_FLOWS 131072
+#define MESH_MAX_DIALS 16384
 #define MESH_MAX_PORTS 65536
 #define MESH_MAX_CIDRS 65536
 
@@ -33,6 +34,17 @@ struct {
 	__type(key, struct mesh_flow_key);
 	__type(value, struct mesh_flow);
 } mesh_flows SEC(".maps");
+
+/*
+ * ztunnel's own connections that are not in mesh_flows. They say only that a SYN on lo is not an application's; one that
+ * was pushed out makes the proxy take its own connection once more, and dial again with a new entry.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MESH_MAX_DIALS);
+	__type(key, struct mesh_flow_key);
+	__type(value, struct mesh_flow);
+} mesh_dials SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

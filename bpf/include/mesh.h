@@ -29,6 +29,7 @@ enum mesh_who {
 	MESH_WHO_CAPTURED, /* an application's socket that carries the capture mark */
 	MESH_WHO_LEG,      /* ztunnel's socket in a pod's namespace: the connection was judged */
 	MESH_WHO_KUBELET,  /* kubelet's cgroup in the node's namespace */
+	MESH_WHO_DIAL,     /* ztunnel's socket in a pod's namespace, not judged, to an address that is not the pod's */
 	MESH_WHO_COUNT,
 };
 

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	KubeletMapMeshDecisions = "mesh_decisions"
+	KubeletMapMeshDials     = "mesh_dials"
 	KubeletMapMeshEvents    = "mesh_events"
 	KubeletMapMeshExcluded  = "mesh_excluded"
 	KubeletMapMeshExempt    = "mesh_exempt"
@@ -81,6 +82,7 @@ type KubeletProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type KubeletMapSpecs struct {
 	MeshDecisions *ebpf.MapSpec `ebpf:"mesh_decisions"`
+	MeshDials     *ebpf.MapSpec `ebpf:"mesh_dials"`
 	MeshEvents    *ebpf.MapSpec `ebpf:"mesh_events"`
 	MeshExcluded  *ebpf.MapSpec `ebpf:"mesh_excluded"`
 	MeshExempt    *ebpf.MapSpec `ebpf:"mesh_exempt"`
@@ -121,6 +123,7 @@ func (o *KubeletObjects) Close() error {
 // It can be passed to LoadKubeletObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KubeletMaps struct {
 	MeshDecisions *ebpf.Map `ebpf:"mesh_decisions"`
+	MeshDials     *ebpf.Map `ebpf:"mesh_dials"`
 	MeshEvents    *ebpf.Map `ebpf:"mesh_events"`
 	MeshExcluded  *ebpf.Map `ebpf:"mesh_excluded"`
 	MeshExempt    *ebpf.Map `ebpf:"mesh_exempt"`
@@ -137,6 +140,7 @@ type KubeletMaps struct {
 func (m *KubeletMaps) Close() error {
 	return _KubeletClose(
 		m.MeshDecisions,
+		m.MeshDials,
 		m.MeshEvents,
 		m.MeshExcluded,
 		m.MeshExempt,

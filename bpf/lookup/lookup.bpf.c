@@ -66,10 +66,24 @@ static __always_inline int own_port(const struct mesh_pod *pod, __u16 port)
  */
 static __always_inline __u32 probe(struct mesh_flow *flow, __u32 flags)
 {
+	__u32 kinds = flags & (MESH_PORT_PROBE | MESH_PORT_PROBE_GRPC | MESH_PORT_PROBE_TLS);
+
+	/* In one store: without the kinds the entry would allow everything. */
+	flow->seen = flags & MESH_PORT_PROBE_HTTP ? MESH_SEEN : MESH_SEEN | kinds;
 	if (flags & MESH_PORT_PROBE_HTTP)
 		return give(MESH_LISTENER_PROBE, MESH_EVENT_PROBE);
-	flow->seen = MESH_SEEN | (flags & (MESH_PORT_PROBE | MESH_PORT_PROBE_GRPC | MESH_PORT_PROBE_TLS));
 	return pass(MESH_EVENT_PROBE_PASSED);
+}
+
+/* Is it a connection of ztunnel from this pod, as map knows it? */
+static __always_inline int dialled(void *map, const struct mesh_pod *pod, const struct mesh_flow_key *f)
+{
+	struct mesh_flow *flow = bpf_map_lookup_elem(map, f);
+
+	if (!flow || flow->cookie != pod->cookie)
+		return 0;
+	flow->seen = MESH_SEEN;
+	return 1;
 }
 
 /* A connection from outside this pod. */
@@ -84,8 +98,10 @@ static __always_inline __u32 inbound(const struct mesh_pod *pod, const struct me
 	if (flags & MESH_PORT_EXCLUDE_IN)
 		return pass(MESH_EVENT_EXCLUDED);
 	flow = bpf_map_lookup_elem(&mesh_flows, f);
-	if (flow && flow->who == MESH_WHO_LEG)
+	if (flow && flow->who == MESH_WHO_LEG) {
+		flow->seen = MESH_SEEN;
 		return pass(MESH_EVENT_LEG_PASSED);
+	}
 	if (flow && flow->who == MESH_WHO_KUBELET && flags & MESH_PORT_PROBE)
 		return probe(flow, flags);
 	return give(MESH_LISTENER_INBOUND, MESH_EVENT_INBOUND);
@@ -95,13 +111,17 @@ static __always_inline __u32 decide(const struct mesh_pod *pod, const struct mes
 {
 	/*
 	 * What is looped to the pod's own address has eth0 for its interface, so lo means: 127.0.0.1, ztunnel's delivery
-	 * (bound to lo), or a captured connection. A SYN off the wire with the pod's own source is dropped by the kernel
+	 * (bound to lo), a captured connection, or ztunnel's own to an address that the pod has and we do not know (ip
+	 * addr add ADDRESS dev lo). The last must not be captured again: ztunnel would dial without end. A SYN off the wire with the pod's own source is dropped by the kernel
 	 * (IPv4), or its answer never gets there.
 	 */
 	int local = pod_ip(pod, from_lo ? f->daddr : f->saddr) || (from_lo && loopback(f->daddr));
 
-	if (from_lo && !local)
-		return give(MESH_LISTENER_OUTBOUND, MESH_EVENT_OUTBOUND);
+	if (from_lo && !local) {
+		if (!dialled(&mesh_dials, pod, f) && !dialled(&mesh_flows, pod, f))
+			return give(MESH_LISTENER_OUTBOUND, MESH_EVENT_OUTBOUND);
+		local = 1;
+	}
 	if (own_port(pod, f->dport))
 		return drop(MESH_REASON_LOOP_PORT); /* the proxy would connect to itself */
 	return local ? pass(MESH_EVENT_OWN_PASSED) : inbound(pod, f);

@@ -18,6 +18,7 @@ import (
 const (
 	LookupMapMeshConfig    = "mesh_config"
 	LookupMapMeshDecisions = "mesh_decisions"
+	LookupMapMeshDials     = "mesh_dials"
 	LookupMapMeshEvents    = "mesh_events"
 	LookupMapMeshExcluded  = "mesh_excluded"
 	LookupMapMeshExempt    = "mesh_exempt"
@@ -84,6 +85,7 @@ type LookupProgramSpecs struct {
 type LookupMapSpecs struct {
 	MeshConfig    *ebpf.MapSpec `ebpf:"mesh_config"`
 	MeshDecisions *ebpf.MapSpec `ebpf:"mesh_decisions"`
+	MeshDials     *ebpf.MapSpec `ebpf:"mesh_dials"`
 	MeshEvents    *ebpf.MapSpec `ebpf:"mesh_events"`
 	MeshExcluded  *ebpf.MapSpec `ebpf:"mesh_excluded"`
 	MeshExempt    *ebpf.MapSpec `ebpf:"mesh_exempt"`
@@ -126,6 +128,7 @@ func (o *LookupObjects) Close() error {
 type LookupMaps struct {
 	MeshConfig    *ebpf.Map `ebpf:"mesh_config"`
 	MeshDecisions *ebpf.Map `ebpf:"mesh_decisions"`
+	MeshDials     *ebpf.Map `ebpf:"mesh_dials"`
 	MeshEvents    *ebpf.Map `ebpf:"mesh_events"`
 	MeshExcluded  *ebpf.Map `ebpf:"mesh_excluded"`
 	MeshExempt    *ebpf.Map `ebpf:"mesh_exempt"`
@@ -144,6 +147,7 @@ func (m *LookupMaps) Close() error {
 	return _LookupClose(
 		m.MeshConfig,
 		m.MeshDecisions,
+		m.MeshDials,
 		m.MeshEvents,
 		m.MeshExcluded,
 		m.MeshExempt,

@@ -70,52 +70,75 @@ static __always_inline __u32 budget_of(__u64 cookie, __u32 who)
 	return node && node->host_cookie == cookie ? node->kubelet_budget : 0;
 }
 
+/* Puts the flow into the table, within the budget of its namespace; 0 if it may not. */
+static __always_inline int record(const struct mesh_flow_key *f, const struct mesh_flow *flow)
+{
+	__u32 limit = budget_of(flow->cookie, flow->who), *used = bpf_map_lookup_elem(&mesh_usage, &flow->cookie);
+	long err;
+
+	if (!limit || !used)
+		return 0;
+	if (__sync_fetch_and_add(used, 1) >= limit) {
+		__sync_fetch_and_add(used, -1);
+		refused(flow->cookie, f, MESH_LAYER_SOCKOPS, MESH_VERDICT_UNKNOWN, MESH_REASON_FLOW_BUDGET, 0);
+		return 0;
+	}
+	err = bpf_map_update_elem(&mesh_flows, f, flow, BPF_NOEXIST);
+	if (err == -EEXIST) { /* the same tuple again before the old entry went */
+		forget(f, 0, MESH_EVENT_FLOW_CLOSED);
+		err = bpf_map_update_elem(&mesh_flows, f, flow, BPF_NOEXIST);
+	}
+	if (err) {
+		__sync_fetch_and_add(used, -1);
+		refused(flow->cookie, f, MESH_LAYER_SOCKOPS, MESH_VERDICT_UNKNOWN, MESH_REASON_FLOW_TABLE_FULL, 0);
+		return 0;
+	}
+	return 1;
+}
+
+/* A connection of ztunnel that is not in the flow table. */
+static __always_inline void forget_dial(const struct mesh_flow_key *f, __u64 socket)
+{
+	struct mesh_flow *flow = bpf_map_lookup_elem(&mesh_dials, f);
+
+	if (flow && flow->socket == socket)
+		bpf_map_delete_elem(&mesh_dials, f);
+}
+
 static __always_inline void connecting(struct bpf_sock_ops *s)
 {
 	struct bpf_sock *sk = s->sk;
 	struct mesh_flow_key f = {};
 	struct mesh_flow flow = {};
 	struct mesh_note *note;
-	__u32 *used, limit;
-	long err;
 
 	if (!sk)
 		return;
 	note = bpf_sk_storage_get(&mesh_notes, sk, 0, 0);
-	if (!note || (note->who != MESH_WHO_LEG && note->who != MESH_WHO_KUBELET))
+	if (!note || (note->who != MESH_WHO_LEG && note->who != MESH_WHO_KUBELET && note->who != MESH_WHO_DIAL))
 		return;
 	flow.cookie = bpf_get_netns_cookie(s);
 	flow.socket = bpf_get_socket_cookie(s);
 	flow.who = note->who;
-	limit = budget_of(flow.cookie, flow.who);
-	used = bpf_map_lookup_elem(&mesh_usage, &flow.cookie);
-	if (!limit || !used)
-		return;
 	flow_key(s, &f, 0);
-	if (__sync_fetch_and_add(used, 1) >= limit) {
-		__sync_fetch_and_add(used, -1);
-		refused(flow.cookie, &f, MESH_LAYER_SOCKOPS, MESH_VERDICT_UNKNOWN, MESH_REASON_FLOW_BUDGET, 0);
+	if (flow.who != MESH_WHO_DIAL && record(&f, &flow)) {
+		if (flow.who == MESH_WHO_KUBELET)
+			note->payload = MESH_PAYLOAD_ASK;
+		event(MESH_EVENT_FLOW_ADDED);
+	} else if (flow.who != MESH_WHO_KUBELET) { /* a leg without its entry is still ztunnel's own connection */
+		note->who = MESH_WHO_DIAL;
+		flow.who = MESH_WHO_DIAL;
+		bpf_map_update_elem(&mesh_dials, &f, &flow, BPF_ANY);
+	} else {
 		return;
 	}
-	err = bpf_map_update_elem(&mesh_flows, &f, &flow, BPF_NOEXIST);
-	if (err == -EEXIST) { /* the same tuple again before the old entry went */
-		forget(&f, 0, MESH_EVENT_FLOW_CLOSED);
-		err = bpf_map_update_elem(&mesh_flows, &f, &flow, BPF_NOEXIST);
-	}
-	if (err) {
-		__sync_fetch_and_add(used, -1);
-		refused(flow.cookie, &f, MESH_LAYER_SOCKOPS, MESH_VERDICT_UNKNOWN, MESH_REASON_FLOW_TABLE_FULL, 0);
-		return;
-	}
-	if (flow.who == MESH_WHO_KUBELET)
-		note->payload = MESH_PAYLOAD_ASK;
-	event(MESH_EVENT_FLOW_ADDED);
 	bpf_sock_ops_cb_flags_set(s, s->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
 /*
  * The sender is established; the receiver, on this node, not before our ACK, so its word is still in the entry. It tells
  * what kubelet may send. An entry that is gone was taken by somebody who is not the receiver: kubelet says nothing there.
+ * An entry that no receiver of this node has seen serves nobody any more.
  */
 static __always_inline void established(struct bpf_sock_ops *s)
 {
@@ -123,18 +146,26 @@ static __always_inline void established(struct bpf_sock_ops *s)
 	struct mesh_flow_key f = {};
 	struct mesh_note *note;
 	struct mesh_flow *flow;
+	__u64 socket;
 
 	if (!sk)
 		return;
 	note = bpf_sk_storage_get(&mesh_notes, sk, 0, 0);
-	if (!note || note->payload != MESH_PAYLOAD_ASK)
+	if (!note || (note->who != MESH_WHO_LEG && note->who != MESH_WHO_DIAL && note->payload != MESH_PAYLOAD_ASK))
 		return;
 	flow_key(s, &f, 0);
+	socket = bpf_get_socket_cookie(s);
+	if (note->who == MESH_WHO_DIAL) {
+		flow = bpf_map_lookup_elem(&mesh_dials, &f);
+		if (flow && !flow->seen)
+			forget_dial(&f, socket);
+		return;
+	}
 	flow = bpf_map_lookup_elem(&mesh_flows, &f);
-	if (!flow || flow->socket != bpf_get_socket_cookie(s))
-		note->payload = MESH_PAYLOAD_SHUT;
-	else
-		note->payload = flow->seen & ~MESH_SEEN;
+	if (note->who == MESH_WHO_KUBELET)
+		note->payload = flow && flow->socket == socket ? flow->seen & ~MESH_SEEN : MESH_PAYLOAD_SHUT;
+	if (flow && !flow->seen)
+		forget(&f, socket, MESH_EVENT_FLOW_CLOSED);
 }
 
 SEC("sockops")
@@ -157,6 +188,7 @@ int mesh_sockops(struct bpf_sock_ops *s)
 		if (s->args[1] == BPF_TCP_CLOSE) {
 			flow_key(s, &f, 0);
 			forget(&f, bpf_get_socket_cookie(s), MESH_EVENT_FLOW_CLOSED);
+			forget_dial(&f, bpf_get_socket_cookie(s));
 		}
 		break;
 	}

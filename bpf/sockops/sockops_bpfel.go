@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	SockopsMapMeshDecisions = "mesh_decisions"
+	SockopsMapMeshDials     = "mesh_dials"
 	SockopsMapMeshEvents    = "mesh_events"
 	SockopsMapMeshExcluded  = "mesh_excluded"
 	SockopsMapMeshExempt    = "mesh_exempt"
@@ -81,6 +82,7 @@ type SockopsProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockopsMapSpecs struct {
 	MeshDecisions *ebpf.MapSpec `ebpf:"mesh_decisions"`
+	MeshDials     *ebpf.MapSpec `ebpf:"mesh_dials"`
 	MeshEvents    *ebpf.MapSpec `ebpf:"mesh_events"`
 	MeshExcluded  *ebpf.MapSpec `ebpf:"mesh_excluded"`
 	MeshExempt    *ebpf.MapSpec `ebpf:"mesh_exempt"`
@@ -121,6 +123,7 @@ func (o *SockopsObjects) Close() error {
 // It can be passed to LoadSockopsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockopsMaps struct {
 	MeshDecisions *ebpf.Map `ebpf:"mesh_decisions"`
+	MeshDials     *ebpf.Map `ebpf:"mesh_dials"`
 	MeshEvents    *ebpf.Map `ebpf:"mesh_events"`
 	MeshExcluded  *ebpf.Map `ebpf:"mesh_excluded"`
 	MeshExempt    *ebpf.Map `ebpf:"mesh_exempt"`
@@ -137,6 +140,7 @@ type SockopsMaps struct {
 func (m *SockopsMaps) Close() error {
 	return _SockopsClose(
 		m.MeshDecisions,
+		m.MeshDials,
 		m.MeshEvents,
 		m.MeshExcluded,
 		m.MeshExempt,

@@ -208,7 +208,8 @@ const (
 	BPFMeshWhoMESH_WHO_CAPTURED BPFMeshWho = 1
 	BPFMeshWhoMESH_WHO_LEG      BPFMeshWho = 2
 	BPFMeshWhoMESH_WHO_KUBELET  BPFMeshWho = 3
-	BPFMeshWhoMESH_WHO_COUNT    BPFMeshWho = 4
+	BPFMeshWhoMESH_WHO_DIAL     BPFMeshWho = 4
+	BPFMeshWhoMESH_WHO_COUNT    BPFMeshWho = 5
 )
 
 // Names of all BPF objects in the ELF.

@@ -28,6 +28,7 @@ const (
 	mapPods      = "mesh_pods"
 	mapUsage     = "mesh_usage"
 	mapFlows     = "mesh_flows"
+	mapDials     = "mesh_dials"
 	mapPorts     = "mesh_ports"
 	mapExcluded  = "mesh_excluded"
 	mapExempt    = "mesh_exempt"

@@ -20,7 +20,7 @@ func probe() error {
 	if v < minKernel {
 		return fmt.Errorf("kernel is %d.%d, the datapath needs 5.17 or newer: %w", v>>16, v>>8&0xff, ErrUnsupported)
 	}
-	for _, m := range []ebpf.MapType{ebpf.Hash, ebpf.LPMTrie, ebpf.SockMap, ebpf.SkStorage, ebpf.RingBuf} {
+	for _, m := range []ebpf.MapType{ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie, ebpf.SockMap, ebpf.SkStorage, ebpf.RingBuf} {
 		if err := features.HaveMapType(m); err != nil {
 			return fmt.Errorf("BPF map type %s is missing (%w): %w", m, err, ErrUnsupported)
 		}
