@@ -2,6 +2,7 @@ package validate
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	securitybeta "istio.io/api/security/v1beta1"
@@ -81,6 +82,9 @@ func nonEmpty(pairs ...any) []string {
 	return names
 }
 
+// targetGroups are the API groups of the kinds that a policy may target; "" is accepted for all.
+var targetGroups = map[string][]string{"Service": {"", "core"}, "Gateway": {"", "gateway.networking.k8s.io"}}
+
 // AuthorizationPolicy checks one policy; issues are fields that its decoder did not understand.
 func AuthorizationPolicy(p *securityv1.AuthorizationPolicy, issues []Field) []Finding {
 	c := &collector{kind: "AuthorizationPolicy", namespace: p.Namespace, name: p.Name}
@@ -95,6 +99,9 @@ func AuthorizationPolicy(p *securityv1.AuthorizationPolicy, issues []Field) []Fi
 		c.add(Error, "spec.selector", "excludes targetRefs")
 	}
 	for i, t := range targets {
+		if groups, ok := targetGroups[t.GetKind()]; ok && !slices.Contains(groups, t.GetGroup()) {
+			c.add(Error, fmt.Sprintf("spec.targetRefs[%d].group", i), "group %q has no kind %s", t.GetGroup(), t.GetKind())
+		}
 		if (t.GetKind() != "Service" && t.GetKind() != "Gateway") || t.GetName() == "" {
 			c.add(Error, fmt.Sprintf("spec.targetRefs[%d]", i), "kind %q with name %q is not supported", t.GetKind(), t.GetName())
 		}
@@ -124,7 +131,8 @@ const (
 )
 
 func (c *collector) rule(rule *securitybeta.Rule, namespace, path string) {
-	if rule == nil {
+	if rule == nil { // it would match everything
+		c.add(Error, path, "is missing")
 		return
 	}
 	for i, from := range rule.GetFrom() {

@@ -68,7 +68,9 @@ func TestPeerAuthenticationFindings(t *testing.T) {
 func TestSelectorAndTargets(t *testing.T) {
 	p := &securityv1.AuthorizationPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "foo", Name: "p"}}
 	p.Spec.Selector = &typebeta.WorkloadSelector{MatchLabels: map[string]string{"app": "*"}}
-	p.Spec.TargetRefs = []*typebeta.PolicyTargetReference{{Kind: "Service", Name: "s", Namespace: "other"}, {Kind: "Pod", Name: "x"}}
+	p.Spec.TargetRefs = []*typebeta.PolicyTargetReference{{Kind: "Service", Name: "s", Namespace: "other"}, {Kind: "Pod", Name: "x"},
+		{Group: "example.com", Kind: "Service", Name: "s"}, {Group: "core", Kind: "Service", Name: "s"}, {Group: "gateway.networking.k8s.io", Kind: "Gateway", Name: "g"}}
+	p.Spec.Rules = []*securitybeta.Rule{nil}
 	fields := map[string]bool{}
 	for _, f := range AuthorizationPolicy(p, nil) {
 		if f.Severity != Error {
@@ -76,10 +78,15 @@ func TestSelectorAndTargets(t *testing.T) {
 		}
 		fields[f.Field] = true
 	}
-	for _, want := range []string{"spec.selector.matchLabels.app", "spec.selector", "spec.targetRefs[0].namespace", "spec.targetRefs[1]"} {
+	for _, want := range []string{"spec.selector.matchLabels.app", "spec.selector", "spec.targetRefs[0].namespace", "spec.targetRefs[1]",
+		"spec.targetRefs[2].group", "spec.rules[0]"} {
 		if !fields[want] {
 			t.Errorf("no finding for %s in %v", want, fields)
 		}
+		delete(fields, want)
+	}
+	if len(fields) > 0 {
+		t.Error("findings for", fields)
 	}
 }
 
@@ -90,7 +97,7 @@ func FuzzValues(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, key, value string) {
 		p := &securityv1.AuthorizationPolicy{}
-		p.Spec.Rules = []*securitybeta.Rule{nil, {
+		p.Spec.Rules = []*securitybeta.Rule{{
 			From: []*securitybeta.Rule_From{{Source: &securitybeta.Source{IpBlocks: []string{value}, Principals: []string{value}, ServiceAccounts: []string{value}}}},
 			To:   []*securitybeta.Rule_To{{Operation: &securitybeta.Operation{Ports: []string{value}}}},
 			When: []*securitybeta.Condition{{Key: key, Values: []string{value}}},
