@@ -124,9 +124,51 @@ func (c Cgroups) search(pid int) (string, error) {
 // rootPath reports whether a group holds the whole node: exempting or trusting it would open everything.
 func rootPath(path string) bool { return filepath.Clean(path) == "/" }
 
-// Kubelet returns the cgroup2 group of the process that listens on port in the agent's own network namespace, which is
-// the node's. Returns errNoKubelet if there is none.
-func (c Cgroups) Kubelet(port uint16) (id uint64, path string, err error) {
+// Trusted reports why a group must not be given what ztunnel or kubelet alone may do: it holds the whole node, all pods, or
+// the agent, and so more than the one program. That is so where a runtime leaves containers in its own cgroup2 group.
+func (c Cgroups) Trusted(path string) error {
+	if rootPath(path) {
+		return errors.New("it is the root cgroup")
+	}
+	if pod, below := podOf(path); below && pod == (podGroup{}) || kubepods(filepath.Base(path)) {
+		return fmt.Errorf("cgroup %s holds the pods of the node", path)
+	}
+	top := filepath.Join(c.Root, path)
+	self := strconv.Itoa(os.Getpid())
+	err := filepath.WalkDir(top, func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil // removed while we walk
+		case err != nil:
+			return err
+		case d.IsDir() && name != top && kubepods(d.Name()):
+			return fmt.Errorf("cgroup %s holds the pods of the node in %s", path, strings.TrimPrefix(name, top))
+		case d.Name() != "cgroup.procs":
+			return nil
+		}
+		data, err := os.ReadFile(name)
+		if err == nil && slices.Contains(strings.Fields(string(data)), self) {
+			return fmt.Errorf("cgroup %s also holds the node agent", path)
+		}
+		return nil //nolint:nilerr // a threaded group has no list to read; it was removed
+	})
+	if err != nil {
+		return fmt.Errorf("inspect cgroup: %w", err)
+	}
+	return nil
+}
+
+// KubeletProcess is kubelet as it was found.
+type KubeletProcess struct {
+	PID  int
+	ID   uint64 // of its cgroup2 group
+	Path string // of the group
+}
+
+// Kubelet finds the process that listens on port in the agent's own network namespace, which is the node's, and is not in
+// a pod: one in the node's network may have the port on an address that kubelet leaves free. last is its process id as
+// found before, 0 if it was not: it spares the look at all processes. Returns errNoKubelet if there is none.
+func (c Cgroups) Kubelet(port uint16, last int) (KubeletProcess, error) {
 	f := c.Finder.withDefaults()
 	inodes := map[string]bool{}
 	for _, name := range []string{"tcp", "tcp6"} {
@@ -135,22 +177,31 @@ func (c Cgroups) Kubelet(port uint16) (id uint64, path string, err error) {
 			continue
 		}
 		if err != nil {
-			return 0, "", fmt.Errorf("read sockets: %w", err)
+			return KubeletProcess{}, fmt.Errorf("read sockets: %w", err)
 		}
 		err = listeners(file, port, inodes)
 		_ = file.Close() // only read
 		if err != nil {
-			return 0, "", err
+			return KubeletProcess{}, err
 		}
 	}
 	if len(inodes) == 0 {
-		return 0, "", fmt.Errorf("port %d: %w", port, errNoKubelet)
+		return KubeletProcess{}, fmt.Errorf("port %d: %w", port, errNoKubelet)
 	}
-	pid, err := f.owner(inodes)
+	k := KubeletProcess{PID: last}
+	var err error
+	if last == 0 || !f.holds(last, inodes) {
+		if k.PID, err = f.owner(inodes); err != nil {
+			return KubeletProcess{}, err
+		}
+	}
+	if k.ID, k.Path, err = c.OfProcess(k.PID); err == nil {
+		err = c.Trusted(k.Path)
+	}
 	if err != nil {
-		return 0, "", err
+		return KubeletProcess{}, fmt.Errorf("kubelet, process %d: %w", k.PID, err)
 	}
-	return c.OfProcess(pid)
+	return k, nil
 }
 
 // listeners adds the socket inodes that listen on port to into. The format is that of /proc/net/tcp.
@@ -170,27 +221,33 @@ func listeners(r io.Reader, port uint16, into map[string]bool) error {
 	return nil
 }
 
-// owner finds a process that holds one of the sockets.
+// owner finds a process outside of pods that holds one of the sockets.
 func (f Finder) owner(sockets map[string]bool) (int, error) {
 	ents, err := os.ReadDir(f.ProcRoot)
 	if err != nil {
 		return 0, fmt.Errorf("list processes: %w", err)
 	}
 	for _, e := range ents {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		dir := filepath.Join(f.ProcRoot, e.Name(), "fd")
-		fds, err := os.ReadDir(dir)
-		if err != nil {
-			continue // it ended
-		}
-		for _, fd := range fds {
-			if target, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil && sockets[target] {
-				return pid, nil
-			}
+		if pid, err := strconv.Atoi(e.Name()); err == nil && f.holds(pid, sockets) {
+			return pid, nil
 		}
 	}
-	return 0, fmt.Errorf("no visible process holds the socket: %w", errNoKubelet)
+	return 0, fmt.Errorf("no visible process outside of pods holds the socket: %w", errNoKubelet)
+}
+
+// holds reports whether a process is outside of pods and holds one of the sockets.
+func (f Finder) holds(pid int, sockets map[string]bool) bool {
+	dir := filepath.Join(f.ProcRoot, strconv.Itoa(pid))
+	group, err := os.ReadFile(filepath.Join(dir, "cgroup"))
+	if err != nil || belowKubepods(string(group)) {
+		return false
+	}
+	fds, err := os.ReadDir(filepath.Join(dir, "fd"))
+	if err != nil {
+		return false // it ended
+	}
+	return slices.ContainsFunc(fds, func(fd os.DirEntry) bool {
+		target, err := os.Readlink(filepath.Join(dir, "fd", fd.Name()))
+		return err == nil && sockets[target]
+	})
 }

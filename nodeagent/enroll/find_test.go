@@ -136,6 +136,9 @@ func TestPodOfCgroup(t *testing.T) {
 			t.Errorf("%s is of two pods", path)
 		}
 	}
+	if g, below := podOf("/kubepods/burstable"); g != (podGroup{}) || !below {
+		t.Errorf("the group of all pods of a class is %+v, %t", g, below)
+	}
 	if inPod("4:cpu:/kubepods/pod0a-1b/c\n0::/kubepods/podff-ff/c\n", uid) {
 		t.Error("a process in the groups of two pods is taken")
 	}

@@ -153,14 +153,106 @@ func TestKubeletIsTheOwnerOfItsPort(t *testing.T) {
 		t.Skip("this machine has no cgroup2")
 	}
 	root := t.TempDir()
-	want := mkdir(t, root, path)
+	want := KubeletProcess{PID: os.Getpid(), ID: mkdir(t, root, path), Path: path}
 	c := Cgroups{Root: root}
-	if id, got, err := c.Kubelet(port); err != nil || id != want || got != path {
-		t.Errorf("%d %s %v, want %d %s", id, got, err, want, path)
+	for _, last := range []int{0, os.Getpid(), 1} {
+		if got, err := c.Kubelet(port, last); path != "/" && (err != nil || got != want) {
+			t.Errorf("last %d: %+v %v, want %+v", last, got, err, want)
+		} else if path == "/" && (err == nil || !strings.Contains(err.Error(), "root cgroup")) {
+			t.Errorf("last %d: a process in the root cgroup is kubelet: %+v %v", last, got, err)
+		}
 	}
 	_ = ln.Close()
-	if _, _, err := c.Kubelet(port); !errors.Is(err, errNoKubelet) {
+	if _, err := c.Kubelet(port, os.Getpid()); !errors.Is(err, errNoKubelet) {
 		t.Errorf("nobody listens: %v", err)
+	}
+}
+
+// kubeletProc makes a proc file system in which processes of the given groups listen on port 10250 of several addresses.
+func kubeletProc(t *testing.T, groups map[int]string) string {
+	t.Helper()
+	proc := procTree(t, groups)
+	if err := os.MkdirAll(filepath.Join(proc, "thread-self/net"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	table := "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+	for pid := range groups {
+		table += fmt.Sprintf("   0: 0100007F:280A 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 %d 1 0 100 0 0 10 0\n", 7000+pid)
+		fd := filepath.Join(proc, strconv.Itoa(pid), "fd")
+		if err := errors.Join(os.Mkdir(fd, 0o755), os.Symlink(fmt.Sprintf("socket:[%d]", 7000+pid), filepath.Join(fd, "3"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(proc, "thread-self/net/tcp"), []byte(table), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return proc
+}
+
+// TestKubeletIsNoPod: a pod in the node's network may listen on 127.0.0.1:10250 when kubelet takes the node's address only.
+func TestKubeletIsNoPod(t *testing.T) {
+	const pod = "3:cpu:/kubepods/burstable/podx/c\n0::/x\n"
+	root := t.TempDir()
+	want := mkdir(t, root, "system.slice/kubelet.service")
+	mkdir(t, root, "x")
+	c := Cgroups{Root: root, Finder: Finder{ProcRoot: kubeletProc(t, map[int]string{10: pod, 20: "0::/system.slice/kubelet.service\n"})}}
+	for _, last := range []int{0, 10, 20} {
+		if k, err := c.Kubelet(10250, last); err != nil || k.PID != 20 || k.ID != want {
+			t.Errorf("last %d: %+v %v", last, k, err)
+		}
+	}
+	c.Finder.ProcRoot = kubeletProc(t, map[int]string{10: pod})
+	if k, err := c.Kubelet(10250, 0); !errors.Is(err, errNoKubelet) {
+		t.Errorf("a pod is taken for kubelet: %+v %v", k, err)
+	}
+	for name, spoil := range map[string]func(dir string) error{
+		"pods": func(dir string) error { return os.MkdirAll(filepath.Join(dir, "deep/kubepods.slice"), 0o755) },
+		"agent": func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Appendf(nil, "1\n%d\n", os.Getpid()), 0o600)
+		},
+	} {
+		c.Root = t.TempDir()
+		mkdir(t, c.Root, "system.slice/containerd.service")
+		c.Finder.ProcRoot = kubeletProc(t, map[int]string{20: "0::/system.slice/containerd.service\n"})
+		if _, err := c.Kubelet(10250, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := spoil(filepath.Join(c.Root, "system.slice/containerd.service")); err != nil {
+			t.Fatal(err)
+		}
+		if k, err := c.Kubelet(10250, 20); err == nil {
+			t.Errorf("a group that holds the %s is kubelet's: %+v", name, k)
+		}
+	}
+}
+
+func TestTrustedGroups(t *testing.T) {
+	c := Cgroups{Root: t.TempDir()}
+	for path, want := range map[string]string{
+		"/kubepods/burstable/podz/c":    "",
+		"/system.slice/ztunnel.service": "",
+		"/":                             "root cgroup",
+		"/kubepods":                     "pods of the node",
+		"/kubepods.slice":               "pods of the node",
+		"/kubepods/burstable":           "pods of the node",
+		"/kubepods.slice/kubepods-burstable.slice": "pods of the node",
+		"/docker":                          "pods of the node in /node/kubepods",
+		"/system.slice/containerd.service": "node agent",
+	} {
+		mkdir(t, c.Root, path)
+		switch {
+		case strings.Contains(want, "/node/"):
+			mkdir(t, c.Root, path, "node/kubepods")
+		case want == "node agent":
+			mkdir(t, c.Root, path, "x")
+			if err := os.WriteFile(filepath.Join(c.Root, path, "x/cgroup.procs"), fmt.Appendln(nil, os.Getpid()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := c.Trusted(path)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
 	}
 }
 

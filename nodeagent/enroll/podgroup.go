@@ -111,7 +111,10 @@ func podIn(parts []string) (podGroup, bool) {
 		return podGroup{uid: slice[i+len("-pod"):], systemd: true}, true
 	}
 	uid, ok := strings.CutPrefix(parts[0], "pod")
-	return podGroup{uid: uid}, ok && uid != ""
+	if !ok || uid == "" {
+		return podGroup{}, false
+	}
+	return podGroup{uid: uid}, true
 }
 
 func qosClass(name string) bool {

@@ -61,7 +61,7 @@ func NewSupervisor(cfg SupervisorConfig) *Supervisor {
 }
 
 // Admit exempts the group of a ztunnel that connects, before it is given a pod. For zds.ServerConfig. It refuses a peer
-// whose group is the root: exempting that would exempt the whole node.
+// whose group is not Trusted: exempting that would exempt others with it.
 func (s *Supervisor) Admit(_ context.Context, p zds.Peer) error {
 	id, err := s.groupOf(p)
 	if err != nil {
@@ -77,17 +77,23 @@ func (s *Supervisor) Admit(_ context.Context, p zds.Peer) error {
 }
 
 func (s *Supervisor) groupOf(p zds.Peer) (uint64, error) {
-	if s.cfg.ZtunnelCgroup != "" {
-		return s.cfg.Cgroups.OfPath(s.cfg.ZtunnelCgroup)
+	if path := s.cfg.ZtunnelCgroup; path != "" {
+		if err := s.cfg.Cgroups.Trusted(path); err != nil {
+			return 0, fmt.Errorf("ztunnel cannot be exempted, choose a cgroup of its own: %w", err)
+		}
+		return s.cfg.Cgroups.OfPath(path)
 	}
 	if p.PID == 0 {
 		return 0, errors.New("ztunnel's process is not visible: the agent needs the node's pid namespace")
 	}
 	id, path, err := s.cfg.Cgroups.OfProcess(p.PID)
-	if err == nil && rootPath(path) {
-		err = fmt.Errorf("ztunnel pid %d is in the root cgroup, which cannot be exempted; run it in a group of its own", p.PID)
+	if err != nil {
+		return 0, err
 	}
-	return id, err
+	if err := s.cfg.Cgroups.Trusted(path); err != nil {
+		return 0, fmt.Errorf("ztunnel, process %d, cannot be exempted, run it in a cgroup of its own: %w", p.PID, err)
+	}
+	return id, nil
 }
 
 // Depart notes that a ztunnel left. Its group stays exempt as long as it exists: connections may go on in it.
@@ -106,22 +112,16 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		return fmt.Errorf("watch cgroups: %w", err)
 	}
 	defer watch.Close()
-	var kubelet uint64
 	var text, watched string
+	pid := 0
 	for {
-		id, path, err := s.cfg.Cgroups.Kubelet(s.cfg.KubeletPort)
-		if err == nil && rootPath(path) {
-			err = errors.New("kubelet is in the root cgroup: probes cannot be told from other processes and do not pass STRICT")
-		}
-		if err != nil {
-			id, path = 0, ""
-		}
-		if now := fmt.Sprint(id, err); now != text {
+		k, err := s.cfg.Cgroups.Kubelet(s.cfg.KubeletPort, pid)
+		pid = k.PID
+		if now := fmt.Sprint(k.ID, err); now != text {
 			text = now
-			s.setKubelet(id, path, err)
+			s.setKubelet(k.ID, k.Path, err)
 		}
-		kubelet = id
-		if parent := filepath.Join(s.cfg.Cgroups.Root, filepath.Dir(path)); kubelet != 0 && parent != watched {
+		if parent := filepath.Join(s.cfg.Cgroups.Root, filepath.Dir(k.Path)); k.ID != 0 && parent != watched {
 			if watched != "" {
 				_ = watch.Remove(watched) // it may be gone
 			}
@@ -146,7 +146,7 @@ func (s *Supervisor) setKubelet(id uint64, path string, cause error) {
 		return
 	}
 	if cause != nil {
-		s.cfg.Log.Warn("kubelet not found, its probes do not pass STRICT", "err", cause)
+		s.cfg.Log.Warn("no kubelet that can be told from others, its probes do not pass STRICT", "err", cause)
 		return
 	}
 	s.cfg.Log.Info("kubelet found", "cgroup", path, "id", id)
