@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -18,11 +17,7 @@ import (
 	"k8s.io/client-go/dynamic"
 )
 
-const (
-	fieldManager = "undermesh"
-	// Every object that install makes carries this label.
-	labelPartOf, partOf = "app.kubernetes.io/part-of", "undermesh"
-)
+const fieldManager = "undermesh"
 
 // resource finds the API of an object. A kind that was installed a moment ago may take a few seconds to be served.
 func (c *cluster) resource(o *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
@@ -54,30 +49,6 @@ func (c *cluster) apply(ctx context.Context, o *unstructured.Unstructured) error
 		return fmt.Errorf("apply %s %s: %w", o.GetKind(), o.GetName(), err)
 	}
 	return nil
-}
-
-// remove deletes one object and waits until it is gone; an object that is not there, or whose kind is not, is fine.
-func (c *cluster) remove(ctx context.Context, o *unstructured.Unstructured) error {
-	r, err := c.resource(o)
-	if meta.IsNoMatchError(errors.Unwrap(err)) || meta.IsNoMatchError(err) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	foreground := metav1.DeletePropagationForeground
-	err = r.Delete(ctx, o.GetName(), metav1.DeleteOptions{PropagationPolicy: &foreground})
-	if apierrors.IsNotFound(err) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("delete %s %s: %w", o.GetKind(), o.GetName(), err)
-	}
-	return poll(ctx, time.Minute, fmt.Sprintf("%s %s to be gone", o.GetKind(), o.GetName()), func(ctx context.Context) (string, error) {
-		_, err := r.Get(ctx, o.GetName(), metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			return "", nil
-		}
-		return "it is still there", ignoreTransient(err)
-	})
 }
 
 // poll calls check until it answers "" (done). Past the deadline the error says what was waited for and the last answer.

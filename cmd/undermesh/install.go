@@ -67,6 +67,9 @@ func (f *frame) install(ctx context.Context, ch *choice) error {
 	if err != nil {
 		return err
 	}
+	if err := c.mayInstall(ctx, components, f.istioNamespace); err != nil {
+		return fmt.Errorf("install: %w", err)
+	}
 	ns := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": f.istioNamespace}}}
 	if err := c.ensure(ctx, ns); err != nil {
 		return err

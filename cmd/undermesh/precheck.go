@@ -2,8 +2,8 @@ package main
 
 import (
 	"context"
-
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -11,11 +11,11 @@ import (
 	authv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/deploy"
 )
 
 // finding is one thing that precheck has to say.
@@ -138,18 +138,27 @@ func (c *cluster) checkRights(ctx context.Context, namespace string) ([]finding,
 	return out, nil
 }
 
-// checkOtherMesh looks for a control plane of the same name that is not ours.
+// checkOtherMesh looks for control planes that are not ours, and for objects in the way of an installation.
 func (c *cluster) checkOtherMesh(ctx context.Context, namespace string) ([]finding, error) {
-	d, err := c.kube.AppsV1().Deployments(namespace).Get(ctx, api.ControllerName, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("read Deployment %s/%s: %w", namespace, api.ControllerName, err)
+	components, err := deploy.Render(removable, namespace, "", nil)
+	if err != nil {
+		return nil, err
 	}
-	if d.Labels[labelPartOf] != partOf {
-		return []finding{{"Error", "Deployment " + namespace + "/" + d.Name, "another control plane is installed here; choose another namespace with -i, or remove it"}}, nil
+	names, err := c.otherMeshes(ctx, namespace)
+	if err != nil {
+		return nil, err
 	}
-	return nil, nil
+	more, err := c.foreign(ctx, components)
+	if err != nil {
+		return nil, err
+	}
+	names = append(names, more...)
+	slices.Sort(names)
+	var out []finding
+	for _, n := range slices.Compact(names) {
+		out = append(out, finding{"Error", n, "belongs to another mesh; remove it first"})
+	}
+	return out, nil
 }
 
 // checkNetworkPolicies names the policies that let nothing in on the tunnel port: they would block mesh traffic from other

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -44,6 +45,10 @@ func (f *frame) uninstallCommand() *cobra.Command {
 	return cmd
 }
 
+// removable are the components that uninstall removes, in the order of installation. Definitions stay: deleting them would
+// delete the user's resources.
+var removable = []string{"istiod", "cni", "ztunnel"}
+
 // uninstall goes the way back: pods leave the mesh while the node proxies still serve them, then the node components go,
 // then the controller. Whatever fails is named, and the rest is left in place so that it can be run again.
 func (f *frame) uninstall(ctx context.Context, limit time.Duration) error {
@@ -51,32 +56,42 @@ func (f *frame) uninstall(ctx context.Context, limit time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if err := (releaser{c, f.istioNamespace, limit}).run(ctx); err != nil {
-		return fmt.Errorf("release nodes: %w", err)
-	}
-	all, err := deploy.Render([]string{"base", "istiod", "cni", "ztunnel"}, f.istioNamespace, "", nil)
+	return c.uninstall(ctx, f.out, f.istioNamespace, limit)
+}
+
+func (c *cluster) uninstall(ctx context.Context, out io.Writer, namespace string, limit time.Duration) error {
+	all, err := deploy.Render(removable, namespace, "", nil)
 	if err != nil {
 		return err
 	}
-	slices.Reverse(all)
-	for _, comp := range all {
-		if comp.Name == "base" {
-			continue // definitions stay: deleting them would delete the user's resources
-		}
-		slices.Reverse(comp.Objects)
-		for _, o := range comp.Objects {
-			if err := c.remove(ctx, o); err != nil {
-				return fmt.Errorf("uninstall %s: %w", comp.Name, err)
+	if err := c.mayUninstall(ctx, all, namespace); err != nil {
+		return fmt.Errorf("uninstall: %w", err)
+	}
+	if err := (releaser{c, namespace, limit}).run(ctx); err != nil {
+		return fmt.Errorf("release nodes: %w", err)
+	}
+	removeAll := func(objects []*unstructured.Unstructured) error {
+		for _, o := range slices.Backward(objects) {
+			kept, err := c.remove(ctx, o)
+			if err != nil {
+				return err
+			}
+			if kept != "" {
+				fmt.Fprintf(out, "! %s stays: it is not ours (no label %s=%s)\n", kept, labelPartOf, partOf)
 			}
 		}
-		fmt.Fprintf(f.out, "✓ %s removed\n", title(comp.Name))
+		return nil
 	}
-	for _, o := range controllerObjects(f.istioNamespace) {
-		if err := c.remove(ctx, o); err != nil {
-			return err
+	for _, comp := range slices.Backward(all) {
+		if err := removeAll(comp.Objects); err != nil {
+			return fmt.Errorf("uninstall %s: %w", comp.Name, err)
 		}
+		fmt.Fprintf(out, "✓ %s removed\n", title(comp.Name))
 	}
-	fmt.Fprintln(f.out, "✓ Uninstall complete")
+	if err := removeAll(controllerObjects(namespace)); err != nil {
+		return fmt.Errorf("uninstall: %w", err)
+	}
+	fmt.Fprintln(out, "✓ Uninstall complete")
 	return nil
 }
 
