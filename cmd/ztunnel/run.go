@@ -58,6 +58,7 @@ type worker struct {
 	log      *slog.Logger
 	clock    clock.Clock
 	registry *prometheus.Registry
+	limits   limits
 	roots    *identity.Roots
 	mesh     *client.Client
 	ids      *identity.Manager
@@ -69,6 +70,11 @@ type worker struct {
 // run wires the parts and runs them until ctx ends and the connections drained.
 func run(ctx context.Context, o options, log *slog.Logger, level *slog.LevelVar, quit func()) error {
 	w := &worker{o: o, log: log, clock: clock.System(), registry: prometheus.NewRegistry()}
+	var err error
+	if w.limits, err = raiseFiles(); err != nil {
+		return err
+	}
+	log.Info("limits", "files", w.limits.files, "connections", w.limits.conns, "connections_per_pod", w.limits.podConns)
 	w.roots = identity.NewRoots(func() ([]byte, error) { return os.ReadFile(o.rootPath) })
 	ca, err := w.controlPlane(o.caAddr).Connect()
 	if err != nil {

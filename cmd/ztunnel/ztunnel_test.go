@@ -63,12 +63,20 @@ func (b *buffer) String() string {
 
 func startZtunnel(t *testing.T, dir, controller string) *process {
 	t.Helper()
-	p := &process{t: t, dir: dir, admin: freeAddr(t), stats: freeAddr(t), ready: freeAddr(t), out: &buffer{}, ended: make(chan error, 1)}
+	admin, stats, ready := freeAddr(t), freeAddr(t), freeAddr(t)
 	self, err := os.Executable()
 	must(t, err)
-	p.cmd = exec.Command(self, "--node-name=n1", "--zds="+filepath.Join(dir, "zds"), "--xds-addr="+controller,
+	p := launch(t, exec.Command(self, "--node-name=n1", "--zds="+filepath.Join(dir, "zds"), "--xds-addr="+controller,
 		"--xds-root="+filepath.Join(dir, "root.pem"), "--token="+filepath.Join(dir, "token"),
-		"--admin-addr="+p.admin, "--stats-addr="+p.stats, "--ready-addr="+p.ready, "--drain-timeout=2s")
+		"--admin-addr="+admin, "--stats-addr="+stats, "--ready-addr="+ready, "--drain-timeout=2s"))
+	p.dir, p.admin, p.stats, p.ready = dir, admin, stats, ready
+	return p
+}
+
+// launch starts cmd, which makes this test binary ztunnel, and ends it with the test.
+func launch(t *testing.T, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, cmd: cmd, out: &buffer{}, ended: make(chan error, 1)}
 	p.cmd.Env = append(os.Environ(), mainVar+"=1")
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	must(t, p.cmd.Start())

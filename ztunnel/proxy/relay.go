@@ -79,6 +79,8 @@ func (p *Proxy) copyHalf(dst, src net.Conn, count *atomic.Int64) (rerr, werr err
 			case errors.Is(rerr, io.EOF):
 				closeWrite(dst)
 				return nil, nil
+			case errors.Is(rerr, errNoPipe):
+				full = 0
 			case rerr != nil:
 				return rerr, nil
 			case n < copyBuffer/4:

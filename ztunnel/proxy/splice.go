@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -13,6 +14,9 @@ const (
 	maxIdlePipes = 64
 	spliceMax    = 1 << 20 // bytes asked of one splice(2); the pipe's size is what it gets
 )
+
+// errNoPipe says that nothing was moved for want of a pipe: descriptors or memory are short. The bytes can still be copied.
+var errNoPipe = errors.New("no pipe to splice through")
 
 // pipes are the pipes that spliced bytes go through. A relay has one only while bytes are under way.
 type pipes struct {
@@ -33,7 +37,7 @@ func (p *pipes) get() (*pipe, error) {
 	p.mu.Unlock()
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		return nil, err
+		return nil, errors.Join(errNoPipe, err)
 	}
 	// A larger pipe takes more of a bulk stream at a time; one that may not grow works as well.
 	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, 256<<10)
@@ -100,7 +104,8 @@ func newSplicer(dst, src net.Conn, p *pipes) *splicer {
 	return sp
 }
 
-// round waits for bytes, moves them, and returns how many it moved. rerr is io.EOF at the end of the source.
+// round waits for bytes, moves them, and returns how many it moved. rerr is io.EOF at the end of the source, errNoPipe when
+// it could not begin.
 func (s *splicer) round() (n int, rerr, werr error) {
 	s.n, s.err = 0, nil
 	if err := s.src.Read(s.in); err != nil {
