@@ -22,7 +22,7 @@ import (
 // What a client may send, in bytes. gRPC reads a unary request before any handler could ask who sends it, and has one bound
 // for all methods. So a connection has an allowance until a node's account was proved on it.
 const (
-	maxRequest   = 16 << 20  // one discovery request: a stream that resumes names every resource that it holds
+	maxRequest   = 32 << 20  // one discovery request: a stream that resumes names all that it holds, 2^18 resources at most
 	maxUnary     = 64 << 10  // one certificate request
 	allowance    = 512 << 10 // a connection without a discovery stream, beyond what finished requests had
 	overhead     = 2 << 10   // of a request: frames and headers

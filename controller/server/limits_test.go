@@ -35,7 +35,10 @@ func startEmpty(t *testing.T) (*controller, string) {
 		t.Fatal(err)
 	}
 	c := start(t, dir, filepath.Join(base, "ca"), nil)
-	c.eventually("root certificates are published", func() bool { _, err := os.Stat(root); return err == nil })
+	c.eventually("root certificates are published", func() bool {
+		data, err := os.ReadFile(root) // it is not written at once
+		return err == nil && strings.HasSuffix(string(data), "END CERTIFICATE-----\n")
+	})
 	return c, root
 }
 
