@@ -102,7 +102,9 @@ static __always_inline int excluded(const struct mesh_pod *pod, const struct mes
 	__builtin_memcpy(k.cookie, &pod->cookie, 8);
 	__builtin_memcpy(k.addr, f->daddr, 16);
 	cidr = bpf_map_lookup_elem(&mesh_excluded, &k);
-	return cidr && *cidr & (mapped4(f->daddr) ? MESH_CIDR_IPV4 : MESH_CIDR_IPV6);
+	if (cidr && *cidr & (mapped4(f->daddr) ? MESH_CIDR_IPV4 : MESH_CIDR_IPV6))
+		return !(*cidr & MESH_CIDR_INCLUDE);
+	return pod->flags & MESH_POD_INCLUDE_ONLY;
 }
 
 static __always_inline int capture(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct mesh_node *node,

@@ -98,6 +98,7 @@ enum mesh_event {
 
 enum mesh_pod_flags {
 	MESH_POD_CAPTURE_OUT = 1,
+	MESH_POD_INCLUDE_ONLY = 2, /* what no entry of mesh_excluded covers is not captured */
 };
 
 /* Value bits of mesh_ports. */
@@ -132,6 +133,7 @@ enum mesh_payload {
 enum mesh_cidr_flags {
 	MESH_CIDR_IPV4 = 2,
 	MESH_CIDR_IPV6 = 4,
+	MESH_CIDR_INCLUDE = 8, /* captured: the longest prefix decides */
 };
 
 #define MESH_POD_IPS 4

@@ -16,8 +16,9 @@ import (
 type BPFMeshCidrFlags uint32
 
 const (
-	BPFMeshCidrFlagsMESH_CIDR_IPV4 BPFMeshCidrFlags = 2
-	BPFMeshCidrFlagsMESH_CIDR_IPV6 BPFMeshCidrFlags = 4
+	BPFMeshCidrFlagsMESH_CIDR_IPV4    BPFMeshCidrFlags = 2
+	BPFMeshCidrFlagsMESH_CIDR_IPV6    BPFMeshCidrFlags = 4
+	BPFMeshCidrFlagsMESH_CIDR_INCLUDE BPFMeshCidrFlags = 8
 )
 
 type BPFMeshCidrKey struct {
@@ -147,7 +148,8 @@ type BPFMeshPod struct {
 type BPFMeshPodFlags uint32
 
 const (
-	BPFMeshPodFlagsMESH_POD_CAPTURE_OUT BPFMeshPodFlags = 1
+	BPFMeshPodFlagsMESH_POD_CAPTURE_OUT  BPFMeshPodFlags = 1
+	BPFMeshPodFlagsMESH_POD_INCLUDE_ONLY BPFMeshPodFlags = 2
 )
 
 type BPFMeshPortFlags uint32

@@ -30,6 +30,7 @@ type kernel struct {
 // Prepare implements enroll.Datapath.
 func (k kernel) Prepare(ctx context.Context, p enroll.PodNet) (enroll.Handle, error) {
 	pod := datapath.Pod{UID: p.UID, Netns: p.Netns, IPs: p.IPs, ExcludeOutCIDRs: p.Exclusions.OutboundPrefixes,
+		IncludeOnly: p.Exclusions.IncludeOnly, IncludeOutCIDRs: p.Exclusions.IncludePrefixes,
 		IncludeOutPorts: p.Exclusions.IncludeOutboundPorts, ExcludeOutPorts: p.Exclusions.ExcludeOutboundPorts,
 		ExcludeInPorts: p.Exclusions.ExcludeInboundPorts}
 	for _, probe := range p.Probes {

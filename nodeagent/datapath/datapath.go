@@ -146,6 +146,9 @@ func (d *Datapath) openLocked(ctx context.Context) error {
 	if err := d.writeNodeLocked(); err != nil {
 		return err
 	}
+	if err := d.pruneTablesLocked(); err != nil {
+		return err
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -260,6 +263,25 @@ func (d *Datapath) writeNodeLocked() error {
 	}
 	n.Mark, n.Mask, n.KubeletBudget = d.cfg.Mark, d.cfg.Mask, d.cfg.KubeletBudget
 	return t.Update(0, n)
+}
+
+// pruneTablesLocked deletes entries of namespaces that are no pod's: what an agent left that died between the tables and
+// the pod's own entry.
+func (d *Datapath) pruneTablesLocked() error {
+	t := d.tablesLocked()
+	pods, err := t.pods.All()
+	if err != nil {
+		return err
+	}
+	known := map[[8]uint8]bool{}
+	for cookie := range pods {
+		known[cookieBytes(cookie)] = true
+	}
+	_, err = t.ports.Prune(func(k types.BPFMeshPortKey, _ uint32) bool { return known[cookieBytes(k.Cookie)] })
+	if err == nil {
+		_, err = t.cidrs.Prune(func(k types.BPFMeshCidrKey, _ uint32) bool { return known[k.Cookie] })
+	}
+	return err
 }
 
 func (d *Datapath) nodeTableLocked() maps.Table[uint32, types.BPFMeshNode] {

@@ -38,7 +38,7 @@ type PodHandle struct {
 	listeners *ebpf.Map
 	link      link.Link // nil: inbound is not attached
 	files     map[Kind]*os.File
-	ports     map[types.BPFMeshPortKey]uint32 // what is in mesh_ports
+	ports     map[types.BPFMeshPortKey]uint32 // what is, or may be after an error, in mesh_ports
 	cidrs     map[types.BPFMeshCidrKey]uint32
 	closed    bool
 }
@@ -274,14 +274,30 @@ func (h *PodHandle) updateLocked(pod Pod) error {
 	return h.writeTablesLocked(pod)
 }
 
-// writeTablesLocked writes exclusions before the pod's own entry, so that no connect sees the pod without them.
+// writeTablesLocked writes exclusions before the pod's own entry, so that no connect sees the pod without them. What may
+// have been written is remembered first: an error, of a full map say, leaves nothing that Cleanup does not know.
 func (h *PodHandle) writeTablesLocked(pod Pod) error {
+	v := pod.value(h.cookie, h.cfg)
+	old, _, err := h.tables.pods.Lookup(h.cookie)
+	if err != nil {
+		return err
+	}
+	const capture, only = uint32(types.BPFMeshPodFlagsMESH_POD_CAPTURE_OUT), uint32(types.BPFMeshPodFlagsMESH_POD_INCLUDE_ONLY)
+	if old.Flags&only != 0 && v.Flags&only == 0 { // before the prefixes go, or nothing would be captured meanwhile
+		old.Flags &^= only
+		if err := h.tables.pods.Update(h.cookie, old); err != nil {
+			return err
+		}
+	}
 	ports, cidrs := pod.portEntries(h.cookie), pod.cidrEntries(h.cookie)
-	if _, _, err := h.tables.ports.Apply(h.ports, ports); err != nil {
+	oldPorts, oldCIDRs := h.ports, h.cidrs
+	h.ports = maps.Pending(oldPorts, ports)
+	if _, _, err := h.tables.ports.Apply(oldPorts, ports); err != nil {
 		return err
 	}
 	h.ports = ports
-	if _, _, err := h.tables.cidrs.Apply(h.cidrs, cidrs); err != nil {
+	h.cidrs = maps.Pending(oldCIDRs, cidrs)
+	if _, _, err := h.tables.cidrs.Apply(oldCIDRs, cidrs); err != nil {
 		return err
 	}
 	h.cidrs = cidrs
@@ -292,12 +308,7 @@ func (h *PodHandle) writeTablesLocked(pod Pod) error {
 			return err
 		}
 	}
-	old, _, err := h.tables.pods.Lookup(h.cookie)
-	if err != nil {
-		return err
-	}
-	v := pod.value(h.cookie, h.cfg)
-	v.Flags = old.Flags
+	v.Flags |= old.Flags & capture
 	if err := h.config.Put(uint32(0), v); err != nil {
 		return fmt.Errorf("write %s: %w", mapConfig, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/undermesh/undermesh/bpf/types"
@@ -19,6 +20,13 @@ type Probe struct {
 	// Neither: goes to the application, and kubelet may send nothing.
 }
 
+// MaxCIDRs and MaxPorts bound what one pod puts into the node's maps of 65,536 entries each: 256 such pods fit, more than
+// a node runs, so that no pod keeps others out.
+const (
+	MaxCIDRs = 256 // ExcludeOutCIDRs and IncludeOutCIDRs
+	MaxPorts = 256 // different ports of all fields
+)
+
 // Pod is what the datapath needs to know of a pod.
 type Pod struct {
 	UID             string         // names the pins: letters, digits, - and _
@@ -26,6 +34,8 @@ type Pod struct {
 	IPs             []netip.Addr   // 1 to 4
 	TunnelPort      uint16         // default: that of Config
 	ExcludeOutCIDRs []netip.Prefix // destinations that are not captured
+	IncludeOnly     bool           // only IncludeOutCIDRs are captured, without ExcludeOutCIDRs
+	IncludeOutCIDRs []netip.Prefix // with IncludeOnly
 	IncludeOutPorts []uint16       // captured whatever ExcludeOutCIDRs says
 	ExcludeOutPorts []uint16       // never captured
 	ExcludeInPorts  []uint16       // passed to the application unseen
@@ -45,10 +55,16 @@ func (p Pod) Validate() error {
 			return fmt.Errorf("pod %s: IPs has %q, which is no pod's address", p.UID, ip)
 		}
 	}
-	for _, c := range p.ExcludeOutCIDRs {
-		if !c.IsValid() {
-			return fmt.Errorf("pod %s: ExcludeOutCIDRs has an invalid prefix", p.UID)
+	for _, f := range []struct {
+		name  string
+		cidrs []netip.Prefix
+	}{{"ExcludeOutCIDRs", p.ExcludeOutCIDRs}, {"IncludeOutCIDRs", p.IncludeOutCIDRs}} {
+		if slices.ContainsFunc(f.cidrs, func(c netip.Prefix) bool { return !c.IsValid() }) {
+			return fmt.Errorf("pod %s: %s has an invalid prefix", p.UID, f.name)
 		}
+	}
+	if n := len(p.ExcludeOutCIDRs) + len(p.IncludeOutCIDRs); n > MaxCIDRs {
+		return fmt.Errorf("pod %s: ExcludeOutCIDRs and IncludeOutCIDRs have %d prefixes, at most %d fit", p.UID, n, MaxCIDRs)
 	}
 	for _, f := range []struct {
 		name  string
@@ -64,6 +80,9 @@ func (p Pod) Validate() error {
 		if pr.Port == 0 {
 			return fmt.Errorf("pod %s: Probes has port 0", p.UID)
 		}
+	}
+	if n := len(p.portEntries(0)); n > MaxPorts {
+		return fmt.Errorf("pod %s: IncludeOutPorts, ExcludeOutPorts, ExcludeInPorts and Probes have %d ports, at most %d fit", p.UID, n, MaxPorts)
 	}
 	return nil
 }
@@ -105,6 +124,17 @@ func (p Pod) cidrEntries(cookie uint64) map[types.BPFMeshCidrKey]uint32 {
 		k, family := cidrKey(cookie, c)
 		all[k] = family
 	}
+	if !p.IncludeOnly {
+		return all
+	}
+	for _, c := range p.IncludeOutCIDRs {
+		covers := func(out netip.Prefix) bool { return out.Bits() <= c.Bits() && out.Contains(c.Addr()) }
+		if slices.ContainsFunc(p.ExcludeOutCIDRs, covers) {
+			continue // the longest prefix decides in the map, exclusion in the meaning
+		}
+		k, family := cidrKey(cookie, c)
+		all[k] = family | uint32(types.BPFMeshCidrFlagsMESH_CIDR_INCLUDE)
+	}
 	return all
 }
 
@@ -120,9 +150,12 @@ func cidrKey(cookie uint64, c netip.Prefix) (types.BPFMeshCidrKey, uint32) {
 	return types.BPFMeshCidrKey{PrefixLen: uint32(64 + bits), Cookie: cookieBytes(cookie), Addr: c.Masked().Addr().As16()}, uint32(family)
 }
 
-// value is the pod's struct mesh_pod without flags.
+// value is the pod's struct mesh_pod; whether it is captured is not in it.
 func (p Pod) value(cookie uint64, cfg Config) types.BPFMeshPod {
 	v := types.BPFMeshPod{Cookie: cookie, Budget: cfg.FlowBudget, OwnPorts: cfg.ownPorts(), TunnelPort: p.tunnelPort(cfg)}
+	if p.IncludeOnly {
+		v.Flags = uint32(types.BPFMeshPodFlagsMESH_POD_INCLUDE_ONLY)
+	}
 	for i, ip := range p.IPs {
 		v.Ips[i] = ip.As16()
 	}

@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -105,21 +106,38 @@ func TestExclusions_CN07(t *testing.T) {
 	}
 }
 
-func TestIncludeOutboundIPRangesExcludesTheRest(t *testing.T) {
-	e, errs := ParseExclusions("foo/a", map[string]string{api.AnnotationIncludeOutboundIPRanges: "10.0.0.0/8,192.168.1.0/24"})
-	if len(errs) > 0 {
-		t.Fatal(errs)
+func TestIncludeOutboundIPRanges(t *testing.T) {
+	e, errs := ParseExclusions("foo/a", map[string]string{api.AnnotationIncludeOutboundIPRanges: "10.0.0.0/8,192.168.1.0/24,10.0.0.0/8"})
+	want := []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24"), netip.MustParsePrefix("10.0.0.0/8")}
+	if len(errs) > 0 || !e.IncludeOnly || !slices.Equal(e.IncludePrefixes, want) || len(e.OutboundPrefixes) > 0 {
+		t.Errorf("%+v %v", e, errs)
 	}
-	for addr, excluded := range map[string]bool{"10.1.2.3": false, "192.168.1.9": false, "192.168.2.9": true, "8.8.8.8": true,
-		"11.0.0.0": true, "fd00::1": true, "9.255.255.255": true} {
-		a := netip.MustParseAddr(addr)
-		if got := slices.ContainsFunc(e.OutboundPrefixes, func(p netip.Prefix) bool { return p.Contains(a) }); got != excluded {
-			t.Errorf("%s excluded: %v, want %v", addr, got, excluded)
+	if none, _ := ParseExclusions("foo/a", map[string]string{api.AnnotationIncludeOutboundIPRanges: ""}); !none.IncludeOnly || len(none.IncludePrefixes) > 0 {
+		t.Errorf("nothing included: %+v", none)
+	}
+	if all, _ := ParseExclusions("foo/a", map[string]string{api.AnnotationIncludeOutboundIPRanges: "*"}); all.IncludeOnly {
+		t.Errorf("all included: %+v", all)
+	}
+}
+
+// No pod takes more of the node's tables than its part, whatever its annotations say.
+func TestExclusionsAreBounded(t *testing.T) {
+	list := func(n int, format string) string {
+		var all []string
+		for i := range n {
+			all = append(all, fmt.Sprintf(format, i+1))
 		}
+		return strings.Join(all, ",")
 	}
-	none, _ := ParseExclusions("foo/a", map[string]string{api.AnnotationIncludeOutboundIPRanges: ""})
-	if !slices.Equal(none.OutboundPrefixes, []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}) {
-		t.Errorf("nothing included: %v", none.OutboundPrefixes)
+	e, errs := ParseExclusions("foo/a", map[string]string{
+		api.AnnotationIncludeOutboundIPRanges: list(200, "2001:db8::%x/128"), api.AnnotationExcludeOutboundIPRanges: list(57, "10.0.0.%d/32"),
+		api.AnnotationIncludeOutboundPorts: list(100, "%d"), api.AnnotationExcludeOutboundPorts: list(29, "2%03d"), api.AnnotationExcludeInboundPorts: list(28, "3%03d"),
+	})
+	if len(e.IncludePrefixes) != 200 || len(e.OutboundPrefixes) != 0 || len(e.IncludeOutboundPorts) != 100 || len(e.ExcludeOutboundPorts) != 0 || len(e.ExcludeInboundPorts) != 28 {
+		t.Errorf("%+v", e)
+	}
+	if len(errs) != 2 || !strings.Contains(errs[0].Error(), api.AnnotationExcludeOutboundIPRanges) || !strings.Contains(errs[1].Error(), api.AnnotationExcludeOutboundPorts) {
+		t.Errorf("%v", errs)
 	}
 }
 
@@ -133,7 +151,7 @@ func TestBadExclusionsKeepTheTrafficCaptured(t *testing.T) {
 	} {
 		for _, v := range values {
 			e, errs := ParseExclusions("foo/a", map[string]string{annotation: v})
-			if len(errs) != 1 || len(e.OutboundPrefixes)+len(e.ExcludeOutboundPorts)+len(e.ExcludeInboundPorts) > 0 {
+			if len(errs) != 1 || e.IncludeOnly || len(e.OutboundPrefixes)+len(e.ExcludeOutboundPorts)+len(e.ExcludeInboundPorts) > 0 {
 				t.Errorf("%s=%q: %+v %v", annotation, v, e, errs)
 				continue
 			}
@@ -151,10 +169,10 @@ func FuzzExclusions(f *testing.F) {
 	f.Add("*", "")
 	f.Fuzz(func(t *testing.T, ranges, list string) {
 		e, errs := ParseExclusions("foo/a", map[string]string{api.AnnotationIncludeOutboundIPRanges: ranges, api.AnnotationExcludeInboundPorts: list})
-		if len(errs) == 2 && len(e.OutboundPrefixes)+len(e.ExcludeInboundPorts) > 0 {
+		if len(errs) == 2 && (e.IncludeOnly || len(e.ExcludeInboundPorts) > 0) {
 			t.Error("a refused annotation has an effect")
 		}
-		for _, p := range e.OutboundPrefixes {
+		for _, p := range e.IncludePrefixes {
 			if p != p.Masked() {
 				t.Errorf("prefix %s is not masked", p)
 			}

@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -12,14 +13,20 @@ import (
 
 // Exclusions is the traffic of a pod that its annotations take out of the mesh (CN-07). The zero value takes out nothing.
 type Exclusions struct {
-	OutboundPrefixes     []netip.Prefix // not captured, longest first; the complement of the include list is in it
+	OutboundPrefixes     []netip.Prefix // not captured, longest first
+	IncludeOnly          bool           // beside OutboundPrefixes, what IncludePrefixes do not cover is not captured either
+	IncludePrefixes      []netip.Prefix // longest first
 	ExcludeOutboundPorts []uint16
 	IncludeOutboundPorts []uint16 // captured whatever the prefixes say
 	ExcludeInboundPorts  []uint16
 }
 
-// maxListed bounds the elements of one annotation.
-const maxListed = 256
+// The bounds of what one pod takes of the node's tables. An annotation that goes beyond is ignored.
+const (
+	maxListed   = 256 // elements of one annotation
+	maxPrefixes = 256 // of all annotations together
+	maxPorts    = 128 // of all annotations together; as many are left for probes
+)
 
 // ParseExclusions reads the traffic annotations of the pod named pod. An annotation with a bad value has no effect as a
 // whole, so that the traffic stays captured, and gives an error that names pod, annotation and value.
@@ -40,20 +47,37 @@ func ParseExclusions(pod string, annotations map[string]string) (Exclusions, []e
 			return nil
 		}
 		in, err := prefixes(v)
-		e.OutboundPrefixes = append(e.OutboundPrefixes, complement(in, err)...)
+		e.IncludePrefixes, e.IncludeOnly = in, err == nil
 		return err
 	})
 	parse(api.AnnotationExcludeOutboundIPRanges, func(v string) error {
 		out, err := prefixes(v)
-		e.OutboundPrefixes = append(e.OutboundPrefixes, out...)
+		if n := len(e.IncludePrefixes) + len(out); err == nil && n > maxPrefixes {
+			return fmt.Errorf("%d prefixes with those of %s, at most %d are allowed", n, api.AnnotationIncludeOutboundIPRanges, maxPrefixes)
+		}
+		e.OutboundPrefixes = out
 		return err
 	})
-	for name, target := range map[string]*[]uint16{
-		api.AnnotationIncludeOutboundPorts: &e.IncludeOutboundPorts,
-		api.AnnotationExcludeOutboundPorts: &e.ExcludeOutboundPorts,
-		api.AnnotationExcludeInboundPorts:  &e.ExcludeInboundPorts,
+	listed := 0
+	for _, l := range []struct {
+		name   string
+		target *[]uint16
+	}{
+		{api.AnnotationIncludeOutboundPorts, &e.IncludeOutboundPorts},
+		{api.AnnotationExcludeOutboundPorts, &e.ExcludeOutboundPorts},
+		{api.AnnotationExcludeInboundPorts, &e.ExcludeInboundPorts},
 	} {
-		parse(name, func(v string) (err error) { *target, err = ports(v); return err })
+		parse(l.name, func(v string) error {
+			list, err := ports(v)
+			if err == nil && listed+len(list) > maxPorts {
+				err = fmt.Errorf("%d ports with those of the other annotations, at most %d are allowed", listed+len(list), maxPorts)
+			}
+			if err != nil {
+				return err
+			}
+			*l.target, listed = list, listed+len(list)
+			return nil
+		})
 	}
 	parse(api.AnnotationIncludeInboundPorts, func(v string) error {
 		if strings.TrimSpace(v) == "*" {
@@ -62,13 +86,6 @@ func ParseExclusions(pod string, annotations map[string]string) (Exclusions, []e
 		return fmt.Errorf("only * is supported; use %s", api.AnnotationExcludeInboundPorts)
 	})
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	slices.SortFunc(e.OutboundPrefixes, func(a, b netip.Prefix) int {
-		if a.Bits() != b.Bits() {
-			return b.Bits() - a.Bits()
-		}
-		return a.Addr().Compare(b.Addr())
-	})
-	e.OutboundPrefixes = slices.Compact(e.OutboundPrefixes)
 	return e, errs
 }
 
@@ -87,6 +104,7 @@ func elements(v string) ([]string, error) {
 	return list, nil
 }
 
+// prefixes gives them longest first, without duplicates.
 func prefixes(v string) ([]netip.Prefix, error) {
 	list, err := elements(v)
 	if err != nil {
@@ -103,7 +121,8 @@ func prefixes(v string) ([]netip.Prefix, error) {
 		}
 		out = append(out, p)
 	}
-	return out, nil
+	slices.SortFunc(out, func(a, b netip.Prefix) int { return cmp.Or(b.Bits()-a.Bits(), a.Addr().Compare(b.Addr())) })
+	return slices.Compact(out), nil
 }
 
 func ports(v string) ([]uint16, error) {
@@ -121,40 +140,4 @@ func ports(v string) ([]uint16, error) {
 	}
 	slices.Sort(out)
 	return slices.Compact(out), nil
-}
-
-// complement returns what the prefixes do not cover, of both families; nothing when err is set.
-func complement(in []netip.Prefix, err error) []netip.Prefix {
-	if err != nil {
-		return nil
-	}
-	var out []netip.Prefix
-	for _, all := range []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)} {
-		out = append(out, without(all, in)...)
-	}
-	return out
-}
-
-// without returns the parts of p that no prefix of in covers.
-func without(p netip.Prefix, in []netip.Prefix) []netip.Prefix {
-	touched := false
-	for _, q := range in {
-		if q.Bits() <= p.Bits() && q.Contains(p.Addr()) {
-			return nil
-		}
-		touched = touched || p.Overlaps(q)
-	}
-	if !touched {
-		return []netip.Prefix{p}
-	}
-	low, high := halves(p)
-	return append(without(low, in), without(high, in)...)
-}
-
-func halves(p netip.Prefix) (low, high netip.Prefix) {
-	bits := p.Bits()
-	b := p.Addr().AsSlice()
-	b[bits/8] |= 0x80 >> (bits % 8)
-	upper, _ := netip.AddrFromSlice(b) // the length is that of an address
-	return netip.PrefixFrom(p.Addr(), bits+1), netip.PrefixFrom(upper, bits+1)
 }

@@ -4,6 +4,7 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/cilium/ebpf"
 )
@@ -88,6 +89,22 @@ func (t Table[K, V]) Prune(keep func(K, V) bool) (int, error) {
 		n++
 	}
 	return n, nil
+}
+
+// Pending is what a map may hold from the start of Apply(current, desired) until it succeeded: the keys of both. A value
+// that Apply writes is the zero value here, which must be no entry's, so that a later Apply writes it again.
+func Pending[K, V comparable](current, desired map[K]V) map[K]V {
+	all := maps.Clone(current)
+	if all == nil {
+		all = map[K]V{}
+	}
+	for k, v := range desired {
+		if old, ok := current[k]; !ok || old != v {
+			var unknown V
+			all[k] = unknown
+		}
+	}
+	return all
 }
 
 // Apply makes current into desired: first it writes what is new or different, then it deletes what is no longer wanted,

@@ -52,3 +52,10 @@ func TestTable(t *testing.T) {
 		t.Errorf("full map: %v", err)
 	}
 }
+
+func TestPending(t *testing.T) {
+	got := maps.Pending(map[int]int{1: 10, 2: 20}, map[int]int{2: 21, 3: 30, 1: 10})
+	if !stdmaps.Equal(got, map[int]int{1: 10, 2: 0, 3: 0}) {
+		t.Errorf("%v", got)
+	}
+}
