@@ -39,6 +39,9 @@ type Config struct {
 	// DrainTimeout bounds the time that Serve lets open streams go on after its context is done. Default 0: they
 	// are reset at once. Server.Drain has no bound of its own.
 	DrainTimeout time.Duration
+	// IdleTimeout drains a server's connection that has had no stream for that time; a client that does not take part in it
+	// (GOAWAY and PING) gets PingTimeout. Default 0: never. A Pool has its own.
+	IdleTimeout time.Duration
 	// CloseTimeout bounds the last write (GOAWAY, close_notify) of a connection. Default 1 s.
 	CloseTimeout time.Duration
 
@@ -95,8 +98,8 @@ func (c Config) Validate() error {
 			return fmt.Errorf("check hbone config: %s is %d, want %d to %d", f.name, f.v, f.low, f.up)
 		}
 	}
-	if c.PingTimeout < 0 || c.DrainTimeout < 0 || c.CloseTimeout < 0 {
-		return fmt.Errorf("check hbone config: PingTimeout, DrainTimeout or CloseTimeout is negative")
+	if c.PingTimeout < 0 || c.DrainTimeout < 0 || c.CloseTimeout < 0 || c.IdleTimeout < 0 {
+		return fmt.Errorf("check hbone config: PingTimeout, DrainTimeout, IdleTimeout or CloseTimeout is negative")
 	}
 	return nil
 }

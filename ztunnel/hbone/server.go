@@ -8,6 +8,9 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"time"
+
+	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
 // Handler decides about one CONNECT, in a goroutine of its own. ctx ends when the peer resets the stream, when the
@@ -42,6 +45,8 @@ type Server struct {
 	refused int        // requests, since a handler last ended
 	final   bool       // the last GOAWAY was sent: newer streams are ignored
 	drained bool
+	idleAt  time.Time   // when the last handler ended
+	idle    clock.Timer // nil: none
 }
 
 // NewServer takes over conn, whose TLS handshake is done. Nothing happens before Run. It panics when cfg is not valid.
@@ -72,6 +77,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 	s.parent = hctx
 	s.c.start()
+	defer s.watchIdle()()
 	stop := context.AfterFunc(ctx, func() {
 		if s.c.cfg.DrainTimeout == 0 {
 			s.c.end(ErrClosed)
@@ -126,6 +132,46 @@ func (s *Server) lastGoAway() {
 	s.mu.Unlock()
 	c.postOrEnd(appendGoAway(nil, last, CodeNo, "draining"))
 	s.endWhenIdle()
+}
+
+// watchIdle drains the connection when it had no stream for Config.IdleTimeout. The function returned ends the watch.
+func (s *Server) watchIdle() (stop func()) {
+	limit := s.c.cfg.IdleTimeout
+	if limit == 0 {
+		return func() {}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.idleAt = s.c.cfg.Clock.Now()
+	s.idle = s.c.cfg.Clock.AfterFunc(limit, s.checkIdle)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.idle.Stop()
+	}
+}
+
+func (s *Server) checkIdle() {
+	s.mu.Lock()
+	rest := s.c.cfg.IdleTimeout
+	if s.running == 0 {
+		rest -= s.c.cfg.Clock.Now().Sub(s.idleAt)
+	}
+	drained := s.drained
+	switch {
+	case drained: // the peer did not answer: no streams from now on
+	case rest > 0:
+		s.idle.Reset(rest)
+	default:
+		s.idle.Reset(s.c.cfg.PingTimeout)
+	}
+	s.mu.Unlock()
+	switch {
+	case drained:
+		s.lastGoAway()
+	case rest <= 0:
+		s.Drain()
+	}
 }
 
 // endWhenIdle ends a drained connection that has neither streams nor handlers.
@@ -269,6 +315,9 @@ func (s *Server) handlerDone() {
 	s.mu.Lock()
 	s.running--
 	s.refused = 0
+	if s.running == 0 && s.c.cfg.IdleTimeout > 0 {
+		s.idleAt = s.c.cfg.Clock.Now()
+	}
 	s.mu.Unlock()
 	s.endWhenIdle()
 	s.c.notify()

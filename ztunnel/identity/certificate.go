@@ -122,7 +122,7 @@ func newCertificate(id api.Identity, key crypto.Signer, answer []string, now tim
 	roots := x509.NewCertPool()
 	roots.AddCert(c.Root)
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
-		if err := verifyChain(c.Leaf, c.Intermediates, roots, now, usage); err != nil {
+		if _, err := verifyChain(c.Leaf, c.Intermediates, roots, now, usage); err != nil {
 			return nil, fmt.Errorf("check certificate of %s: %w", id, err)
 		}
 	}
@@ -153,20 +153,33 @@ func leafIdentity(leaf *x509.Certificate) (api.Identity, error) {
 	return id, nil
 }
 
-// verifyChain returns ErrPeerExpired or ErrPeerUntrusted, with the cause.
-func verifyChain(leaf *x509.Certificate, intermediates []*x509.Certificate, roots *x509.CertPool, now time.Time, usage x509.ExtKeyUsage) error {
+// verifyChain returns until when a chain holds: the end of its first certificate, of the chain that lasts longest. The errors
+// are ErrPeerExpired and ErrPeerUntrusted, with the cause.
+func verifyChain(leaf *x509.Certificate, intermediates []*x509.Certificate, roots *x509.CertPool, now time.Time, usage x509.ExtKeyUsage) (time.Time, error) {
 	pool := x509.NewCertPool()
 	for _, c := range intermediates {
 		pool.AddCert(c)
 	}
-	_, err := leaf.Verify(x509.VerifyOptions{
+	chains, err := leaf.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: pool, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage},
 	})
 	if err == nil {
-		return nil
+		var until time.Time
+		for _, chain := range chains {
+			end := leaf.NotAfter
+			for _, c := range chain {
+				if c.NotAfter.Before(end) {
+					end = c.NotAfter
+				}
+			}
+			if end.After(until) {
+				until = end
+			}
+		}
+		return until, nil
 	}
 	if invalid := (x509.CertificateInvalidError{}); errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-		return fmt.Errorf("%w: %w", ErrPeerExpired, err)
+		return time.Time{}, fmt.Errorf("%w: %w", ErrPeerExpired, err)
 	}
-	return fmt.Errorf("%w: %w", ErrPeerUntrusted, err)
+	return time.Time{}, fmt.Errorf("%w: %w", ErrPeerUntrusted, err)
 }

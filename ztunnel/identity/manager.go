@@ -31,7 +31,13 @@ type Manager struct {
 	metrics *metrics
 	trusted atomic.Pointer[x509.CertPool] // roots of the file and of the certificates held
 
+	poolChanges atomic.Uint64
+
 	loops sync.WaitGroup // one for each entry; added to under mu and while !stopped
+
+	trustMu      sync.Mutex // protects below
+	trust        Trust      // as last seen
+	trustChanges uint64
 
 	mu        sync.Mutex      // protects below
 	ctx       context.Context // of Run; nil before
@@ -214,7 +220,11 @@ func (m *Manager) updateTrustLocked() {
 			pool.AddCert(e.cert.Root)
 		}
 	}
+	if m.trusted.Load().Equal(pool) {
+		return
+	}
 	m.trusted.Store(pool)
+	m.poolChanges.Add(1)
 }
 
 // pause waits for d, for a word on wake (nil: none) or for the end of ctx, which it reports as false.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/undermesh/undermesh/controller/api"
 )
@@ -33,12 +34,13 @@ func (m *Manager) ClientTLS(ctx context.Context, src api.Identity, want []api.Id
 	cfg.InsecureSkipVerify = true
 	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert.tls, nil }
 	cfg.VerifyConnection = func(s tls.ConnectionState) error {
-		return m.checked("client", src, m.verifyPeer(s, x509.ExtKeyUsageServerAuth, func(peer api.Identity) error {
+		_, err := m.verifyPeer(s, x509.ExtKeyUsageServerAuth, func(peer api.Identity) error {
 			if slices.Contains(want, peer) {
 				return nil
 			}
 			return fmt.Errorf("%w: it is %s, expected %s", ErrPeerUnexpected, peer, join(want))
-		}))
+		})
+		return m.checked("client", src, err)
 	}
 	return cfg, nil
 }
@@ -58,13 +60,8 @@ func (m *Manager) ServerTLS(dst api.Identity) *tls.Config {
 		return &cert.tls, nil
 	}
 	cfg.VerifyConnection = func(s tls.ConnectionState) error {
-		return m.checked("server", dst, m.verifyPeer(s, x509.ExtKeyUsageClientAuth, func(peer api.Identity) error {
-			t := m.cfg.Trust()
-			if t.Domain != "" && (peer.TrustDomain == t.Domain || slices.Contains(t.Aliases, peer.TrustDomain)) {
-				return nil
-			}
-			return fmt.Errorf("%w: %s", ErrPeerTrustDomain, peer)
-		}))
+		_, err := m.verifyClient(s)
+		return m.checked("server", dst, err)
 	}
 	return cfg
 }
@@ -76,26 +73,28 @@ func (m *Manager) baseTLS() *tls.Config {
 	}
 }
 
-// verifyPeer is the whole check of a peer; expected judges the identity that was proved.
-func (m *Manager) verifyPeer(s tls.ConnectionState, usage x509.ExtKeyUsage, expected func(api.Identity) error) error {
+// verifyPeer is the whole check of a peer; expected judges the identity that was proved. It returns when the chain expires.
+func (m *Manager) verifyPeer(s tls.ConnectionState, usage x509.ExtKeyUsage, expected func(api.Identity) error) (time.Time, error) {
+	var expires time.Time
 	if s.Version != tls.VersionTLS13 || s.NegotiatedProtocol != protocolH2 {
-		return fmt.Errorf("%w: version %s, protocol %q", ErrPeerProtocol, tls.VersionName(s.Version), s.NegotiatedProtocol)
+		return expires, fmt.Errorf("%w: version %s, protocol %q", ErrPeerProtocol, tls.VersionName(s.Version), s.NegotiatedProtocol)
 	}
 	if s.DidResume {
-		return errors.New("a session was resumed although tickets are off")
+		return expires, errors.New("a session was resumed although tickets are off")
 	}
 	if len(s.PeerCertificates) == 0 {
-		return ErrNoPeerCertificate
+		return expires, ErrNoPeerCertificate
 	}
 	leaf := s.PeerCertificates[0]
-	if err := verifyChain(leaf, s.PeerCertificates[1:], m.trusted.Load(), m.cfg.Clock.Now(), usage); err != nil {
-		return fmt.Errorf("%w (it names %s)", err, claim(leaf))
+	expires, err := verifyChain(leaf, s.PeerCertificates[1:], m.trusted.Load(), m.cfg.Clock.Now(), usage)
+	if err != nil {
+		return expires, fmt.Errorf("%w (it names %s)", err, claim(leaf))
 	}
 	peer, err := leafIdentity(leaf)
 	if err != nil {
-		return err
+		return expires, err
 	}
-	return expected(peer)
+	return expires, expected(peer)
 }
 
 // checked counts and passes on the outcome of a check.

@@ -15,6 +15,7 @@ import (
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/hbone"
+	"github.com/undermesh/undermesh/ztunnel/identity"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
 )
 
@@ -26,6 +27,8 @@ type Identity interface {
 	Await(ctx context.Context, id api.Identity) error
 	// ServerTLS presents a certificate of dst and asks every client for one.
 	ServerTLS(dst api.Identity) *tls.Config
+	// Peer is the client of a finished handshake of ServerTLS.
+	Peer(s tls.ConnectionState) (*identity.Peer, error)
 }
 
 // Sockets opens connections in one pod's network namespace. Methods are safe for concurrent use and return when ctx ends.

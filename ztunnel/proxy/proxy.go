@@ -40,6 +40,9 @@ func New(cfg Config) *Proxy {
 	cfg = cfg.withDefaults()
 	serving := cfg.Tunnel
 	serving.DrainTimeout = max(cfg.DrainTimeout, cfg.RemovedGrace)
+	if serving.IdleTimeout == 0 {
+		serving.IdleTimeout = tunnelIdle
+	}
 	return &Proxy{
 		cfg: cfg, serving: serving,
 		pods: map[podName]*Pod{}, addrs: map[netip.Addr]*Pod{}, all: map[*Pod]struct{}{}, changed: make(chan struct{}),

@@ -5,8 +5,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"math"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/reason"
@@ -30,18 +32,39 @@ func (s *session) tunnel(r *run) error {
 		return refusedf(reason.Overload, "too many connections")
 	}
 	defer s.p.give(s.pod)
-	peer, err := identity.PeerIdentity(tc.ConnectionState())
+	peer, err := s.p.cfg.Identity.Peer(tc.ConnectionState())
 	if err != nil {
 		return refused(identity.ReasonOf(err), err)
 	}
 	s.silent, s.relayed = true, true
-	err = hbone.Serve(r.accepting, tc, s.p.serving, func(ctx context.Context, req *hbone.ServerRequest) {
+	srv := hbone.NewServer(tc, s.p.serving, func(ctx context.Context, req *hbone.ServerRequest) {
 		s.pod.stream(s.ctx, ctx, own, peer, req)
 	})
+	defer s.expire(peer, srv)()
+	err = srv.Run(r.accepting)
 	if err != nil && s.ctx.Err() == nil {
-		s.p.cfg.Log.Debug("tunnel ended", "src", s.src.String(), "dst", s.dst.String(), "peer", peer.String(), "err", err)
+		s.p.cfg.Log.Debug("tunnel ended", "src", s.src.String(), "dst", s.dst.String(), "peer", peer.ID.String(), "err", err)
 	}
 	return nil
+}
+
+const (
+	// tunnelIdle is how long a tunnel without streams is kept for its client: longer than a client of ours keeps it.
+	tunnelIdle = 6 * time.Minute
+	// expiredGrace is how long the streams of a tunnel go on whose client's certificate has expired.
+	expiredGrace = 5 * time.Minute
+)
+
+// expire drains srv when the peer's certificate expires, so that the client makes a tunnel with its next one, and ends what is
+// left after expiredGrace. The function returned ends the watch.
+func (s *session) expire(peer *identity.Peer, srv *hbone.Server) (stop func()) {
+	left := min(peer.Expires().Sub(s.p.cfg.Clock.Now()), math.MaxInt64-expiredGrace)
+	drain := s.p.cfg.Clock.AfterFunc(left, srv.Drain)
+	end := s.p.cfg.Clock.AfterFunc(left+expiredGrace, func() { s.kill(refused(reason.TLSHandshake, identity.ErrPeerExpired)) })
+	return func() {
+		drain.Stop()
+		end.Stop()
+	}
 }
 
 // handshake does TLS. A client has one of the pod's places only while nothing but its own answers are missing: its
@@ -98,7 +121,7 @@ func (s *session) handshake() (api.Identity, *tls.Conn, error) {
 }
 
 // stream carries one CONNECT to the application. conns is the pod's life, request the stream's.
-func (pod *Pod) stream(conns, request context.Context, own, peer api.Identity, req *hbone.ServerRequest) {
+func (pod *Pod) stream(conns, request context.Context, own api.Identity, peer *identity.Peer, req *hbone.ServerRequest) {
 	s := pod.session(conns, addrPort(req.RemoteAddr()), addrPort(req.LocalAddr()))
 	defer s.kill(nil)
 	stop := context.AfterFunc(request, func() { s.kill(refusedf(reason.DownstreamReset, "tunnel stream was reset")) })
@@ -124,15 +147,16 @@ func statusOf(why reason.Reason) int {
 	switch why {
 	case reason.AuthorityMismatch, reason.BadRequest, reason.MeshPort:
 		return 400
-	case reason.PolicyDenied, reason.PolicyNotAllowed, reason.PolicyUnenforceable, reason.StrictMTLS, reason.PolicyChanged, reason.PeerIdentity:
+	case reason.PolicyDenied, reason.PolicyNotAllowed, reason.PolicyUnenforceable, reason.StrictMTLS, reason.PolicyChanged, reason.PeerIdentity, reason.TLSHandshake:
 		return 401
 	}
 	return 503
 }
 
 // connect decides about a CONNECT, and relays it when it is allowed and the application has accepted.
-func (s *session) connect(own, peer api.Identity, req *hbone.ServerRequest, answered *bool) error {
+func (s *session) connect(own api.Identity, client *identity.Peer, req *hbone.ServerRequest, answered *bool) error {
 	s.line.Direction, s.line.Path = Inbound.String(), policy.Tunnel.String()
+	peer := client.ID
 	target, err := netip.ParseAddrPort(req.Authority)
 	w := s.describeInbound(s.dst, peer, forwardedHost(req.Header), telemetry.MutualTLS)
 	if err != nil {
@@ -140,6 +164,9 @@ func (s *session) connect(own, peer api.Identity, req *hbone.ServerRequest, answ
 	}
 	target = netip.AddrPortFrom(target.Addr().Unmap(), target.Port())
 	s.line.HBONE = target
+	if err := client.Check(); err != nil {
+		return refused(identity.ReasonOf(err), err)
+	}
 	switch {
 	case w == nil || w.Identity != own:
 		return refusedf(reason.NotReady, "the pod is no longer known as %s", own)
