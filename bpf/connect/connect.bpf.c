@@ -11,7 +11,7 @@
 #define SO_MARK 36
 #define SO_BINDTOIFINDEX 62
 #define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
+#define IPPROTO_MPTCP 262
 
 #define ALLOW 1
 #define REFUSE 0 /* EPERM */
@@ -155,7 +155,7 @@ static __always_inline int pod_connect(struct bpf_sock_addr *ctx, struct bpf_soc
 		event(MESH_EVENT_EXEMPT);
 		return exempt_connect(ctx, sk, pod, f, protocol);
 	}
-	if (protocol != IPPROTO_UDP && pod->flags & MESH_POD_CAPTURE_OUT && !loopback(f->daddr) && !link_local6(f->daddr) &&
+	if ((protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP) && pod->flags & MESH_POD_CAPTURE_OUT && !loopback(f->daddr) && !link_local6(f->daddr) &&
 	    !pod_ip(pod, f->daddr) && !excluded(pod, f))
 		return capture(ctx, sk, node, pod, f);
 	renote(sk, MESH_WHO_NONE);
@@ -217,11 +217,15 @@ int mesh_connect6(struct bpf_sock_addr *ctx)
  * repetition round the mesh. An application's SO_MARK keeps the mesh's bits as the connect hook left them. Binding a
  * captured connection to a device is refused with EPERM: IPv4 takes every destination of a bound socket for on-link
  * when its rules lead nowhere, so no route can stop it.
+ * The mark is on a subflow of a multipath socket, which this hook does not see; the kernel copies the option over it.
+ * So both are refused, unless the socket is closed.
  */
 static __always_inline int set_option(struct bpf_sockopt *ctx, struct bpf_sock *sk, const struct mesh_node *node)
 {
 	__u32 *value = ctx->optval;
 
+	if (sk->protocol == IPPROTO_MPTCP && sk->state != BPF_TCP_CLOSE)
+		return REFUSE;
 	if (ctx->optname != SO_MARK)
 		return sk->state == BPF_TCP_CLOSE || (sk->mark & node->mask) != node->mark ? ALLOW : REFUSE;
 	if ((void *)(value + 1) <= ctx->optval_end)

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -259,39 +260,56 @@ func TestCaptureKeepsUnansweredSYN(t *testing.T) {
 		t.Fatal(err)
 	}
 	cases := []struct {
-		name, dst string
-		after     func(fd int) error
-		err       error
+		name  string
+		after func(fd int) error
+		err   error // of TCP; a multipath socket takes none of them
 	}{
-		{"mark cleared", "10.95.0.3:9000", func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0) }, nil},
-		{"other mark", "10.95.0.3:9000", func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0x539) }, nil},
-		{"bound to eth0", "10.95.0.3:9000", func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, eth0) }, unix.EPERM},
-		{"bound to the device eth0", "10.95.0.3:9000", func(fd int) error { return unix.BindToDevice(fd, "eth0") }, unix.EPERM},
-		{"untouched", "10.95.0.3:9000", func(int) error { return nil }, nil},
+		{"mark cleared", func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0) }, nil},
+		{"other mark", func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0x539) }, nil},
+		{"bound to eth0", func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, eth0) }, unix.EPERM},
+		{"bound to the device eth0", func(fd int) error { return unix.BindToDevice(fd, "eth0") }, unix.EPERM},
+		{"untouched", nil, nil},
 	}
-	var fds []int
-	for _, c := range cases {
-		fd, err := netns.Socket(a.ns, unix.AF_INET, netns.Options{})
-		if err != nil {
-			t.Fatal(err)
+	fds := map[string]int{}
+	for _, protocol := range []int{unix.IPPROTO_MPTCP, unix.IPPROTO_TCP} {
+		for _, c := range cases {
+			name, want, fd := fmt.Sprintf("protocol %d, %s", protocol, c.name), c.err, -1
+			err := a.ns.Do(func() (err error) {
+				fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
+				return err
+			})
+			if protocol == unix.IPPROTO_MPTCP {
+				if want = unix.EPERM; errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOPROTOOPT) {
+					t.Logf("this kernel has no MPTCP: %v", err)
+					break
+				}
+				if err == nil {
+					err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0x539) // it is closed
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			if err := netns.Connect(fd, unix.AF_INET, netip.MustParseAddrPort("10.95.0.3:9000")); err != nil {
+				t.Fatal(err)
+			}
+			if c.after != nil {
+				if err := c.after(fd); !errors.Is(err, want) {
+					t.Errorf("%s: %v, want %v", name, err, want)
+				}
+			}
+			fds[name] = fd
 		}
-		defer unix.Close(fd)
-		if err := netns.Connect(fd, unix.AF_INET, netip.MustParseAddrPort(c.dst)); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.after(fd); !errors.Is(err, c.err) {
-			t.Errorf("%s: %v, want %v", c.name, err, c.err)
-		}
-		fds = append(fds, fd)
 	}
 	// The first repetition is sent after 1 s. IPv4 SYNs without a listener stay unanswered.
-	if err := wait(fds[len(fds)-1], unix.POLLIN|unix.POLLOUT); !errors.Is(err, unix.ETIMEDOUT) {
+	if err := wait(fds["protocol 6, untouched"], unix.POLLIN|unix.POLLOUT); !errors.Is(err, unix.ETIMEDOUT) {
 		t.Fatalf("the untouched socket got an answer: %v", err)
 	}
-	for i, c := range cases {
-		var p = []unix.PollFd{{Fd: int32(fds[i]), Events: unix.POLLOUT}}
+	for name, fd := range fds {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
 		if n, err := unix.Poll(p, 0); n != 0 || err != nil {
-			t.Errorf("%s: the repeated SYN was answered", c.name)
+			t.Errorf("%s: the repeated SYN was answered", name)
 		}
 	}
 	if n := l.dial(a.ns, "[fd95::3]:9000", netns.Options{}); n.err == nil {
@@ -381,5 +399,36 @@ func TestExcludedFamily(t *testing.T) {
 		}
 		l.want(c.excluded+" excluded, v4-mapped", l.firstLine(fd), c.v4, "10.95.0.3:9000")
 		_ = unix.Close(fd)
+	}
+}
+
+// A connected socket of another protocol keeps its way: no listener of ours would take what is looped to lo.
+func TestOtherProtocolsAreNotCaptured(t *testing.T) {
+	l := newLab(t)
+	a := l.pod("a", 2)
+	l.pod("b", 3)
+	l.enrol(a)
+	fd := -1
+	err := a.ns.Do(func() (err error) {
+		if err = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0); err == nil {
+			fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{10, 95, 0, 3}}); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK); err != nil || m != 0 {
+		t.Errorf("mark of a ping socket is %#x: %v", m, err)
+	}
+	if _, err := unix.Write(fd, []byte{8, 0, 0, 0, 0, 1, 0, 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(fd, unix.POLLIN); err != nil {
+		t.Errorf("echo reply: %v", err)
 	}
 }
