@@ -24,7 +24,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MESH_MAX_PODS);
 	__type(key, __u64); /* netns cookie */
-	__type(value, __u32);
+	__type(value, __u32); /* for an instant of two CPUs -1: compare it with its sign */
 } mesh_usage SEC(".maps");
 
 struct {

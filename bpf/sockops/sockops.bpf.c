@@ -32,12 +32,13 @@ static __always_inline void flow_key(struct bpf_sock_ops *s, struct mesh_flow_ke
 	f->dport = passive ? lport : rport;
 }
 
+/* Never below 0, where a pod was taken out and in again meanwhile: as an unsigned number that would be no budget. */
 static __always_inline void give_back(__u64 cookie)
 {
-	__u32 *used = bpf_map_lookup_elem(&mesh_usage, &cookie);
+	__s32 *used = bpf_map_lookup_elem(&mesh_usage, &cookie);
 
-	if (used)
-		__sync_fetch_and_add(used, -1);
+	if (used && __sync_fetch_and_add(used, -1) <= 0)
+		__sync_fetch_and_add(used, 1);
 }
 
 /* Of two that delete at once only one is told so: the budget is given back once. */
@@ -73,13 +74,13 @@ static __always_inline __u32 budget_of(__u64 cookie, __u32 who)
 /* Puts the flow into the table, within the budget of its namespace; 0 if it may not. */
 static __always_inline int record(const struct mesh_flow_key *f, const struct mesh_flow *flow)
 {
-	__u32 limit = budget_of(flow->cookie, flow->who), *used = bpf_map_lookup_elem(&mesh_usage, &flow->cookie);
+	__s32 limit = budget_of(flow->cookie, flow->who), *used = bpf_map_lookup_elem(&mesh_usage, &flow->cookie);
 	long err;
 
 	if (!limit || !used)
 		return 0;
 	if (__sync_fetch_and_add(used, 1) >= limit) {
-		__sync_fetch_and_add(used, -1);
+		give_back(flow->cookie);
 		refused(flow->cookie, f, MESH_LAYER_SOCKOPS, MESH_VERDICT_UNKNOWN, MESH_REASON_FLOW_BUDGET, 0);
 		return 0;
 	}
@@ -89,7 +90,7 @@ static __always_inline int record(const struct mesh_flow_key *f, const struct me
 		err = bpf_map_update_elem(&mesh_flows, f, flow, BPF_NOEXIST);
 	}
 	if (err) {
-		__sync_fetch_and_add(used, -1);
+		give_back(flow->cookie);
 		refused(flow->cookie, f, MESH_LAYER_SOCKOPS, MESH_VERDICT_UNKNOWN, MESH_REASON_FLOW_TABLE_FULL, 0);
 		return 0;
 	}

@@ -121,10 +121,17 @@ func TestFullMapLeavesNothing(t *testing.T) {
 	if err := ports.Update(types.BPFMeshPortKey{Cookie: foreign, Port: 1}, 1); err != nil {
 		t.Fatal(err)
 	}
+	k := types.BPFMeshFlowKey{Sport: 1}
+	if err := l.flowTable().Update(k, types.BPFMeshFlow{Cookie: foreign}); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.d.Close(); err != nil {
 		t.Fatal(err)
 	}
 	l.d = l.open()
+	if n := len(l.flows()); n != 0 {
+		t.Errorf("%d flows of nobody after a restart", n)
+	}
 	all, err = table().All()
 	left, perr := maps.NewTable[types.BPFMeshPortKey, uint32](mapPorts, l.d.maps[mapPorts]).All()
 	if err != nil || perr != nil || len(all)+len(left) != 0 {

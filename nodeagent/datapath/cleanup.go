@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/undermesh/undermesh/bpf/types"
+	"github.com/undermesh/undermesh/nodeagent/maps"
 )
 
 // Cleanup takes the pod out: outbound, inbound, rules, routes, sysctls back to what they were, entries, listeners, pins.
@@ -58,6 +59,11 @@ func (h *PodHandle) deleteEntriesLocked() error {
 	_, _, err := h.tables.ports.Apply(h.ports, nil)
 	if err == nil {
 		_, _, err = h.tables.cidrs.Apply(h.cidrs, nil)
+	}
+	// Entries before the count: one that a leg gives back later must not be missing from a new count.
+	for _, t := range []maps.Table[types.BPFMeshFlowKey, types.BPFMeshFlow]{h.tables.flows, h.tables.dials} {
+		_, perr := t.Prune(func(_ types.BPFMeshFlowKey, f types.BPFMeshFlow) bool { return f.Cookie != h.cookie })
+		err = errors.Join(err, perr)
 	}
 	return errors.Join(err, h.tables.usage.Delete(h.cookie))
 }

@@ -50,7 +50,7 @@ type Config struct {
 	DNSPort      uint16 // port of the resolver; default 15053
 	Backlog      int    // of each listener, in connections; default 4096
 
-	FlowBudget    uint32 // handshakes of judged legs that one pod may have under way; default 10000
+	FlowBudget    uint32 // handshakes of judged legs that one pod may have under way; default 1024: 120 such pods fit the table
 	KubeletBudget uint32 // the same for kubelet; default 4096
 
 	Log *slog.Logger // default: discards
@@ -71,7 +71,7 @@ func (c Config) withDefaults() Config {
 	set(&c.ProbePort, 15007)
 	set(&c.DNSPort, 15053)
 	set(&c.Backlog, 4096)
-	set(&c.FlowBudget, 10000)
+	set(&c.FlowBudget, 1024)
 	set(&c.KubeletBudget, 4096)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

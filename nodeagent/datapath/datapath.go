@@ -277,9 +277,22 @@ func (d *Datapath) pruneTablesLocked() error {
 	for cookie := range pods {
 		known[cookieBytes(cookie)] = true
 	}
+	node, _, err := d.nodeTableLocked().Lookup(0)
+	if err != nil {
+		return err
+	}
 	_, err = t.ports.Prune(func(k types.BPFMeshPortKey, _ uint32) bool { return known[cookieBytes(k.Cookie)] })
 	if err == nil {
 		_, err = t.cidrs.Prune(func(k types.BPFMeshCidrKey, _ uint32) bool { return known[k.Cookie] })
+	}
+	known[cookieBytes(node.HostCookie)] = true // kubelet's flows
+	for _, flows := range []maps.Table[types.BPFMeshFlowKey, types.BPFMeshFlow]{t.flows, t.dials} {
+		if err == nil {
+			_, err = flows.Prune(func(_ types.BPFMeshFlowKey, f types.BPFMeshFlow) bool { return known[cookieBytes(f.Cookie)] })
+		}
+	}
+	if err == nil {
+		_, err = t.usage.Prune(func(cookie uint64, _ uint32) bool { return known[cookieBytes(cookie)] })
 	}
 	return err
 }

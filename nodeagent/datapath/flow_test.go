@@ -324,3 +324,57 @@ func TestKubeletProbes(t *testing.T) {
 	}
 	l.want("kubelet no longer known", l.dial(l.node, "10.95.0.3:8081", netns.Options{}), "INBOUND", "10.95.0.3:8081")
 }
+
+// A leg that outlives its pod's stay in the mesh gives back nothing to the next one: below 0 every leg would be refused.
+func TestBudgetOutlivesEnrolment(t *testing.T) {
+	l := newLab(t)
+	a, b := l.pod("a", 2), l.pod("b", 3)
+	l.app(b, 9000)
+	l.enrol(a)
+	l.enrol(b)
+	l.join("proxy")
+	var fds []int
+	for _, o := range []netns.Options{judged, {}} {
+		fd, err := netns.Socket(a.ns, unix.AF_INET, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = netns.Connect(fd, unix.AF_INET, netip.MustParseAddrPort("10.95.0.77:9000"))
+		fds = append(fds, fd)
+	}
+	if n, m := len(l.flows()), l.dials(); n != 1 || m != 1 {
+		t.Fatalf("%d flows and %d dials, want one of each", n, m)
+	}
+	for _, stop := range a.stop {
+		stop()
+	}
+	cookie := a.h.cookie
+	if err := a.h.Cleanup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n, m := len(l.flows()), l.dials(); n+m != 0 {
+		t.Errorf("%d flows and %d dials are left of a pod that is not in the mesh", n, m)
+	}
+	l.enrol(a)
+	// An entry that came beside the cleaning is the same to the count.
+	k := types.BPFMeshFlowKey{Saddr: a.v4.As16(), Daddr: b.v4.As16(), Sport: 1, Dport: 9000}
+	if err := l.flowTable().Update(k, types.BPFMeshFlow{Cookie: cookie, Who: uint32(types.BPFMeshWhoMESH_WHO_LEG)}); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := netns.Socket(a.ns, unix.AF_INET, netns.Options{Bind: netip.AddrPortFrom(a.v4, 1), Mark: judged.Mark})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netns.Connect(fd, unix.AF_INET, netip.MustParseAddrPort("10.95.0.3:9000")); err != nil { // pushes the entry out
+		t.Fatal(err)
+	}
+	l.want("leg", l.firstLine(fd), "APP", "10.95.0.3:9000")
+	_ = unix.Close(fd)
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+	if n := l.used(a); n != 0 {
+		t.Errorf("the count is %d, want 0", int32(n))
+	}
+	l.want("judged leg", l.dial(a.ns, "10.95.0.3:9000", judged), "APP", "10.95.0.3:9000")
+}

@@ -47,6 +47,8 @@ type PodHandle struct {
 type tables struct {
 	pods  maps.Table[uint64, types.BPFMeshPod]
 	usage maps.Table[uint64, uint32]
+	flows maps.Table[types.BPFMeshFlowKey, types.BPFMeshFlow]
+	dials maps.Table[types.BPFMeshFlowKey, types.BPFMeshFlow]
 	ports maps.Table[types.BPFMeshPortKey, uint32]
 	cidrs maps.Table[types.BPFMeshCidrKey, uint32]
 }
@@ -58,6 +60,8 @@ func (d *Datapath) tablesLocked() *tables {
 	return &tables{
 		pods:  maps.NewTable[uint64, types.BPFMeshPod](mapPods, d.maps[mapPods]),
 		usage: maps.NewTable[uint64, uint32](mapUsage, d.maps[mapUsage]),
+		flows: maps.NewTable[types.BPFMeshFlowKey, types.BPFMeshFlow](mapFlows, d.maps[mapFlows]),
+		dials: maps.NewTable[types.BPFMeshFlowKey, types.BPFMeshFlow](mapDials, d.maps[mapDials]),
 		ports: maps.NewTable[types.BPFMeshPortKey, uint32](mapPorts, d.maps[mapPorts]),
 		cidrs: maps.NewTable[types.BPFMeshCidrKey, uint32](mapExcluded, d.maps[mapExcluded]),
 	}
