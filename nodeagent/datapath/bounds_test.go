@@ -138,3 +138,51 @@ func TestFullMapLeavesNothing(t *testing.T) {
 		t.Errorf("%d prefixes and %d ports of nobody after a restart: %v %v", len(all), len(left), err, perr)
 	}
 }
+
+// A pod is looked at again and again; its program is loaded once by each agent.
+func TestInboundIsLoadedOnce(t *testing.T) {
+	l := newLab(t)
+	a := l.pod("a", 2)
+	l.enrol(a)
+	program := func() uint32 {
+		t.Helper()
+		info, err := a.h.link.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return uint32(info.Program)
+	}
+	attach := func() uint32 {
+		t.Helper()
+		if err := a.h.AttachInbound(); err != nil {
+			t.Fatal(err)
+		}
+		return program()
+	}
+	first := program()
+	if again := attach(); again != first {
+		t.Errorf("program %d became %d", first, again)
+	}
+	if err := l.d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.d = l.open()
+	pods, err := l.d.Pods()
+	if err != nil || len(pods) != 1 {
+		t.Fatalf("%d pods: %v", len(pods), err)
+	}
+	a.h = pods[0]
+	next := attach()
+	if next == first {
+		t.Error("the next agent kept the program of the one before")
+	}
+	if again := attach(); again != next {
+		t.Errorf("program %d became %d", next, again)
+	}
+	if err := a.h.DetachInbound(); err != nil {
+		t.Fatal(err)
+	}
+	if again := attach(); again == next {
+		t.Error("attached again with the program that was taken off")
+	}
+}

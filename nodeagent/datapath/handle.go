@@ -37,6 +37,7 @@ type PodHandle struct {
 	config    *ebpf.Map
 	listeners *ebpf.Map
 	link      link.Link // nil: inbound is not attached
+	current   bool      // link runs this build's program
 	files     map[Kind]*os.File
 	ports     map[types.BPFMeshPortKey]uint32 // what is, or may be after an error, in mesh_ports
 	cidrs     map[types.BPFMeshCidrKey]uint32
@@ -336,7 +337,7 @@ func (h *PodHandle) UID() string { return h.uid }
 func (h *PodHandle) Cookie() uint64 { return h.cookie }
 
 // AttachInbound puts the sk_lookup program onto the pod's namespace: from now on new connections to the pod go to its
-// listeners. If a link is pinned its program is replaced by this build's.
+// listeners. If an earlier run's link is pinned its program is replaced by this build's.
 func (h *PodHandle) AttachInbound() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -350,13 +351,18 @@ func (h *PodHandle) AttachInbound() error {
 }
 
 func (h *PodHandle) attachLocked() error {
+	if h.link != nil && h.current {
+		return nil
+	}
 	prog, err := h.load(h.config, h.listeners)
 	if err != nil {
 		return err
 	}
 	defer prog.Close()
 	if h.link != nil {
-		return h.link.Update(prog)
+		err := h.link.Update(prog)
+		h.current = err == nil
+		return err
 	}
 	l, err := link.AttachNetNs(h.ns.FD(), prog)
 	if err != nil {
@@ -366,7 +372,7 @@ func (h *PodHandle) attachLocked() error {
 		_ = l.Close()
 		return fmt.Errorf("pin link: %w", err)
 	}
-	h.link = l
+	h.link, h.current = l, true
 	return nil
 }
 
@@ -391,7 +397,7 @@ func (h *PodHandle) detachLocked() error {
 	if err := h.link.Close(); err != nil {
 		return fmt.Errorf("close link of pod %s: %w", h.uid, err)
 	}
-	h.link = nil
+	h.link, h.current = nil, false
 	return dropLink(filepath.Join(h.dir, progLookup))
 }
 
