@@ -21,7 +21,7 @@ type PoolConfig struct {
 	// Conn configures each connection. Conn.Clock is required and drives the pool's timers too.
 	Conn Config
 	// Max is the number of connections a key up to which load alone opens another. Beyond it one is opened when all are
-	// full: how many streams there may be is not the pool's to decide. Default 4.
+	// full: how many streams there may be is not the pool's to decide; but not while one has no stream and allows none. Default 4.
 	Max int
 	// GrowStreams is the number of open streams on each connection at which another is opened. Default 32.
 	GrowStreams int
@@ -94,6 +94,7 @@ type group[K comparable] struct {
 	dial    *dialCall     // under way
 	changed chan struct{} // closed when a waiter should look again; nil: nobody waits
 	noGrow  time.Time     // until then
+	retry   clock.Timer   // wakes waiters at noGrow; nil: not armed
 }
 
 type pooled struct {
@@ -211,18 +212,37 @@ func (p *Pool[K]) retireAged(key K) {
 func (p *Pool[K]) pickLocked(ctx context.Context, g *group[K], dial DialFunc) *Client {
 	var best *Client
 	least := p.cfg.StreamsPerConn
+	barren := false
 	for _, c := range g.conns {
 		n := c.cl.Streams()
 		if c.cl.free() == 0 || n >= least {
+			if n == 0 && c.cl.usable() {
+				barren = true
+				if until := c.bornAt.Add(p.cfg.GrowBackoff); until.After(g.noGrow) {
+					g.noGrow = until
+				}
+			}
 			continue
 		}
 		if best, least = c.cl, n; n < p.cfg.GrowStreams {
 			return best
 		}
 	}
-	grow := g.dial == nil && (best == nil || len(g.conns) < p.cfg.Max)
-	if grow && (len(g.conns) == 0 || !p.cfg.Conn.Clock.Now().Before(g.noGrow)) {
+	// a server that allows no stream at all is not asked beyond Max
+	if g.dial != nil || len(g.conns) >= p.cfg.Max && (best != nil || barren) {
+		return best
+	}
+	wait := g.noGrow.Sub(p.cfg.Conn.Clock.Now())
+	switch {
+	case len(g.conns) == 0 || wait <= 0:
 		p.dialLocked(ctx, g, dial)
+	case best == nil && g.retry == nil:
+		g.retry = p.cfg.Conn.Clock.AfterFunc(wait, func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			g.retry = nil
+			g.wakeLocked()
+		})
 	}
 	return best
 }
