@@ -69,7 +69,7 @@ func (c *conn) open(req Request) (*Stream, int, error) {
 	w := &c.w
 	w.mu.Lock() // until the block is queued: stream ids and the compression state go out in order
 	defer w.mu.Unlock()
-	if err := w.awaitRoomLocked(); err != nil {
+	if err := w.awaitRoomLocked(nil); err != nil {
 		return nil, 0, fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
 	c.mu.Lock()

@@ -361,7 +361,7 @@ func (r *ServerRequest) respond(status int, h Header, flags byte) error {
 	c, st := r.s.c, r.s
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
-	if err := c.w.awaitRoomLocked(); err != nil {
+	if err := c.w.awaitRoomLocked(st); err != nil {
 		return err
 	}
 	c.mu.Lock()

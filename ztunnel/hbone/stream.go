@@ -247,6 +247,7 @@ func (s *Stream) terminate(err error) {
 	stopTimer(s.writeTimer)
 	after := c.removeLocked(s)
 	c.mu.Unlock()
+	c.w.wake()
 
 	var se *StreamError
 	harmless := errors.As(err, &se) && se.Remote && se.Code == CodeNo

@@ -99,7 +99,7 @@ func (w *writer) kickLocked() {
 func (w *writer) sendEnd(s *Stream) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.awaitRoomLocked(); err != nil {
+	if err := w.awaitRoomLocked(s); err != nil {
 		return err
 	}
 	if s.gone.Load() {
@@ -109,8 +109,9 @@ func (w *writer) sendEnd(s *Stream) error {
 	return w.flushOwnLocked()
 }
 
-func (w *writer) awaitRoomLocked() error {
-	for len(w.q) > queueCap && w.err == nil {
+// awaitRoomLocked waits while the queue is full; the end of s, unless that is nil, ends it too.
+func (w *writer) awaitRoomLocked(s *Stream) error {
+	for len(w.q) > queueCap && w.err == nil && (s == nil || !s.gone.Load()) {
 		w.room.Wait()
 	}
 	w.q = getOut(w.q)
@@ -144,7 +145,7 @@ func (w *writer) flushOwnLocked() error {
 func (w *writer) sendData(s *Stream, b []byte, n, frame int) error {
 	id := s.id
 	w.mu.Lock()
-	err := w.awaitRoomLocked()
+	err := w.awaitRoomLocked(s)
 	if err == nil && s.gone.Load() {
 		err = errGone
 	}
@@ -236,6 +237,13 @@ func (w *writer) failLocked(err error) {
 	}
 	w.room.Broadcast()
 	w.work.Signal()
+}
+
+// wake makes those that wait for room look again: a stream has gone.
+func (w *writer) wake() {
+	w.mu.Lock()
+	w.room.Broadcast()
+	w.mu.Unlock()
 }
 
 func (w *writer) fail(err error) {
