@@ -223,7 +223,8 @@ func (n *memNet) dialled(port uint16) int {
 type memSockets struct {
 	net  *memNet
 	addr netip.Addr
-	bad  func() // called before each Deliver
+	bad  func()        // called before each Deliver
+	slow chan struct{} // when set, a Leg connects only after its end
 }
 
 func (s *memSockets) Dial(_ context.Context, to netip.AddrPort) (net.Conn, error) {
@@ -234,6 +235,13 @@ func (s *memSockets) Leg(ctx context.Context, to netip.AddrPort) (net.Conn, erro
 	s.net.mu.Lock()
 	s.net.legs = append(s.net.legs, to)
 	s.net.mu.Unlock()
+	if s.slow != nil { // the SYN is lost, and the next is sent later
+		select {
+		case <-s.slow:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 	return s.Dial(ctx, to)
 }
 

@@ -85,10 +85,8 @@ func (s *session) route() (*route, error) {
 		return nil, err
 	}
 	r.local = s.p.pod(w)
-	if r.local == nil {
-		if pod := s.p.podAt(r.addr.Addr()); pod != nil {
-			return nil, refusedf(reason.NotReady, "%s is pod %s/%s of this node, which the mesh knows by other names", r.addr, pod.cfg.Namespace, pod.cfg.Name)
-		}
+	if pod := s.p.podAt(r.addr.Addr()); pod != nil && pod != r.local {
+		return nil, refusedf(reason.NotReady, "%s is pod %s/%s of this node, which the mesh knows by other names", r.addr, pod.cfg.Namespace, pod.cfg.Name)
 	}
 	r.path = policy.PathFor(policy.PathQuery{
 		Snapshot: r.snap, Source: r.source, Destination: w, Service: r.svc, Address: r.addr, Local: r.local != nil, Captured: true,
@@ -153,7 +151,33 @@ func (s *session) proxied(r *route) error {
 	if err := s.admit(r.local, c); err != nil {
 		return err
 	}
-	return s.relayTo(r.addr, s.pod.cfg.Sockets.Leg)
+	return s.relayTo(r.addr, func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) { return s.leg(ctx, r.local, addr) })
+}
+
+// leg dials addr of dest, and gives up as soon as dest has lost its place: it was judged by the policies of no other pod.
+func (s *session) leg(ctx context.Context, dest *Pod, addr netip.AddrPort) (net.Conn, error) {
+	s.p.mu.Lock()
+	// nobody: the control plane gave dest an address that the agent knows nothing of
+	if at := s.p.addrs[addr.Addr()]; dest.gone || at != nil && at != dest {
+		s.p.mu.Unlock()
+		return nil, dest.errGone()
+	}
+	if dest.legs == nil {
+		dest.legs = map[*session]context.CancelCauseFunc{}
+	}
+	dest.legs[s] = s.kill
+	s.p.mu.Unlock()
+	defer func() {
+		s.p.mu.Lock()
+		defer s.p.mu.Unlock()
+		delete(dest.legs, s)
+	}()
+	up, err := s.pod.cfg.Sockets.Leg(ctx, addr)
+	if err == nil && s.ctx.Err() != nil { // meanwhile
+		reset(up)
+		return nil, context.Cause(s.ctx)
+	}
+	return up, err
 }
 
 // judgedSource is the address that the destination will see: the pod's own, whatever address its process bound.
@@ -177,6 +201,9 @@ func (s *session) relayTo(addr netip.AddrPort, dial func(context.Context, netip.
 	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.ConnectTimeout)
 	defer cancel()
 	up, err := dial(ctx, addr)
+	if r := refusalOf(err); r != nil {
+		return r
+	}
 	if err != nil {
 		return ended(s.ctx, reason.UpstreamConnect, err)
 	}

@@ -70,6 +70,8 @@ type Pod struct {
 	loops   loops
 	removed chan struct{}
 	once    sync.Once
+	gone    bool                                 // no longer stands for its name and addresses; protected by Proxy.mu
+	legs    map[*session]context.CancelCauseFunc // being dialled to it; protected by Proxy.mu
 
 	gate *gate // of the tunnel listener
 
@@ -94,7 +96,7 @@ type listener struct {
 }
 
 // NewPod makes a pod known to the Proxy. From now on connections to it from this node are judged here. It takes the place
-// of another pod of the same name. The caller must call Run.
+// of another pod of the same name or with one of its addresses. The caller must call Run.
 func (p *Proxy) NewPod(cfg PodConfig) *Pod {
 	if cfg.ServiceAccount == "" {
 		cfg.ServiceAccount = "default"
@@ -108,6 +110,14 @@ func (p *Proxy) NewPod(cfg PodConfig) *Pod {
 	pod.tunnels = newTunnels(pod)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if old := p.pods[podName{cfg.Namespace, cfg.Name}]; old != nil {
+		old.forgetLocked()
+	}
+	for _, a := range cfg.Addrs {
+		if old := p.addrs[a]; old != nil {
+			old.forgetLocked()
+		}
+	}
 	p.pods[podName{cfg.Namespace, cfg.Name}] = pod
 	p.all[pod] = struct{}{}
 	for _, a := range cfg.Addrs {
@@ -163,9 +173,19 @@ func (pod *Pod) Remove() {
 }
 
 func (pod *Pod) forget() {
+	pod.p.mu.Lock()
+	defer pod.p.mu.Unlock()
+	pod.forgetLocked()
+}
+
+// forgetLocked ends the pod's place. Legs on their way to it end too: their SYN is repeated for seconds, and what answers at
+// the address by then may be a pod with other policies.
+func (pod *Pod) forgetLocked() {
 	p := pod.p
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	pod.gone = true
+	for _, kill := range pod.legs {
+		kill(pod.errGone())
+	}
 	if name := (podName{pod.cfg.Namespace, pod.cfg.Name}); p.pods[name] == pod {
 		delete(p.pods, name)
 	}
@@ -174,6 +194,10 @@ func (pod *Pod) forget() {
 			delete(p.addrs, a)
 		}
 	}
+}
+
+func (pod *Pod) errGone() *Refusal {
+	return refusedf(reason.PodRemoved, "pod %s/%s is no longer at this address", pod.cfg.Namespace, pod.cfg.Name)
 }
 
 // Run serves the pod until ctx ends or Remove is called, then lets connections go on (Config.DrainTimeout, RemovedGrace),
