@@ -25,6 +25,8 @@ type Config struct {
 	ConnWindow int
 	// MaxBuffered bounds the bytes that a connection holds for slow readers. Default 2 × ConnWindow, never less.
 	MaxBuffered int
+	// Budget bounds what all connections with the same one hold. Default nil: MaxBuffered of each connection alone.
+	Budget *Budget
 	// MaxFrame is the largest frame payload accepted, in bytes (SETTINGS_MAX_FRAME_SIZE). Default 1 MiB.
 	MaxFrame int
 	// MaxStreams is the number of streams that a peer may have open. Default 200.

@@ -10,6 +10,7 @@ const minCredit = 16 << 10
 type recvWindow struct {
 	window int64 // the credit that the peer has at most
 	budget int64
+	shared *Budget
 
 	mu       sync.Mutex // protects below
 	avail    int64      // the peer's credit
@@ -18,6 +19,7 @@ type recvWindow struct {
 
 func (r *recvWindow) init(cfg Config) {
 	r.window, r.budget = int64(cfg.ConnWindow), int64(cfg.MaxBuffered)
+	r.shared = cfg.Budget
 	r.avail = max(r.window, defaultWindow)
 }
 
@@ -37,6 +39,9 @@ func (r *recvWindow) release(n int) uint32 {
 	defer r.mu.Unlock()
 	r.buffered -= int64(n)
 	want := min(r.window, r.budget-r.buffered)
+	if r.shared.tight() {
+		want = min(want, minWindow)
+	}
 	inc := want - r.avail
 	if inc < max(minCredit, want/4) {
 		return 0

@@ -41,6 +41,13 @@ func (c *chunk) bytes() []byte { return c.b[c.r:c.w] }
 type backlog struct {
 	chunks []*chunk
 	size   int
+	budget *Budget // counts the chunks
+}
+
+// done gives back a chunk that was taken.
+func (q *backlog) done(c *chunk) {
+	q.budget.add(-len(c.b))
+	c.free()
 }
 
 // add copies p to the end. Small payloads share chunks, so that what is held stays close to what was received.
@@ -56,7 +63,11 @@ func (q *backlog) add(p []byte) {
 			if tail != nil {
 				want = largeChunk
 			}
+			if q.budget.spent() { // no room that is not used
+				want = smallChunk
+			}
 			tail = getChunk(want)
+			q.budget.add(len(tail.b))
 			q.chunks = append(q.chunks, tail)
 		}
 		k := copy(tail.b[tail.w:], p)
@@ -73,6 +84,7 @@ func (q *backlog) adopt(c *chunk) {
 		return
 	}
 	q.size += c.w - c.r
+	q.budget.add(len(c.b))
 	q.chunks = append(q.chunks, c)
 }
 
@@ -86,14 +98,14 @@ func (q *backlog) read(p []byte) int {
 		n += k
 		p = p[k:]
 		if c.r == c.w {
-			q.pop().free()
+			q.done(q.pop())
 		}
 	}
 	q.size -= n
 	return n
 }
 
-// take removes the first chunk; the caller frees it. It returns nil when there is none.
+// take removes the first chunk; the caller calls done with it. It returns nil when there is none.
 func (q *backlog) take() *chunk {
 	if len(q.chunks) == 0 {
 		return nil
@@ -116,7 +128,7 @@ func (q *backlog) pop() *chunk {
 func (q *backlog) drop() int {
 	n := q.size
 	for _, c := range q.chunks {
-		c.free()
+		q.done(c)
 	}
 	q.chunks, q.size = nil, 0
 	return n

@@ -151,7 +151,7 @@ func (k *sink) drain() {
 		s.rmu.Unlock()
 		n := len(ch.bytes())
 		_, err := k.app.Write(ch.bytes())
-		ch.free()
+		s.q.done(ch)
 		s.c.credit(n)
 		s.rmu.Lock()
 		if err != nil {

@@ -64,6 +64,7 @@ func (c *conn) newStream(id uint32, authority string) *Stream {
 		c: c, id: id, authority: authority, sendWin: c.peer.initialWindow,
 		avail: int64(c.cfg.StreamWindow), window: int64(c.cfg.StreamWindow),
 	}
+	s.q.budget = c.cfg.Budget
 	s.sendCond = sync.NewCond(&c.mu)
 	s.readCond = sync.NewCond(&s.rmu)
 	return s
@@ -300,6 +301,11 @@ func (s *Stream) deliver(p []byte, own *chunk) (done int, kept bool) {
 			own.r += n
 		}
 	}
+	if s.q.size+len(p) > minHeld && s.c.cfg.Budget.spent() {
+		s.rmu.Unlock()
+		s.Reset(CodeCalm)
+		return all, false
+	}
 	if s.q.size+len(p) > int(s.window/2) {
 		s.kept = 0
 	}
@@ -354,14 +360,18 @@ func (s *Stream) consumedLocked(n int) {
 	}
 	s.owed += int64(n)
 	s.kept += int64(n)
-	if limit := int64(s.c.cfg.StreamWindowMax); s.kept >= s.window && s.window < limit {
+	tight := s.c.cfg.Budget.tight()
+	if limit := int64(s.c.cfg.StreamWindowMax); s.kept >= s.window && s.window < limit && !tight {
 		grown := min(2*s.window, limit)
 		s.owed += grown - s.window
 		s.window, s.kept = grown, 0
 	}
-	if s.owed >= s.window/4 {
-		inc := s.owed
-		s.owed = 0
+	inc, enough := s.owed, s.window/4
+	if least := min(minWindow, s.window); tight {
+		inc, enough = min(inc, least-s.avail-int64(s.q.size)), least/4
+	}
+	if inc >= enough {
+		s.owed -= inc
 		s.avail += inc
 		s.c.postOrEndLater(appendWindowUpdate(make([]byte, 0, 13), s.id, uint32(inc)))
 	}

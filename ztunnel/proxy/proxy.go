@@ -38,6 +38,9 @@ func New(cfg Config) *Proxy {
 		panic(err)
 	}
 	cfg = cfg.withDefaults()
+	if cfg.Tunnel.Budget == nil {
+		cfg.Tunnel.Budget = hbone.NewBudget(0)
+	}
 	serving := cfg.Tunnel
 	serving.DrainTimeout = max(cfg.DrainTimeout, cfg.RemovedGrace)
 	if serving.IdleTimeout == 0 {
