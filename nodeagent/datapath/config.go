@@ -50,7 +50,7 @@ type Config struct {
 	DNSPort      uint16 // port of the resolver; default 15053
 	Backlog      int    // of each listener, in connections; default 4096
 
-	FlowBudget    uint32 // handshakes of judged legs that one pod may have under way; default 1024: 120 such pods fit the table
+	FlowBudget    uint32 // handshakes of judged legs that one pod may have under way; default 1024: 124 such pods fit the table
 	KubeletBudget uint32 // the same for kubelet; default 4096
 
 	Log *slog.Logger // default: discards

@@ -504,9 +504,10 @@ func TestProgramsPassVerifier(t *testing.T) {
 		_ = p.Close()
 	}
 	t.Logf("one sk_lookup instance: %v", time.Since(start)/rounds)
+	l.kubeletGroup()
 	paths, _ := filepath.Glob(filepath.Join(l.cfg.BPFFS, "undermesh/links/*"))
 	paths = append(paths, filepath.Join(a.h.dir, progLookup))
-	if len(paths) != len(hooks)+1 {
+	if len(paths) != len(hooks)+2 {
 		t.Fatalf("links: %v", paths)
 	}
 	for _, path := range paths {
