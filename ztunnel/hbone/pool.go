@@ -180,11 +180,17 @@ func (p *Pool[K]) acquire(ctx context.Context, key K, dial DialFunc) (*Client, e
 		select {
 		case <-changed:
 		case <-dialed:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		select {
+		case <-dialed: // the end of a dial is a change too: its error counts whichever of the two was seen
 			if call.err != nil && !errors.Is(call.err, errRetired) && p.Conns(key) == 0 {
 				return nil, call.err
 			}
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		default:
 		}
 	}
 }

@@ -47,6 +47,9 @@ func serverKey(ids []api.Identity) string {
 
 // connect opens a stream to req's authority through the tunnel at addr, whose server must prove one of servers.
 func (t *tunnels) connect(ctx context.Context, source api.Identity, servers []api.Identity, addr netip.AddrPort, req hbone.Request) (*hbone.Stream, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx) // the pool would dial for it
+	}
 	key := tunnelKey{source, serverKey(servers), addr}
 	return t.pool.Connect(ctx, key, func(ctx context.Context) (net.Conn, error) { return t.dial(ctx, key, servers) }, req)
 }
