@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -92,9 +93,12 @@ func TestPoolOfAServerWithoutStreams(t *testing.T) {
 			go func() {
 				_, _ = io.ReadFull(b, make([]byte, len(clientPreface)))
 				fr := http2.NewFramer(b, b)
+				var mu sync.Mutex // one frame at a time
 				_ = fr.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 0})
 				go func() {
 					<-allow
+					mu.Lock()
+					defer mu.Unlock()
 					_ = fr.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
 				}()
 				for {
@@ -103,12 +107,14 @@ func TestPoolOfAServerWithoutStreams(t *testing.T) {
 						return
 					}
 					if h, ok := f.(*http2.HeadersFrame); ok {
+						mu.Lock()
 						select {
 						case <-allow:
 							_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: h.StreamID, BlockFragment: []byte{0x88}, EndHeaders: true})
 						default:
 							_ = fr.WriteRSTStream(h.StreamID, http2.ErrCodeRefusedStream)
 						}
+						mu.Unlock()
 					}
 				}
 			}()

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -92,7 +93,10 @@ func TestExpiredClientThatIgnoresGoAway(t *testing.T) {
 		tc := w.tlsTo(b, account("sleep"))
 		defer tc.Close()
 		fr := startHTTP2(t, tc)
+		var mu sync.Mutex // one frame at a time
 		connect := func(id uint32) {
+			mu.Lock()
+			defer mu.Unlock()
 			var block bytes.Buffer
 			enc := hpack.NewEncoder(&block)
 			_ = enc.WriteField(hpack.HeaderField{Name: ":method", Value: "CONNECT"})
@@ -112,7 +116,9 @@ func TestExpiredClientThatIgnoresGoAway(t *testing.T) {
 				switch f := f.(type) {
 				case *http2.PingFrame:
 					if !f.IsAck() && !strings.HasPrefix(string(f.Data[:]), "drain") {
+						mu.Lock()
 						_ = fr.WritePing(true, f.Data)
+						mu.Unlock()
 					}
 				case *http2.HeadersFrame:
 					if fields, err := dec.DecodeFull(f.HeaderBlockFragment()); err == nil {
