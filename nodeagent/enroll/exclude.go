@@ -39,7 +39,7 @@ func ParseExclusions(pod string, annotations map[string]string) (Exclusions, []e
 			return
 		}
 		if err := into(value); err != nil {
-			errs = append(errs, fmt.Errorf("pod %s: annotation %s=%q is ignored, the traffic stays captured: %w", pod, name, value, err))
+			errs = append(errs, fmt.Errorf("pod %s: annotation %s=%.128q is ignored, the traffic stays captured: %w", pod, name, value, err))
 		}
 	}
 	parse(api.AnnotationIncludeOutboundIPRanges, func(v string) error {
@@ -114,10 +114,10 @@ func prefixes(v string) ([]netip.Prefix, error) {
 	for _, s := range list {
 		p, err := netip.ParsePrefix(s)
 		if err != nil || p.Addr().Is4In6() {
-			return nil, fmt.Errorf("%q is not a CIDR", s)
+			return nil, fmt.Errorf("%.128q is not a CIDR", s)
 		}
 		if p != p.Masked() {
-			return nil, fmt.Errorf("%q has bits set beyond its length; did you mean %s", s, p.Masked())
+			return nil, fmt.Errorf("%.128q has bits set beyond its length; did you mean %s", s, p.Masked())
 		}
 		out = append(out, p)
 	}
@@ -134,7 +134,7 @@ func ports(v string) ([]uint16, error) {
 	for _, s := range list {
 		n, err := strconv.ParseUint(s, 10, 16)
 		if err != nil || n == 0 {
-			return nil, fmt.Errorf("%q is not a port", s)
+			return nil, fmt.Errorf("%.128q is not a port", s)
 		}
 		out = append(out, uint16(n))
 	}

@@ -117,9 +117,8 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	for {
 		k, err := s.cfg.Cgroups.Kubelet(s.cfg.KubeletPort, pid)
 		pid = k.PID
-		if now := fmt.Sprint(k.ID, err); now != text {
+		if now := fmt.Sprint(k.ID, err); now != text && s.setKubelet(k.ID, k.Path, err) {
 			text = now
-			s.setKubelet(k.ID, k.Path, err)
 		}
 		if parent := filepath.Join(s.cfg.Cgroups.Root, filepath.Dir(k.Path)); k.ID != 0 && parent != watched {
 			if watched != "" {
@@ -140,16 +139,18 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 }
 
-func (s *Supervisor) setKubelet(id uint64, path string, cause error) {
+// setKubelet reports whether the kernel took it; if not, it is tried again at the next look.
+func (s *Supervisor) setKubelet(id uint64, path string, cause error) bool {
 	if err := s.cfg.Rules.SetKubelet(id); err != nil {
-		s.cfg.Log.Error("kubelet's cgroup not written", "err", err)
-		return
+		s.cfg.Log.Error("kubelet's cgroup not written, its probes do not pass STRICT", "err", err)
+		return false
 	}
 	if cause != nil {
 		s.cfg.Log.Warn("no kubelet that can be told from others, its probes do not pass STRICT", "err", cause)
-		return
+		return true
 	}
 	s.cfg.Log.Info("kubelet found", "cgroup", path, "id", id)
+	return true
 }
 
 // follow exempts the group that a connected ztunnel was moved to.
