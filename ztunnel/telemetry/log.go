@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/undermesh/undermesh/controller/api/reason"
@@ -99,8 +100,19 @@ func (l Line) write(ctx context.Context, log *slog.Logger) {
 	attrs = append(attrs, slog.Uint64("generation", l.Generation))
 	level := slog.LevelInfo
 	if l.Err != nil {
-		attrs = append(attrs, slog.String("error", l.Err.Error()))
+		attrs = append(attrs, slog.String("error", cut(l.Err.Error())))
 		level = slog.LevelError
 	}
 	log.LogAttrs(ctx, level, "connection complete", attrs...)
+}
+
+// maxErrorText bounds what a peer's bytes can put into a line.
+const maxErrorText = 1024
+
+// cut keeps the first bytes of a text, whole characters.
+func cut(s string) string {
+	if len(s) <= maxErrorText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxErrorText], "") + "…"
 }

@@ -175,3 +175,18 @@ func TestLinesAreWrittenOrDroppedNeverWaitedFor(t *testing.T) {
 		}
 	}
 }
+
+// TestLinesAreBounded: a peer chooses part of what an error says.
+func TestLinesAreBounded(t *testing.T) {
+	var out bytes.Buffer
+	r := New(Config{Clock: clock.System(), AccessLog: slog.New(slog.NewTextHandler(&out, nil))})
+	r.Log(Line{Direction: "inbound", Err: errors.New("asked for " + strings.Repeat("ü", 60_000))})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if n := out.Len(); n < maxErrorText || n > 2*maxErrorText {
+		t.Errorf("the line has %d bytes", n)
+	}
+}
