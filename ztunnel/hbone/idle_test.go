@@ -89,3 +89,30 @@ func TestPoolTakesIdleEndsQuietly(t *testing.T) {
 		fl.stop()
 	})
 }
+
+// TestIdleCheckLeavesADrainAlone: streams that are under way when somebody drains the connection are served.
+func TestIdleCheckLeavesADrainAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := bufPipe()
+		cfg := testConfig()
+		cfg.IdleTimeout, cfg.PingInterval = 5*time.Minute, -1
+		srv := NewServer(b, cfg, echoHandler)
+		done := make(chan error, 1)
+		go func() { done <- srv.Run(t.Context()) }()
+		_, _ = io.WriteString(a, clientPreface)
+		p := newRawPeer(t, a)
+		p.must(p.fr.WriteSettings())
+		p.connect(1)
+		next[*http2.HeadersFrame](p)
+		time.Sleep(5*time.Minute - time.Second)
+		srv.Drain()
+		next[*http2.GoAwayFrame](p)
+		time.Sleep(2 * time.Second)
+		p.connect(3)
+		if f := next[*http2.HeadersFrame](p); f.StreamID != 3 {
+			t.Errorf("answer to stream %d, want 3", f.StreamID)
+		}
+		a.Close()
+		<-done
+	})
+}

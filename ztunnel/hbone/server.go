@@ -47,6 +47,7 @@ type Server struct {
 	drained bool
 	idleAt  time.Time   // when the last handler ended
 	idle    clock.Timer // nil: none
+	asked   bool        // it was drained for being idle
 }
 
 // NewServer takes over conn, whose TLS handshake is done. Nothing happens before Run. It panics when cfg is not valid.
@@ -157,17 +158,20 @@ func (s *Server) checkIdle() {
 	if s.running == 0 {
 		rest -= s.c.cfg.Clock.Now().Sub(s.idleAt)
 	}
-	drained := s.drained
+	late := s.asked
 	switch {
-	case drained: // the peer did not answer: no streams from now on
+	case late: // the peer did not answer: no streams from now on
+	case s.drained: // by somebody else, whose bound counts
+		rest = 1
 	case rest > 0:
 		s.idle.Reset(rest)
 	default:
+		s.asked = true
 		s.idle.Reset(s.c.cfg.PingTimeout)
 	}
 	s.mu.Unlock()
 	switch {
-	case drained:
+	case late:
 		s.lastGoAway()
 	case rest <= 0:
 		s.Drain()
