@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
-	"math"
 	"net/netip"
 	"strings"
 	"time"
@@ -40,7 +39,7 @@ func (s *session) tunnel(r *run) error {
 	srv := hbone.NewServer(tc, s.p.serving, func(ctx context.Context, req *hbone.ServerRequest) {
 		s.pod.stream(s.ctx, ctx, own, peer, req)
 	})
-	defer s.expire(peer, srv)()
+	defer s.drainOnExpiry(peer, srv)()
 	err = srv.Run(r.accepting)
 	if err != nil && s.ctx.Err() == nil {
 		s.p.cfg.Log.Debug("tunnel ended", "src", s.src.String(), "dst", s.dst.String(), "peer", peer.ID.String(), "err", err)
@@ -48,23 +47,13 @@ func (s *session) tunnel(r *run) error {
 	return nil
 }
 
-const (
-	// tunnelIdle is how long a tunnel without streams is kept for its client: longer than a client of ours keeps it.
-	tunnelIdle = 6 * time.Minute
-	// expiredGrace is how long the streams of a tunnel go on whose client's certificate has expired.
-	expiredGrace = 5 * time.Minute
-)
+// tunnelIdle is how long a tunnel without streams is kept for its client: longer than a client of ours keeps it.
+const tunnelIdle = 6 * time.Minute
 
-// expire drains srv when the peer's certificate expires, so that the client makes a tunnel with its next one, and ends what is
-// left after expiredGrace. The function returned ends the watch.
-func (s *session) expire(peer *identity.Peer, srv *hbone.Server) (stop func()) {
-	left := min(peer.Expires().Sub(s.p.cfg.Clock.Now()), math.MaxInt64-expiredGrace)
-	drain := s.p.cfg.Clock.AfterFunc(left, srv.Drain)
-	end := s.p.cfg.Clock.AfterFunc(left+expiredGrace, func() { s.kill(refused(reason.TLSHandshake, identity.ErrPeerExpired)) })
-	return func() {
-		drain.Stop()
-		end.Stop()
-	}
+// drainOnExpiry makes the client go on by a tunnel with its next certificate. Streams that are open outlive this one: a
+// connection that was let in lasts as long as policy allows it. The function returned ends the watch.
+func (s *session) drainOnExpiry(peer *identity.Peer, srv *hbone.Server) (stop func() bool) {
+	return s.p.cfg.Clock.AfterFunc(peer.Expires().Sub(s.p.cfg.Clock.Now()), srv.Drain).Stop
 }
 
 // handshake does TLS. A client has one of the pod's places only while nothing but its own answers are missing: its
