@@ -229,7 +229,7 @@ func TestBadConnect(t *testing.T) {
 				t.Errorf("CONNECT %s through %s: status %d", authority, pod.Status.PodIP, status)
 			}
 		}
-		check(t, w.awaitLog(ctx, since, "authority_mismatch", other.Status.PodIP))
+		check(t, w.ExpectLog(ctx, since, "authority_mismatch", other.Status.PodIP))
 	})
 	t.Run("control: the pod's own address", func(t *testing.T) {
 		status, err := connectThrough(ctx, pod.Status.PodIP, pod.Status.PodIP+":80", cert)

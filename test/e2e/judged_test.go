@@ -65,7 +65,7 @@ func TestJudgedByCertificate(t *testing.T) {
 				t.Errorf("%s: status %s, want %s", tc.title, got, tc.want)
 			}
 			w.Say("  %s: %s", tc.title, got)
-			check(t, w.awaitLog(ctx, since, `"dst.hbone_addr":"`+server.Status.PodIP+`:80"`, `"src.identity":"`+tc.identity+`"`))
+			check(t, w.ExpectLog(ctx, since, `"dst.hbone_addr":"`+server.Status.PodIP+`:80"`, `"src.identity":"`+tc.identity+`"`))
 		}
 		r, err := w.Exec(ctx, "bar", "sleep", "curl -s -o /dev/null -m 10 -w '%{http_code}' http://httpbin.foo:8000/ip; echo ' '$?")
 		check(t, err)

@@ -2,13 +2,10 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/undermesh/undermesh/controller/api"
 )
 
 // probed is a pod with a readiness probe of each kind, and a server on a port that no probe declares.
@@ -155,7 +152,7 @@ func (w *World) attack(ctx context.Context, t *testing.T, namespace string, port
 			}
 		}
 		for n, reason := range reasons {
-			check(t, w.awaitLog(ctx, since, reason, fmt.Sprintf("%s:%d", pod.Status.PodIP, port)))
+			check(t, w.ExpectLog(ctx, since, reason, fmt.Sprintf("%s:%d", pod.Status.PodIP, port)))
 			t.Logf("kubelet of %s: %s", n, reason)
 		}
 	}
@@ -164,26 +161,6 @@ func (w *World) attack(ctx context.Context, t *testing.T, namespace string, port
 	if arrived := strings.Contains(out, "messenger"); arrived != (reasons == nil) {
 		t.Errorf("the application saw the message: %v", arrived)
 	}
-}
-
-// awaitLog waits for a line of a ztunnel that has all the texts.
-func (w *World) awaitLog(ctx context.Context, since string, texts ...string) error {
-	return Until(ctx, 20*time.Second, "a line of ztunnel with "+strings.Join(texts, ", "), func(ctx context.Context) error {
-		out, err := w.Kubectl(ctx, "logs", "-n", api.DefaultRootNamespace, "-l", "app=ztunnel", "--tail=-1", "--since-time="+since)
-		if err != nil {
-			return err
-		}
-	lines:
-		for line := range strings.Lines(out) {
-			for _, text := range texts {
-				if !strings.Contains(line, text) {
-					continue lines
-				}
-			}
-			return nil
-		}
-		return errors.New("there is none")
-	})
 }
 
 // awaitExit waits until curl from a namespace's sleep ends with a code.

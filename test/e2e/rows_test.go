@@ -98,7 +98,7 @@ func refusal(reason, text string) func(context.Context, *World) error {
 		if connect == 0 || f[2] != "56" || total-connect > 1 {
 			return fmt.Errorf("connected after %.3f s, ended after %.3f s with code %s", connect, total, f[2])
 		}
-		return w.awaitLog(ctx, since, `"reason":"`+reason+`"`, `"policy":"foo/`, text, pod.Status.PodIP+":9000")
+		return w.ExpectLog(ctx, since, `"reason":"`+reason+`"`, `"policy":"foo/`, text, pod.Status.PodIP+":9000")
 	}
 }
 

@@ -44,7 +44,7 @@ func run(ctx context.Context, w *e2e.World) error {
 		{"undermesh install", install},
 		{"kubectl label namespace foo bar istio-injection=enabled", enrol},
 		{"All nine pairs still answer", func(ctx context.Context, w *e2e.World) error { return w.ExpectPairs(ctx, time.Minute) }},
-		{"Between nodes the mesh speaks mutual TLS", wire},
+		{"Between nodes the mesh speaks mutual TLS, and the server knows its client", wire},
 		{"Only a certificate of the mesh opens a tunnel; the server proves its SPIFFE identity", credentials},
 		{"The server sees the client pod's own address", func(ctx context.Context, w *e2e.World) error { return w.ClientAddress(ctx) }},
 		{"PeerAuthentication STRICT: clear text is refused, the mesh goes on", strict},
@@ -149,7 +149,10 @@ func wire(ctx context.Context, w *e2e.World) error {
 	if err := w.Encrypted(ctx, "foo", "bar", true); err != nil {
 		return err
 	}
-	return w.Encrypted(ctx, "legacy", "bar", false)
+	if err := w.Encrypted(ctx, "legacy", "bar", false); err != nil {
+		return err
+	}
+	return w.ClientNamed(ctx)
 }
 
 func strict(ctx context.Context, w *e2e.World) error {
