@@ -61,17 +61,22 @@ func TestMT26Wire(t *testing.T) {
 	t.Run("MT-26 control: legacy pair is in clear", func(t *testing.T) { check(t, w.Encrypted(ctx, "legacy", "bar", false)) })
 }
 
-// TestSI01Enrolment takes namespaces out and in again: the pods stay the same ones, and all pairs answer throughout.
-func TestSI01Enrolment(t *testing.T) {
+// TestEnrolment takes namespaces out and in again: the pods stay the same ones, and all pairs answer throughout. Each state is
+// the other's control.
+func TestEnrolment(t *testing.T) {
 	ctx, w := meshed(t)
 	before, err := w.PodFacts(ctx, All)
 	check(t, err)
+	inClear := func(t *testing.T) { check(t, w.Encrypted(ctx, "foo", "bar", false)) }
+	encrypted := func(t *testing.T) { check(t, w.Encrypted(ctx, "foo", "bar", true)) }
+	t.Run("SI-02 control: with the label the link is encrypted", encrypted)
 	check(t, w.Unenrol(ctx, Meshed...))
 	check(t, w.ExpectPairs(ctx, 30*time.Second))
-	t.Run("control: outside the mesh the link carries clear text", func(t *testing.T) { check(t, w.Encrypted(ctx, "foo", "bar", false)) })
+	t.Run("SI-02 without the label the link carries clear text", inClear)
+	t.Run("SI-01 control: outside the mesh the link carries clear text", inClear)
 	check(t, w.Enrol(ctx, Meshed...))
 	check(t, w.ExpectPairs(ctx, 30*time.Second))
-	check(t, w.Encrypted(ctx, "foo", "bar", true))
+	t.Run("SI-01 with the label the link is encrypted", encrypted)
 	after, err := w.PodFacts(ctx, All)
 	check(t, err)
 	check(t, Same(before, after))
