@@ -13,6 +13,8 @@ RUN     ?= .
 FUZZTIME ?= 1m
 ROUNDS  ?= 5
 LENGTH  ?= 1s
+SIZES   ?= 2000/20,20000/200,100000/1000
+CLIENTS ?= 10,100,1000
 
 # Each recipe that builds runs "$(setup) STEP…" first: it installs what is missing and makes the right Go be found.
 setup = gobin=$$(.ci/setup $(1)); [ -z "$$gobin" ] || export PATH="$$gobin:$$PATH";
@@ -22,7 +24,7 @@ mesh_images = .cache/images/controller.tar .cache/images/nodeagent.tar .cache/im
 cluster_flags = --name $(NAME) --nodes $(NODES) --proxy $(PROXY) --family $(FAMILY)
 
 .PHONY: help build images test test-unit test-node test-cluster cluster-up cluster-down mesh-up demo demo-down \
-	generate check-generate check fuzz bench capabilities clean
+	generate check-generate check fuzz bench bench-controller capabilities clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -107,6 +109,11 @@ fuzz:
 bench:
 	@$(call setup,build node) MESH_TEST_PRIVILEGED=1 ENVOY='$(ENVOY)' ZTUNNEL='$(ZTUNNEL)' go test -count=1 -run '^$$' -bench '^BenchmarkMesh$$' -benchtime 1x -timeout 0 \
 		./test/bench -rounds $(ROUNDS) -length $(LENGTH) -cells '$(RUN)' -out $(CURDIR)/docs/bench
+
+## bench-controller the controller with 2,000 to 100,000 generated pods and up to 1,000 clients (ROUNDS, SIZES=pods/nodes,…, CLIENTS)
+bench-controller:
+	@$(call setup,build) mkdir -p .cache; go build -o .cache/bench-controller ./test/bench/controlplane; \
+	.cache/bench-controller -rounds $(ROUNDS) -sizes '$(SIZES)' -clients '$(CLIENTS)' -out $(CURDIR)/docs/bench
 
 ## generate        BPF objects, protobuf, definitions
 generate:

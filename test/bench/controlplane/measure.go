@@ -1,0 +1,342 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/undermesh/undermesh/controller/api/workloadapi"
+	"github.com/undermesh/undermesh/controller/client"
+)
+
+// cell is what was measured of one size with one number of clients in one round.
+type cell struct {
+	round   int
+	size    size
+	clients int
+	missing string // why there are no figures
+
+	start           time.Duration // of the controller's process to readiness
+	wire, whole     time.Duration // full sync: of the responses; until a node's client has its snapshot; medians
+	resources       int64
+	bytes           int64         // of the first responses together
+	join            time.Duration // until the last of the clients that were added had everything
+	rss, peak       int64         // bytes, with all clients; the peak since the process began
+	p50, p99, last  time.Duration // event to snapshot at one client; last: p99 of the slowest client
+	cpu             time.Duration // of the controller per 1,000 changes that came one at a time
+	stormLasted     time.Duration // from its first event to its last: 1 s, or more where CPUs are short
+	stormStates     int64         // pushes to a client in the storm, the most of all clients
+	stormResponses  int64         // and responses
+	stormSettled    time.Duration // after its first event
+	stormCPU        time.Duration
+	stormCollection uint32 // garbage collections in the storm
+}
+
+// load is how much is measured.
+type load struct {
+	syncs, changes, storm int
+	limit                 time.Duration // for everything that is waited for
+}
+
+// bench is one controller with its clients.
+type bench struct {
+	w     *world
+	c     *controller
+	load  load
+	full  *client.Client
+	thins []*thin
+	next  int // pod to change
+
+	ctx    context.Context //nolint:containedctx // of the clients
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	failed chan error
+}
+
+// measure runs one size with growing numbers of clients.
+func measure(ctx context.Context, round int, sz size, counts []int, ld load) (cells []*cell, err error) {
+	w, err := newWorld(sz)
+	if err != nil {
+		return nil, err
+	}
+	c, err := start(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	defer c.stop()
+	b := &bench{w: w, c: c, load: ld, failed: make(chan error, 1)}
+	b.ctx, b.cancel = context.WithCancel(ctx)
+	defer b.wg.Wait()
+	defer b.cancel()
+	base := cell{round: round, size: sz, start: c.took}
+	if err := b.syncs(&base); err != nil {
+		return nil, err
+	}
+	for _, n := range counts {
+		out := base
+		out.clients = n
+		if err := b.cell(&out); err != nil {
+			out.missing = err.Error()
+			return append(cells, &out), nil
+		}
+		show(&out)
+		cells = append(cells, &out)
+	}
+	return cells, nil
+}
+
+func (b *bench) cell(out *cell) error {
+	if err := b.grow(out); err != nil {
+		return err
+	}
+	if err := b.changes(out); err != nil {
+		return err
+	}
+	if err := b.storm(out); err != nil {
+		return err
+	}
+	var err error
+	out.rss, out.peak, err = b.c.memory()
+	return err
+}
+
+func (b *bench) dial() (*thin, error) {
+	dial, err := dialer(b.c.dir, b.c.XDS)
+	if err != nil {
+		return nil, err
+	}
+	return newThin(len(b.thins)+1, dial), nil
+}
+
+// syncs measures full syncs to one client, one after the other, each over a connection of its own.
+func (b *bench) syncs(out *cell) error {
+	var wire, whole []time.Duration
+	for range b.load.syncs {
+		t, err := b.dial()
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithCancel(b.ctx)
+		begin, done := time.Now(), make(chan error, 1)
+		go func() { done <- t.run(ctx) }()
+		err = b.wait(t.synced, done)
+		wire = append(wire, time.Since(begin))
+		cancel()
+		if err != nil {
+			return err
+		}
+		<-done
+		out.resources, out.bytes = t.resources.Load(), t.bytes.Load()
+		took, err := b.fullSync(t.dial)
+		if err != nil {
+			return err
+		}
+		whole = append(whole, took)
+	}
+	if out.resources != int64(b.w.size.resources()) {
+		return fmt.Errorf("a full sync has %d resources, want %d", out.resources, b.w.size.resources())
+	}
+	out.wire, out.whole = quantile(wire, 0.5), quantile(whole, 0.5)
+	return nil
+}
+
+func (b *bench) fullSync(dial dialFunc) (time.Duration, error) {
+	ctx, cancel := context.WithCancel(b.ctx)
+	c := newClient(0, dial)
+	changed, stop := c.Watch()
+	defer stop()
+	begin, done := time.Now(), make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	err := b.wait(changed, done)
+	took := time.Since(begin)
+	cancel()
+	if err != nil {
+		return 0, err
+	}
+	return took, <-done
+}
+
+// wait returns nil when ch is ready.
+func (b *bench) wait(ch <-chan struct{}, failed <-chan error) error {
+	limit := time.NewTimer(b.load.limit)
+	defer limit.Stop()
+	select {
+	case <-ch:
+		return nil
+	case err := <-failed:
+		return errors.Join(errors.New("a client ended"), err)
+	case <-limit.C:
+		return fmt.Errorf("nothing came for %s", b.load.limit)
+	case <-b.ctx.Done():
+		return b.ctx.Err()
+	}
+}
+
+func (b *bench) spawn(run func(context.Context) error) {
+	b.wg.Go(func() {
+		if err := run(b.ctx); err != nil && b.ctx.Err() == nil {
+			select {
+			case b.failed <- err:
+			default:
+			}
+		}
+	})
+}
+
+// grow adds clients, all at once, until there are as many as the cell wants: one that keeps everything, the others thin.
+func (b *bench) grow(out *cell) error {
+	begin := time.Now()
+	first, err := b.dial()
+	if err != nil {
+		return err
+	}
+	if b.full == nil {
+		b.full = newClient(0, first.dial)
+		changed, stop := b.full.Watch()
+		defer stop()
+		b.spawn(b.full.Run)
+		if err := b.wait(changed, b.failed); err != nil {
+			return err
+		}
+	}
+	old := len(b.thins)
+	for len(b.thins) < out.clients-1 {
+		t := newThin(len(b.thins)+1, first.dial)
+		b.thins = append(b.thins, t)
+		b.spawn(t.run)
+	}
+	for _, t := range b.thins[old:] {
+		if err := b.wait(t.synced, b.failed); err != nil {
+			return err
+		}
+	}
+	out.join = time.Since(begin)
+	return nil
+}
+
+// change flips one pod and waits until every client has it; it returns how long the full client and the last one took.
+func (b *bench) change() (full, last time.Duration, err error) {
+	b.next = (b.next + 7919) % len(b.w.pods)
+	changed, stop := b.full.Watch()
+	defer stop()
+	before := make([]int64, len(b.thins))
+	for i, t := range b.thins {
+		before[i] = t.last.Load()
+	}
+	begin := time.Now()
+	p, err := b.w.flip(b.next)
+	if err != nil {
+		return 0, 0, err
+	}
+	for !b.has(p) {
+		if err := b.wait(changed, b.failed); err != nil {
+			return 0, 0, err
+		}
+	}
+	full, last = time.Since(begin), time.Since(begin)
+	for i, t := range b.thins {
+		err := until(b.ctx, b.load.limit, func() error {
+			if t.last.Load() == before[i] {
+				return fmt.Errorf("client %d has not got the change", t.id)
+			}
+			return nil
+		})
+		if err != nil {
+			return 0, 0, err
+		}
+		last = max(last, time.Duration(t.last.Load()-begin.UnixNano()))
+	}
+	return full, last, nil
+}
+
+// has reports whether the full client's snapshot shows the pod as it is.
+func (b *bench) has(p *corev1.Pod) bool {
+	want := workloadapi.WorkloadStatus_HEALTHY
+	if p.Status.Conditions[0].Status != corev1.ConditionTrue {
+		want = workloadapi.WorkloadStatus_UNHEALTHY
+	}
+	w := b.full.Snapshot().WorkloadByName(p.Namespace, p.Name)
+	return w != nil && w.GetStatus() == want
+}
+
+// changes measures single changes, the next one when every client has the last.
+func (b *bench) changes(out *cell) error {
+	before, err := b.c.usage()
+	if err != nil {
+		return err
+	}
+	var full, last []time.Duration
+	for range b.load.changes {
+		f, l, err := b.change()
+		if err != nil {
+			return err
+		}
+		full, last = append(full, f), append(last, l)
+	}
+	after, err := b.c.usage()
+	if err != nil {
+		return err
+	}
+	out.p50, out.p99, out.last = quantile(full, 0.5), quantile(full, 0.99), quantile(last, 0.99)
+	out.cpu = (after.CPU - before.CPU) * 1000 / time.Duration(b.load.changes)
+	return nil
+}
+
+// storm spreads many changes of different pods over a second and counts what reaches the clients.
+func (b *bench) storm(out *cell) error {
+	before, err := b.c.usage()
+	if err != nil {
+		return err
+	}
+	states, responses := make([]int64, len(b.thins)), make([]int64, len(b.thins))
+	for i, t := range b.thins {
+		states[i], responses[i] = t.states.Load(), t.responses.Load()
+	}
+	const steps = 100
+	tick := time.NewTicker(time.Second / steps)
+	defer tick.Stop()
+	changed, stop := b.full.Watch()
+	defer stop()
+	begin := time.Now()
+	var p *corev1.Pod
+	for sent := range b.load.storm {
+		if sent%max(1, b.load.storm/steps) == 0 {
+			<-tick.C
+		}
+		b.next = (b.next + 7919) % len(b.w.pods)
+		if p, err = b.w.flip(b.next); err != nil {
+			return err
+		}
+	}
+	out.stormLasted = time.Since(begin)
+	for !b.has(p) {
+		if err := b.wait(changed, b.failed); err != nil {
+			return err
+		}
+	}
+	if _, _, err := b.change(); err != nil { // one more, so that everyone is known to have the storm behind it
+		return err
+	}
+	out.stormSettled = time.Since(begin)
+	after, err := b.c.usage()
+	if err != nil {
+		return err
+	}
+	for i, t := range b.thins {
+		out.stormStates = max(out.stormStates, t.states.Load()-states[i]-1)
+		out.stormResponses = max(out.stormResponses, t.responses.Load()-responses[i])
+	}
+	out.stormCPU, out.stormCollection = after.CPU-before.CPU, after.Count-before.Count
+	return nil
+}
+
+// quantile of a list that is not empty; 0.99 of few is the largest.
+func quantile(list []time.Duration, q float64) time.Duration {
+	s := slices.Sorted(slices.Values(list))
+	return s[min(len(s)-1, int(q*float64(len(s))))]
+}
