@@ -55,7 +55,7 @@ func newRoot(name string, in io.Reader, out, errw io.Writer) *cobra.Command {
 	p.StringVarP(&f.namespace, "namespace", "n", "", "namespace to look at (default: all)")
 	verbs := []*cobra.Command{
 		f.installCommand(), f.uninstallCommand(), f.precheckCommand(), f.versionCommand(), f.podsCommand(),
-		f.manifestCommand(), f.profileCommand(), f.meshCommand(),
+		f.manifestCommand(), f.profileCommand(), f.meshCommand(), f.validateCommand(),
 	}
 	root.AddCommand(verbs...)
 	x := &cobra.Command{Use: "experimental", Aliases: []string{"x"}, Short: "The documents' names for some verbs"}

@@ -117,7 +117,7 @@ func AuthorizationPolicy(p *securityv1.AuthorizationPolicy, issues []Field) []Fi
 	case securitybeta.AuthorizationPolicy_AUDIT:
 		c.add(Warning, "spec.action", "AUDIT is not supported: nothing is recorded, and nothing is refused")
 	default:
-		c.add(Error, "spec.action", "%s is not supported", spec.GetAction())
+		c.unsupported("spec.action", "%s is not supported", spec.GetAction())
 	}
 	for i, rule := range spec.GetRules() {
 		c.rule(rule, p.Namespace, fmt.Sprintf("spec.rules[%d]", i))

@@ -40,6 +40,11 @@ type Finding struct {
 	Name      string
 	Field     string // path below the object; "" when the whole object is meant
 	Message   string
+
+	Unsupported bool   // the field is right, but this mesh cannot do it
+	Hint        string // what to write instead; "" when there is nothing to say
+	File        string // where the object was read; "" when it did not come from a file
+	Line        int    // of Field in File, from 1; 0 when there is no file
 }
 
 // Error makes a finding an error: SEVERITY KIND NS/NAME FIELD: MESSAGE.
@@ -124,7 +129,18 @@ type collector struct {
 }
 
 func (c *collector) add(s Severity, field, format string, args ...any) {
-	c.found = append(c.found, Finding{s, c.kind, c.namespace, c.name, field, fmt.Sprintf(format, args...)})
+	c.found = append(c.found, Finding{Severity: s, Kind: c.kind, Namespace: c.namespace, Name: c.name, Field: field, Message: fmt.Sprintf(format, args...)})
+}
+
+// unsupported records an Error for a field that is right, but that this mesh cannot do.
+func (c *collector) unsupported(field, format string, args ...any) {
+	c.add(Error, field, format, args...)
+	c.found[len(c.found)-1].Unsupported = true
+}
+
+// hint explains the finding that was added last.
+func (c *collector) hint(format string, args ...any) {
+	c.found[len(c.found)-1].Hint = fmt.Sprintf(format, args...)
 }
 
 func (c *collector) each(values []string, field string, check func(string) error) {

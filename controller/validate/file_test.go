@@ -1,0 +1,88 @@
+package validate
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+func checkText(t *testing.T, text string) *Report {
+	t.Helper()
+	c, err := NewCatalogue()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.File("f", []byte(text))
+}
+
+const head = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\n"
+
+// TestForms checks that each way to write an object is read, and that what is wrong is found at its line.
+func TestForms(t *testing.T) {
+	bomb := "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+	for c := 'b'; c <= 'k'; c++ {
+		bomb += fmt.Sprintf("%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n", c, c, c-1, c-1, c-1, c-1, c-1, c-1, c-1, c-1, c-1, c-1)
+	}
+	for name, c := range map[string]struct{ text, want string }{
+		"CRLF":          {strings.ReplaceAll(head+"spec: {hostz: [a]}\n", "\n", "\r\n"), `f:4: error VirtualService a spec.hostz: unknown field (did you mean "hosts"?)`},
+		"BOM":           {"\ufeff" + head + "spec: {hostz: [a]}\n", "f:4: error VirtualService a spec.hostz: unknown field"},
+		"second":        {"# none\n---\n---\n" + head + "spec: {hostz: [a]}\n", "f:7: error VirtualService a spec.hostz: unknown field"},
+		"JSON":          {"{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Pod\",\n\t\"metadata\": {\"name\": \"a\"},\n\t\"spek\": {}}", `f:5: error Pod a spek: unknown field (did you mean "spec"?)`},
+		"list":          {"apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: a}\n  spek: {}\n", "f:7: error Pod a items[0].spek: unknown field"},
+		"duplicate":     {head + "spec:\n  hosts: [a]\n  hosts: [b]\n", "f:6: error VirtualService a spec.hosts: is written twice (the first is in line 5)"},
+		"no kind":       {"spec:\n  hosts: [a]\n  http: []\n", "f:1: error YAML : has no apiVersion and no kind (it looks like a fragment of VirtualService"},
+		"scalar":        {"hello\n", "f:1: error YAML : is not an object"},
+		"tab":           {"a:\n\tb: 1\n", "(line 2 is indented with a tab: use spaces)"},
+		"dots":          {head + "spec:\n  http:\n...\n  hosts: [a]\n", `"...", which ends a document`},
+		"bomb":          {head + "spec:\n  hosts: [a]\n" + bomb + "z: *k\n", "unknown field"},
+		"bomb in map":   {"apiVersion: x/v1\nkind: X\nmetadata: {name: a}\n" + bomb, "is too large or too deep"},
+		"deep":          {"apiVersion: x/v1\nkind: X\nmetadata: {name: a}\na: " + strings.Repeat("[", 300) + strings.Repeat("]", 300), "is too large or too deep"},
+		"type":          {head + "spec:\n  hosts: a\n", "f:5: error VirtualService a spec.hosts: must be a list, and is the string \"a\""},
+		"number":        {head + "spec:\n  hosts: [80]\n", `must be a string, and is the number "80" (write it in quotes: "80")`},
+		"yes":           {head + "spec:\n  hosts: [yes]\n", `must be a string, and is the boolean "yes"`},
+		"duration":      {head + "spec:\n  hosts: [a]\n  http: [{timeout: 5, route: [{destination: {host: a}}]}]\n", "is not a duration like 10s or 1.5s (the unit is missing: 5s?)"},
+		"enum":          {"apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\nspec: {mtls: {mode: STRIKT}}\n", "did you mean STRICT?"},
+		"kind":          {"apiVersion: networking.istio.io/v1\nkind: VirtualServise\nmetadata: {name: a}\n", "did you mean VirtualService?"},
+		"version":       {"apiVersion: networking.istio.io/v9\nkind: Gateway\nmetadata: {name: a}\n", `Gateway has no version "v9" (it is in networking.istio.io/v1 or networking.istio.io/v1alpha3 or networking.istio.io/v1beta1)`},
+		"removed":       {"apiVersion: rbac.istio.io/v1alpha1\nkind: ServiceRole\nmetadata: {name: a}\n", "was removed in Istio 1.6"},
+		"no name":       {"apiVersion: v1\nkind: Pod\n", "metadata.name: is required"},
+		"bad namespace": {"apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: $NS}\n", "is not a DNS label"},
+		"base64":        {"apiVersion: v1\nkind: Secret\nmetadata: {name: a}\ndata: {k: \"!\"}\n", "data.k: is not base64"},
+		"annotation":    {"apiVersion: v1\nkind: Pod\nmetadata: {name: a, annotations: {sidecar.istio.io/extrastatTags: x}}\n", "did you mean sidecar.istio.io/extraStatTags?"},
+		"twice":         {head + "---\n" + head, "the last one counts (the first begins in line 1)"},
+		"blank":         {"apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec: {rules: [{from: [{source: {principals: [\"a b\"]}}]}]}\n", "white space"},
+		"merge":         {"x: &x {hostz: [a]}\n", "has no apiVersion"},
+		"key":           {head + "spec: {? [a] : b}\n", "has a key that is not a string"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := checkText(t, c.text)
+			var all []string
+			for _, f := range r.Findings {
+				all = append(all, strings.ReplaceAll(f.String(), "  ", " "))
+			}
+			if got := strings.Join(all, "\n"); !strings.Contains(got, c.want) {
+				t.Errorf("got\n%s\nwant\n%s", got, c.want)
+			}
+		})
+	}
+}
+
+// FuzzFile feeds the entry of files with anything: nothing may panic, and each finding says where it is.
+func FuzzFile(f *testing.F) {
+	c, err := NewCatalogue()
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, s := range []string{head, head + "spec: {hosts: [a]}", "{}", "[]", "a: &a [*a]", "<<: {a: b}", "kind: List\nitems: [{}]", "\xff\xfe", "%YAML 1.1\n---\n",
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, ports: [{containerPort: 1}]}]}",
+		"apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec: {rules: [{from: [{source: {principals: [x]}}]}]}"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		for _, x := range c.File("f", data).Findings {
+			if x.Line < 1 || x.Message == "" {
+				t.Fatalf("%+v", x)
+			}
+		}
+	})
+}

@@ -1,0 +1,59 @@
+package validate
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// indexed is the path of an item of a list.
+func indexed(path string, i int) string { return fmt.Sprintf("%s[%d]", path, i) }
+
+// noBlank refuses white space, which no name has: a line was broken there.
+func noBlank(text string) error {
+	if strings.ContainsAny(text, " \t\r\n") {
+		return fmt.Errorf("%q contains white space and matches nothing: was a line broken there?", text)
+	}
+	return nil
+}
+
+// Host checks the name of a service or a host. wildcard allows "*" and "*.example.com", which stand for many.
+func Host(text string, wildcard bool) error {
+	if text == "" {
+		return errors.New("is empty")
+	}
+	if err := noBlank(text); err != nil {
+		return err
+	}
+	if p := placeholder(text); p != "" {
+		return fmt.Errorf("%q is not a host name: %s looks like a placeholder", text, p)
+	}
+	if _, err := netip.ParseAddr(text); err == nil {
+		return nil
+	}
+	name := text
+	if strings.Contains(text, "*") {
+		switch {
+		case !wildcard:
+			return fmt.Errorf("%q must be one host, without *", text)
+		case text == "*":
+			return nil
+		}
+		if name = strings.TrimPrefix(text, "*."); name == text || strings.Contains(name, "*") {
+			return fmt.Errorf("%q may have one * only, as its first label", text)
+		}
+	}
+	if len(name) > 255 {
+		return errors.New("is longer than 255 bytes")
+	}
+	for _, l := range strings.Split(strings.TrimSuffix(name, "."), ".") {
+		l = strings.ToLower(strings.ReplaceAll(l, "_", "-")) // DNS itself and Envoy allow it
+		if m := validation.IsDNS1123Label(l); len(m) > 0 {
+			return fmt.Errorf("%q is not a host name: label %q is wrong", text, l)
+		}
+	}
+	return nil
+}

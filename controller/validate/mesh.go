@@ -1,0 +1,78 @@
+package validate
+
+import (
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	extensions "istio.io/api/extensions/v1alpha1"
+	networking "istio.io/api/networking/v1alpha3"
+	networkingbeta "istio.io/api/networking/v1beta1"
+	securitybeta "istio.io/api/security/v1beta1"
+	telemetry "istio.io/api/telemetry/v1alpha1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+)
+
+// mesh registers the kinds of Istio.
+func (c *Catalogue) mesh() {
+	const net, sec = "networking.istio.io", "security.istio.io"
+	three, two := []string{"v1", "v1beta1", "v1alpha3"}, []string{"v1", "v1beta1"}
+	addProto(c, net, three, "VirtualService", noRules[*networking.VirtualService])
+	addProto(c, net, three, "DestinationRule", noRules[*networking.DestinationRule])
+	addProto(c, net, three, "Gateway", noRules[*networking.Gateway])
+	addProto(c, net, three, "ServiceEntry", noRules[*networking.ServiceEntry])
+	addProto(c, net, three, "Sidecar", noRules[*networking.Sidecar])
+	addProto(c, net, three, "WorkloadEntry", noRules[*networking.WorkloadEntry])
+	addProto(c, net, three, "WorkloadGroup", noRules[*networking.WorkloadGroup])
+	addProto(c, net, two, "ProxyConfig", noRules[*networkingbeta.ProxyConfig])
+	addProto(c, net, []string{"v1alpha3"}, "EnvoyFilter", noRules[*networking.EnvoyFilter])
+	addProto(c, sec, two, "AuthorizationPolicy", authorizationRules)
+	addProto(c, sec, two, "PeerAuthentication", peerRules)
+	addProto(c, sec, two, "RequestAuthentication", noRules[*securitybeta.RequestAuthentication])
+	addProto(c, "telemetry.istio.io", []string{"v1", "v1alpha1"}, "Telemetry", noRules[*telemetry.Telemetry])
+	addProto(c, "extensions.istio.io", []string{"v1alpha1"}, "WasmPlugin", noRules[*extensions.WasmPlugin])
+	addProto(c, "extensions.istio.io", []string{"v1alpha1"}, "TrafficExtension", noRules[*extensions.TrafficExtension])
+}
+
+// noRules says that only the form of a kind was checked.
+func noRules[T proto.Message](c *collector, _ T) {
+	c.add(Info, "spec", "not checked: the meaning of %s, only its form", c.kind)
+}
+
+func peerRules(c *collector, spec *securitybeta.PeerAuthentication) {
+	p := &securityv1.PeerAuthentication{}
+	p.Namespace, p.Name = c.namespace, c.name
+	proto.Merge(&p.Spec, spec)
+	c.take(PeerAuthentication(p, nil))
+}
+
+func authorizationRules(c *collector, spec *securitybeta.AuthorizationPolicy) {
+	p := &securityv1.AuthorizationPolicy{}
+	p.Namespace, p.Name = c.namespace, c.name
+	proto.Merge(&p.Spec, spec)
+	c.take(AuthorizationPolicy(p, nil))
+	for i, rule := range spec.GetRules() {
+		for j, from := range rule.GetFrom() {
+			at, src := indexed("spec.rules", i)+indexed(".from", j)+".source.", from.GetSource()
+			c.each(src.GetPrincipals(), at+"principals", noBlank)
+			c.each(src.GetNotPrincipals(), at+"notPrincipals", noBlank)
+			c.each(src.GetNamespaces(), at+"namespaces", noBlank)
+			c.each(src.GetNotNamespaces(), at+"notNamespaces", noBlank)
+			c.each(src.GetRequestPrincipals(), at+"requestPrincipals", noBlank)
+			c.each(src.GetNotRequestPrincipals(), at+"notRequestPrincipals", noBlank)
+		}
+	}
+}
+
+// take adds findings of the functions that the controller uses too. What this mesh cannot do yet is not the file's fault.
+func (c *collector) take(found []Finding) {
+	for _, f := range found {
+		if f.Unsupported && f.Severity == Error {
+			f.Severity = Warning
+			f.Message += ": the policy is valid, and refuses everything until then"
+		}
+		if strings.Contains(f.Message, tcpMeaning) {
+			f.Severity = Info
+		}
+		c.found = append(c.found, f)
+	}
+}

@@ -1,0 +1,364 @@
+package validate
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// maxDepth bounds the nesting of an object.
+const maxDepth = 100
+
+// walker checks one YAML document against a schema and turns it into what encoding/json would have read.
+type walker struct {
+	collector
+	lenient bool // as mesh configuration is read: other spellings and numbers as text are accepted
+	budget  *int // nodes that may still be visited: aliases are followed as often as they are written
+	broken  bool // something has the wrong type: decoding it further makes no sense
+	stack   []rung
+}
+
+// rung is an object around the place where the walker stands.
+type rung struct {
+	path   string
+	schema *schema
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+// value checks n, which stands at path, against s.
+func (w *walker) value(n *yaml.Node, s *schema, path string) any {
+	*w.budget--
+	switch {
+	case *w.budget < 0 || len(w.stack) > maxDepth || strings.Count(path, "[") > maxDepth:
+		if !w.broken {
+			w.add(Error, path, "is too large or too deep once its aliases are followed")
+		}
+		w.broken = true
+		return nil
+	case n.Kind == yaml.AliasNode && n.Alias != nil:
+		return w.value(n.Alias, s, path)
+	case isNull(n):
+		return nil
+	}
+	switch s.shape {
+	case shapeObject:
+		return w.object(n, s, path)
+	case shapeMap:
+		return w.mapping(n, s, path)
+	case shapeList:
+		return w.list(n, s, path)
+	case shapeAny:
+		return w.any(n, path)
+	}
+	if n.Kind != yaml.ScalarNode {
+		w.wrong(path, n, s)
+		return nil
+	}
+	return w.scalar(n, s, path)
+}
+
+// any takes a value without a schema.
+func (w *walker) any(n *yaml.Node, path string) any {
+	free := of(shapeAny)
+	switch n.Kind {
+	case yaml.MappingNode:
+		return w.mapping(n, mapOf(free), path)
+	case yaml.SequenceNode:
+		return w.list(n, listOf(free), path)
+	}
+	switch kindOf(n) {
+	case "boolean":
+		return strings.EqualFold(n.Value, "true") || strings.EqualFold(n.Value, "yes") || strings.EqualFold(n.Value, "on")
+	case "number":
+		if f, err := strconv.ParseFloat(strings.ReplaceAll(n.Value, "_", ""), 64); err == nil && f-f == 0 {
+			return f
+		}
+	}
+	return n.Value
+}
+
+// wrong says that n is not of the type that s has.
+func (w *walker) wrong(path string, n *yaml.Node, s *schema) {
+	w.broken = true
+	w.add(Error, path, "must be %s, and is %s", s.noun(), describe(n))
+	switch {
+	case placeholder(n.Value) != "":
+		w.hint("%s looks like a placeholder", placeholder(n.Value))
+	case s.shape == shapeString && n.Kind == yaml.ScalarNode:
+		w.hint("write it in quotes: %q", n.Value)
+	case n.Kind == yaml.ScalarNode && n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle) != 0 && (s.shape == shapeInt || s.shape == shapeBool || s.shape == shapeNumber):
+		w.hint("write it without quotes")
+	case s.shape == shapeList:
+		w.hint("write each item behind \"- \"")
+	}
+}
+
+func (s *schema) noun() string {
+	switch s.shape {
+	case shapeObject, shapeMap:
+		return "an object"
+	case shapeList:
+		return "a list"
+	case shapeBool:
+		return "true or false"
+	case shapeInt:
+		return "a whole number"
+	case shapeNumber:
+		return "a number"
+	case shapeIntOrString:
+		return "a number or a string"
+	}
+	return "a string"
+}
+
+func describe(n *yaml.Node) string {
+	switch n.Kind {
+	case yaml.MappingNode:
+		return "an object"
+	case yaml.SequenceNode:
+		return "a list"
+	}
+	text := n.Value
+	if len(text) > 40 {
+		text = text[:40] + "…"
+	}
+	return fmt.Sprintf("the %s %q", kindOf(n), text)
+}
+
+// pair is one entry of a mapping.
+type pair struct{ key, value *yaml.Node }
+
+// pairs lists the entries of a mapping, those of "<<" behind its own, and reports duplicate keys.
+func (w *walker) pairs(n *yaml.Node, path string) []pair {
+	var out, merged []pair
+	seen := map[string]int{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		k, v := n.Content[i], n.Content[i+1]
+		switch {
+		case k.Tag == "!!merge":
+			merged = append(merged, w.merge(v, path)...)
+			continue
+		case k.Kind == yaml.AliasNode && k.Alias != nil:
+			k = k.Alias
+		}
+		if k.Kind != yaml.ScalarNode {
+			w.broken = true
+			w.add(Error, path, "has a key that is not a string")
+			continue
+		}
+		if line, twice := seen[k.Value]; twice {
+			w.broken = true
+			w.add(Error, join(path, k.Value), "is written twice")
+			w.hint("the first is in line %d", line)
+			w.found[len(w.found)-1].Line = k.Line
+			continue
+		}
+		seen[k.Value] = k.Line
+		out = append(out, pair{k, v})
+	}
+	for _, p := range merged {
+		if _, own := seen[p.key.Value]; !own {
+			seen[p.key.Value] = p.key.Line
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// merge lists the entries that "<<: v" adds.
+func (w *walker) merge(v *yaml.Node, path string) []pair {
+	*w.budget--
+	if v.Kind == yaml.AliasNode && v.Alias != nil {
+		v = v.Alias
+	}
+	switch {
+	case *w.budget < 0:
+		return nil
+	case v.Kind == yaml.SequenceNode:
+		var out []pair
+		for _, item := range v.Content {
+			if item.Kind == yaml.SequenceNode {
+				continue
+			}
+			out = append(out, w.merge(item, path)...)
+		}
+		return out
+	case v.Kind != yaml.MappingNode:
+		w.broken = true
+		w.add(Error, path, "merges something that is not an object")
+		return nil
+	}
+	var out []pair
+	for i := 0; i+1 < len(v.Content); i += 2 {
+		if v.Content[i].Kind == yaml.ScalarNode && v.Content[i].Tag != "!!merge" {
+			out = append(out, pair{v.Content[i], v.Content[i+1]})
+			*w.budget--
+		}
+	}
+	return out
+}
+
+func (w *walker) object(n *yaml.Node, s *schema, path string) any {
+	if n.Kind != yaml.MappingNode {
+		w.wrong(path, n, s)
+		return nil
+	}
+	w.stack = append(w.stack, rung{path, s})
+	defer func() { w.stack = w.stack[:len(w.stack)-1] }()
+	out, oneof, unknown := map[string]any{}, map[string]string{}, false
+	for _, p := range w.pairs(n, path) {
+		name := p.key.Value
+		f, ok := s.fields[name]
+		if !ok || (f.other && !w.lenient) {
+			unknown = true
+			w.unknown(s, name, path)
+			continue
+		}
+		at := join(path, name)
+		if f.deprecated {
+			w.add(Warning, at, "is deprecated")
+			if group := w.successor(s, f.name); group != "" {
+				w.hint("use %s", group)
+			}
+		}
+		if _, twice := out[f.name]; twice {
+			w.broken = true
+			w.add(Error, at, "is written twice, in two spellings")
+			continue
+		}
+		v := w.value(p.value, f.schema, at)
+		if v == nil {
+			continue
+		}
+		if f.oneof != "" {
+			if first := oneof[f.oneof]; first != "" {
+				w.broken = true
+				w.add(Error, at, "cannot stand beside %s: only one of them may be set", first)
+			}
+			oneof[f.oneof] = name
+		}
+		out[f.name] = v
+	}
+	w.required(s, out, path, unknown)
+	return out
+}
+
+// successor names fields that begin as a deprecated one does.
+func (w *walker) successor(s *schema, name string) string {
+	var next []string
+	for _, n := range s.names() {
+		if f := s.fields[n]; n != name && !f.deprecated && len(n) > len(name)/2 && strings.HasPrefix(n, name[:min(len(name), 11)]) {
+			next = append(next, n)
+		}
+	}
+	return strings.Join(next, " or ")
+}
+
+// required reports the fields that must be there and are not; unknown is whether one stands there with a wrong name.
+func (w *walker) required(s *schema, have map[string]any, path string, unknown bool) {
+	for _, n := range s.names() {
+		f := s.fields[n]
+		if !f.required || (f.schema.shape == shapeMap && have[n] != nil) {
+			continue
+		}
+		v, ok := have[n]
+		if list, isList := v.([]any); ok && v != "" && (!isList || len(list) > 0) {
+			continue
+		}
+		w.add(Error, join(path, n), "is required")
+		if unknown {
+			w.hint("an unknown field stands beside it")
+		}
+	}
+}
+
+// unknown reports a field that the object does not have, and where it may belong.
+func (w *walker) unknown(s *schema, name, path string) {
+	w.add(Error, join(path, name), "unknown field")
+	for i := len(w.stack) - 2; i >= 0; i-- {
+		r := w.stack[i]
+		if f, ok := r.schema.fields[name]; ok && !f.other {
+			where := r.path
+			if where == "" {
+				where = "the object itself"
+			}
+			w.hint("it is a field of %s: the indentation is probably wrong", where)
+			return
+		}
+	}
+	if below := s.below(name, 4); below != "" {
+		w.hint("it is a field of %s: the indentation is probably wrong", join(path, below))
+		return
+	}
+	if meant := closest(name, s.names()); meant != "" {
+		w.hint("did you mean %q?", meant)
+		return
+	}
+	names := s.names()
+	if len(names) > 0 && len(names) <= 16 {
+		w.hint("the fields here are %s", strings.Join(names, ", "))
+	}
+}
+
+func (w *walker) mapping(n *yaml.Node, s *schema, path string) any {
+	if n.Kind != yaml.MappingNode {
+		w.wrong(path, n, s)
+		return nil
+	}
+	w.stack = append(w.stack, rung{path, s})
+	defer func() { w.stack = w.stack[:len(w.stack)-1] }()
+	out := map[string]any{}
+	for _, p := range w.pairs(n, path) {
+		if v := w.value(p.value, s.elem, join(path, p.key.Value)); v != nil {
+			out[p.key.Value] = v
+		}
+	}
+	return out
+}
+
+func (w *walker) list(n *yaml.Node, s *schema, path string) any {
+	if n.Kind != yaml.SequenceNode {
+		w.wrong(path, n, s)
+		return nil
+	}
+	out := make([]any, 0, min(len(n.Content), 1024))
+	for i, item := range n.Content {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		v := w.value(item, s.elem, at)
+		if v == nil && isNull(item) && s.elem.shape != shapeAny {
+			w.broken = true
+			w.add(Error, at, "is empty")
+			continue
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// kindOf names what an unquoted scalar is for the Kubernetes API: YAML 1.1, in which yes and on are true.
+func kindOf(n *yaml.Node) string {
+	switch n.ShortTag() {
+	case "!!bool":
+		return "boolean"
+	case "!!int", "!!float":
+		return "number"
+	case "!!null":
+		return "null"
+	}
+	plain := n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) == 0
+	if plain && slices.Contains([]string{"yes", "no", "on", "off"}, strings.ToLower(n.Value)) {
+		return "boolean"
+	}
+	return "string"
+}
+
+func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" }
