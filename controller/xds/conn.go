@@ -25,6 +25,7 @@ type conn struct {
 	subs   map[string]*subscription
 	nonces uint64
 	open   bool // the last response promised that more follows
+	woken  bool // something changed, and was not pushed because a response is unacknowledged
 
 	mu     sync.Mutex // protects status.ID, NodeName, Types
 	status ClientStatus
@@ -58,7 +59,23 @@ func (c *conn) request(req *discovery.DeltaDiscoveryRequest) error {
 			return err
 		}
 	}
+	if !c.waits() {
+		return nil // what changed since is announced by the store, at its pace
+	}
 	return c.push()
+}
+
+// waits reports whether something is to be sent that no further wake-up announces.
+func (c *conn) waits() bool {
+	if c.woken || c.open {
+		return true
+	}
+	for _, sub := range c.subs {
+		if len(sub.held) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // Bounds of what a client says of itself, in bytes: it is logged and kept.
@@ -126,6 +143,7 @@ func (c *conn) push() error {
 		subs = append(subs, sub)
 	}
 	slices.SortFunc(subs, byOrder)
+	c.woken = false
 	return c.send(subs)
 }
 

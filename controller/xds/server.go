@@ -167,6 +167,7 @@ func (s *Server) serve(st stream) error {
 		case req := <-requests:
 			err = c.request(req)
 		case <-c.cursor.wake:
+			c.woken = true
 			err = c.push()
 		case err = <-failed:
 			if errors.Is(err, io.EOF) {

@@ -44,6 +44,7 @@ type StoreConfig struct {
 	Clock       clock.Clock
 	Debounce    time.Duration // clients are told after so long without a change; default 10 ms
 	MaxDebounce time.Duration // and at the latest so long after the first; default 100 ms
+	Interval    time.Duration // but not again before so long after the last time: at most 20 pushes in 1 s; default 60 ms
 }
 
 // Store is the newest state of all resources. It is safe for concurrent use.
@@ -58,6 +59,7 @@ type Store struct {
 	cursors    map[*cursor]struct{}
 	timer      clock.Timer // nil when no wake-up is pending
 	deadline   time.Time   // of the pending wake-up
+	woken      time.Time   // when clients were told last
 }
 
 // log is one type: two rings in the order of the last change, next of the root is the oldest, prev the newest.
@@ -90,6 +92,9 @@ func NewStore(cfg StoreConfig) *Store {
 	}
 	if cfg.MaxDebounce == 0 {
 		cfg.MaxDebounce = 100 * time.Millisecond
+	}
+	if cfg.Interval == 0 {
+		cfg.Interval = 60 * time.Millisecond
 	}
 	return &Store{cfg: cfg, logs: map[string]*log{}, cursors: map[*cursor]struct{}{}}
 }
@@ -231,21 +236,23 @@ func (s *Store) compactLocked() {
 	}
 }
 
-// scheduleLocked wakes the clients after the quiet time, but no later than MaxDebounce after the first change.
+// scheduleLocked wakes the clients after the quiet time, but no later than MaxDebounce after the first change, and not
+// sooner than Interval after the last time: a change that comes alone goes out at once, a storm in few pushes.
 func (s *Store) scheduleLocked() {
 	now := s.cfg.Clock.Now()
+	soonest := s.woken.Add(s.cfg.Interval).Sub(now)
 	if s.timer == nil {
-		s.deadline = now.Add(s.cfg.MaxDebounce)
-		s.timer = s.cfg.Clock.AfterFunc(s.cfg.Debounce, s.wakeAll)
+		s.deadline = now.Add(max(s.cfg.MaxDebounce, soonest))
+		s.timer = s.cfg.Clock.AfterFunc(max(s.cfg.Debounce, soonest), s.wakeAll)
 		return
 	}
-	s.timer.Reset(max(0, min(s.cfg.Debounce, s.deadline.Sub(now))))
+	s.timer.Reset(max(0, soonest, min(s.cfg.Debounce, s.deadline.Sub(now))))
 }
 
 func (s *Store) wakeAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.timer = nil
+	s.timer, s.woken = nil, s.cfg.Clock.Now()
 	for c := range s.cursors {
 		c.signal()
 	}

@@ -3,6 +3,7 @@ package xds
 import (
 	"testing"
 	"testing/synctest"
+	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 
@@ -29,6 +30,7 @@ func TestResponsesSayWhatBelongsTogether(t *testing.T) {
 			f.ack(r)
 		}
 		apply(t, st, 2, []Resource{authz("p", true), wl("a", "10.0.0.2")}, Key{api.AuthorizationType, "foo/none"})
+		time.Sleep(time.Second)
 		for _, want := range []string{api.DiscoveryPart, api.DiscoveryWhole} {
 			r := f.next()
 			completes(t, r, want)

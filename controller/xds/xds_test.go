@@ -288,6 +288,41 @@ func TestDebounce(t *testing.T) {
 	})
 }
 
+// TestStormIsFewPushes: batches with quiet between them, to a client that acknowledges at once, are at most 20 pushes in 1 s,
+// and the last one brings it to the newest state.
+func TestStormIsFewPushes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, s := newServer(t)
+		apply(t, st, 1, []Resource{wl("a", "10.0.0.1")})
+		f := open(t, s)
+		f.subscribe(api.AddressType, nil)
+		f.ack(f.next())
+		time.Sleep(time.Second)
+		pushes, want := 0, ""
+		take := func() {
+			for r := f.next(); r != nil; r = f.next() {
+				pushes++
+				want = r.GetResources()[0].GetVersion()
+				f.ack(r)
+				synctest.Wait()
+			}
+		}
+		for i := range 80 {
+			apply(t, st, uint64(i+2), []Resource{wl("a", fmt.Sprintf("10.0.1.%d", i))})
+			time.Sleep(12500 * time.Microsecond)
+			take()
+		}
+		time.Sleep(time.Second)
+		take()
+		if pushes > 20 || pushes < 10 {
+			t.Errorf("%d pushes of 80 changes in 1 s", pushes)
+		}
+		if now := st.logs[api.AddressType].entries[uid+"a"].res.GetVersion(); now != want {
+			t.Errorf("the client has version %s, the newest is %s", want, now)
+		}
+	})
+}
+
 // TestFanOut has 1,000 cursors follow 100,000 changes to 1,000 resources, each at its own pace, and checks that all end
 // in the same state and that removals are not kept for ever.
 func TestFanOut(t *testing.T) {
