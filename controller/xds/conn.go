@@ -167,8 +167,11 @@ func (c *conn) send(subs []*subscription) error {
 		out = append(out, delta{sub: subs[len(subs)-1]}) // what was promised came to nothing
 	}
 	for i, d := range out {
-		if err := c.respond(d, got.version, part || i+1 < len(out)); err != nil {
-			return err
+		pieces := d.split()
+		for j, p := range pieces {
+			if err := c.respond(p, got.version, part || i+1 < len(out) || j+1 < len(pieces)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

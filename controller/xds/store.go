@@ -70,6 +70,9 @@ type log struct {
 	gone    entry // root of the tombstones
 	dead    int
 	floor   uint64 // removals up to here are forgotten
+
+	whole    []*discovery.Resource // all that exists, as it was at wholeSeq; never modified
+	wholeSeq uint64
 }
 
 type entry struct {

@@ -87,6 +87,44 @@ type delta struct {
 	first   bool
 }
 
+// How much of a type one response holds, in bytes: what is encoded and not sent yet is memory of each client, and clients
+// whose gRPC is as it comes take 4 MiB. They are few all the same: none is acknowledged before it was read.
+const (
+	pieceSize = 256 << 10
+	maxPieces = 256
+)
+
+// split makes responses of a bounded size; removals come with the last one.
+func (d delta) split() []delta {
+	total := 0
+	for _, r := range d.upserts {
+		total += weight(r)
+	}
+	limit := max(pieceSize, total/maxPieces)
+	if total <= limit {
+		return []delta{d}
+	}
+	var out []delta
+	from, size := 0, 0
+	for i, r := range d.upserts {
+		if size += weight(r); size >= limit && i+1 < len(d.upserts) {
+			out = append(out, delta{sub: d.sub, upserts: d.upserts[from : i+1]})
+			from, size = i+1, 0
+		}
+	}
+	d.upserts = d.upserts[from:]
+	return append(out, d)
+}
+
+// weight is about how long a resource is on the wire, in bytes.
+func weight(r *discovery.Resource) int {
+	n := len(r.GetName()) + len(r.GetVersion()) + len(r.GetResource().GetTypeUrl()) + len(r.GetResource().GetValue())
+	for _, a := range r.GetAliases() {
+		n += len(a)
+	}
+	return n
+}
+
 func (d delta) empty() bool { return len(d.upserts)+len(d.removed) == 0 && !d.first }
 
 // collected is one consistent state of what was asked for.
@@ -135,7 +173,10 @@ func (s *Store) collect(c *cursor, subs []*subscription) (out collected, err err
 // initial compares all that the subscription covers with the versions that the client already has.
 func (l *log) initial(d *delta) {
 	sub := d.sub
-	if sub.wildcard {
+	switch {
+	case sub.wildcard && len(sub.known) == 0:
+		d.upserts = l.all()
+	case sub.wildcard:
 		for e := l.live.next; e != &l.live; e = e.next {
 			if sub.known[e.name] != e.res.GetVersion() {
 				d.upserts = append(d.upserts, e.res)
@@ -154,6 +195,17 @@ func (l *log) initial(d *delta) {
 		}
 	}
 	slices.Sort(d.removed)
+}
+
+// all is everything that exists, oldest change first. Clients that start together share the list, which nobody may modify.
+func (l *log) all() []*discovery.Resource {
+	if newest := max(l.live.prev.seq, l.gone.prev.seq, l.floor); l.whole == nil || l.wholeSeq != newest {
+		l.whole, l.wholeSeq = make([]*discovery.Resource, 0, len(l.entries)-l.dead), newest
+		for e := l.live.next; e != &l.live; e = e.next {
+			l.whole = append(l.whole, e.res)
+		}
+	}
+	return slices.Clip(l.whole)
 }
 
 // since walks back from the newest change.
@@ -179,6 +231,10 @@ func (l *log) since(pos uint64, d *delta) {
 // answerAsked adds what was subscribed by name since the last answer; what does not exist is reported as removed.
 func (l *log) answerAsked(d *delta) {
 	sub := d.sub
+	if len(sub.asked) == 0 {
+		sub.known = nil
+		return
+	}
 	asked := slices.Sorted(maps.Keys(sub.asked))
 	clear(sub.asked)
 	have, gone := names(d.upserts), map[string]bool{}

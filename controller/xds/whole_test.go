@@ -1,11 +1,15 @@
 package xds
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/undermesh/undermesh/controller/api"
 )
@@ -77,4 +81,59 @@ func TestResumeIsWholeAfterTheRemovals(t *testing.T) {
 		r = expect(t, f.next(), "Authorization +[] -[foo/old]")
 		completes(t, r, api.DiscoveryWhole)
 	})
+}
+
+// TestLargeAnswerIsManyResponses: no response is much larger than its bound, together they are everything once, and only
+// the last one completes the state. A removal comes with the last one too.
+func TestLargeAnswerIsManyResponses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, srv := newServer(t)
+		var all []Resource
+		for i := range 4000 {
+			all = append(all, wl(fmt.Sprintf("pod-%04d-%s", i, strings.Repeat("x", 100)), "10.0.0.1"))
+		}
+		apply(t, st, 1, all)
+		f := open(t, srv)
+		f.subscribe(api.AddressType, map[string]string{"gone": "v"})
+		seen, pieces := map[string]bool{}, 0
+		for r := f.next(); r != nil; r = f.next() {
+			pieces++
+			if n := proto.Size(r); n > pieceSize*3/2 {
+				t.Errorf("a response of %d bytes", n)
+			}
+			for _, x := range r.GetResources() {
+				if seen[x.GetName()] {
+					t.Errorf("%s came twice", x.GetName())
+				}
+				seen[x.GetName()] = true
+			}
+			want, removed := api.DiscoveryPart, 0
+			if len(seen) == len(all) {
+				want, removed = api.DiscoveryWhole, 1
+			}
+			completes(t, r, want)
+			if len(r.GetRemovedResources()) != removed {
+				t.Errorf("response %d removes %v", pieces, r.GetRemovedResources())
+			}
+			f.ack(r)
+		}
+		if len(seen) != len(all) || pieces < 3 {
+			t.Errorf("%d resources in %d responses, want %d in several", len(seen), pieces, len(all))
+		}
+	})
+}
+
+// TestListIsShared: clients that start together share one list; after a change there is a new one.
+func TestListIsShared(t *testing.T) {
+	st, _ := newServer(t)
+	apply(t, st, 1, []Resource{wl("a", "10.0.0.1"), wl("b", "10.0.0.2")})
+	l := st.logs[api.AddressType]
+	first, again := l.all(), l.all()
+	if len(first) != 2 || &first[0] != &again[0] || cap(first) != 2 {
+		t.Errorf("lists of %d and %d, capacity %d", len(first), len(again), cap(first))
+	}
+	apply(t, st, 2, nil, Key{api.AddressType, uid + "a"})
+	if now := l.all(); len(now) != 1 || len(first) != 2 || first[0] == nil {
+		t.Errorf("after a removal: %d, the old list has %d", len(now), len(first))
+	}
 }
