@@ -115,9 +115,12 @@ func newService(s *corev1.Service) *Service {
 
 // newSlice returns nil for a slice that belongs to no service or that Kubernetes made from a selector: members of those
 // are found by their labels.
+// SliceController is who manages the slices of services with a selector, which the mesh does not read.
+const SliceController = "endpointslice-controller.k8s.io"
+
 func newSlice(s *discoveryv1.EndpointSlice) *Slice {
 	service := s.Labels[discoveryv1.LabelServiceName]
-	if service == "" || s.Labels[discoveryv1.LabelManagedBy] == "endpointslice-controller.k8s.io" {
+	if service == "" || s.Labels[discoveryv1.LabelManagedBy] == SliceController {
 		return nil
 	}
 	return &Slice{s, Name{s.Namespace, service}}

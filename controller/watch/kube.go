@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -123,9 +124,14 @@ func (k *Kubernetes) startBuiltin(ctx context.Context) (synced []cache.InformerS
 		informers.WithNamespace(k.cfg.Namespace), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, api.MeshConfigMap).String()
 		}))
+	// Slices that Kubernetes' own controller makes for selectors say nothing that the pods do not; they are most of all.
+	manual := informers.NewSharedInformerFactoryWithOptions(k.cfg.Client, 0, informers.WithTransform(strip),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+			o.LabelSelector = discoveryv1.LabelManagedBy + "!=" + model.SliceController
+		}))
 	for _, inf := range []cache.SharedIndexInformer{
 		all.Core().V1().Pods().Informer(), all.Core().V1().Services().Informer(), all.Core().V1().Nodes().Informer(),
-		all.Discovery().V1().EndpointSlices().Informer(), own.Core().V1().ConfigMaps().Informer(),
+		manual.Discovery().V1().EndpointSlices().Informer(), own.Core().V1().ConfigMaps().Informer(),
 	} {
 		reg, err := inf.AddEventHandler(k.handler())
 		if err != nil {
@@ -135,7 +141,8 @@ func (k *Kubernetes) startBuiltin(ctx context.Context) (synced []cache.InformerS
 	}
 	all.Start(ctx.Done())
 	own.Start(ctx.Done())
-	return synced, func() { all.Shutdown(); own.Shutdown() }, nil
+	manual.Start(ctx.Done())
+	return synced, func() { all.Shutdown(); own.Shutdown(); manual.Shutdown() }, nil
 }
 
 func (k *Kubernetes) handler() cache.ResourceEventHandler {
