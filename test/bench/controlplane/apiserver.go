@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 )
 
 // object is what the API server stores: a typed object that never changes once it is stored.
@@ -31,7 +32,8 @@ type collection struct {
 
 // watcher is one watch request; queued events wait in memory, as the cache of a real server keeps them.
 type watcher struct {
-	wake chan struct{}
+	selector labels.Selector // labels of objects never change here
+	wake     chan struct{}
 
 	mu    sync.Mutex // protects below
 	queue [][]byte
@@ -77,7 +79,9 @@ func (s *apiServer) put(path string, objects ...object) error {
 			return err
 		}
 		for w := range c.watchers {
-			w.put(line)
+			if w.selector.Matches(labels.Set(o.GetLabels())) {
+				w.put(line)
+			}
 		}
 	}
 	return nil
@@ -104,6 +108,10 @@ func (w *watcher) put(line []byte) {
 	}
 }
 
+func (w *watcher) selected(all []object) []object {
+	return slices.DeleteFunc(all, func(o object) bool { return !w.selector.Matches(labels.Set(o.GetLabels())) })
+}
+
 func (w *watcher) take() [][]byte {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -123,11 +131,16 @@ func (s *apiServer) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 		return
 	}
 	q := req.URL.Query()
-	if q.Get("watch") == "" {
-		s.list(rw, c)
+	selector, err := labels.Parse(q.Get("labelSelector"))
+	if err != nil {
+		http.Error(rw, err.Error(), http.StatusBadRequest)
 		return
 	}
-	w := &watcher{wake: make(chan struct{}, 1)}
+	if q.Get("watch") == "" {
+		s.list(rw, c, &watcher{selector: selector})
+		return
+	}
+	w := &watcher{selector: selector, wake: make(chan struct{}, 1)}
 	s.mu.Lock()
 	c.watchers[w] = struct{}{}
 	initial, version := slices.Clone(c.objects), s.version
@@ -137,17 +150,17 @@ func (s *apiServer) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 		delete(c.watchers, w)
 		s.mu.Unlock()
 	}()
-	if q.Get("sendInitialEvents") == "true" && !sendInitial(rw, c, initial, version) {
+	if q.Get("sendInitialEvents") == "true" && !sendInitial(rw, c, w.selected(initial), version) {
 		return
 	}
 	w.serve(rw, req)
 }
 
-func (s *apiServer) list(rw http.ResponseWriter, c *collection) {
+func (s *apiServer) list(rw http.ResponseWriter, c *collection, w *watcher) {
 	s.mu.Lock()
 	objects, version := slices.Clone(c.objects), s.version
 	s.mu.Unlock()
-	_ = json.NewEncoder(rw).Encode(map[string]any{"kind": c.kind, "apiVersion": c.apiVersion, "items": objects,
+	_ = json.NewEncoder(rw).Encode(map[string]any{"kind": c.kind, "apiVersion": c.apiVersion, "items": w.selected(objects),
 		"metadata": metav1.ListMeta{ResourceVersion: strconv.FormatUint(version, 10)}})
 }
 

@@ -264,6 +264,10 @@ func (b *bench) has(p *corev1.Pod) bool {
 	return w != nil && w.GetStatus() == want
 }
 
+// apart is how far single changes are apart at least: more than the controller waits between two pushes, so that none is
+// a storm.
+const apart = 75 * time.Millisecond
+
 // changes measures single changes, the next one when every client has the last.
 func (b *bench) changes(out *cell) error {
 	before, err := b.c.usage()
@@ -271,7 +275,10 @@ func (b *bench) changes(out *cell) error {
 		return err
 	}
 	var full, last []time.Duration
+	tick := time.NewTicker(apart)
+	defer tick.Stop()
 	for range b.load.changes {
+		<-tick.C
 		f, l, err := b.change()
 		if err != nil {
 			return err
