@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -15,11 +16,12 @@ import (
 )
 
 func main() {
-	opts, err := app.Parse(os.Args[1:], os.Stderr)
+	opts, err := app.Parse("controller", os.Args[1:], os.Stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return
 	}
 	if err != nil {
+		fmt.Fprintln(os.Stderr, "controller:", err)
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -13,11 +13,11 @@ import (
 // meshCommand is the controller on a directory of YAML: the mesh without Kubernetes. Its flags are the controller's.
 func (f *frame) meshCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:                "mesh --config DIR [controller flags]",
+		Use:                "mesh --config DIR --token-file FILE --cert-dir DIR [controller flags]",
 		Short:              "Run the controller on a directory of YAML instead of an API server",
 		DisableFlagParsing: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o, err := app.Parse(args, f.err)
+			o, err := app.Parse("undermesh mesh", args, f.err)
 			if errors.Is(err, flag.ErrHelp) {
 				return nil
 			} else if err != nil {

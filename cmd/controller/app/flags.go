@@ -37,11 +37,11 @@ type Options struct {
 
 func port(n int) string { return ":" + strconv.Itoa(n) }
 
-// Parse reads the command line and tells out what is wrong with it.
-func Parse(args []string, out io.Writer) (Options, error) {
+// Parse reads the command line of the program called name. What flags there are goes to out, what is wrong is returned.
+func Parse(name string, args []string, out io.Writer) (Options, error) {
 	var o Options
-	fs := flag.NewFlagSet("controller", flag.ContinueOnError)
-	fs.SetOutput(out)
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server; default: in-cluster")
 	fs.StringVar(&o.configDir, "config", "", "`directory` of YAML to serve instead of an API server")
 	fs.StringVar(&o.tokenFile, "token-file", "", "CSV `file` of tokens: token,system:serviceaccount:NS:SA[,node] (with -config)")
@@ -59,8 +59,12 @@ func Parse(args []string, out io.Writer) (Options, error) {
 	fs.StringVar(&o.identity, "identity", "", "`name` of this replica; default: POD_NAME, or the host name")
 	fs.StringVar(&o.tlsNames, "tls-names", "", "further `names`, separated by commas, of the server's certificate")
 	fs.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
-	if err := fs.Parse(args); err != nil {
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+		fs.SetOutput(out)
+		fs.Usage()
 		return o, err
+	} else if err != nil {
+		return o, fmt.Errorf("%w (-help lists the flags)", err)
 	}
 	if o.identity == "" {
 		o.identity = os.Getenv("POD_NAME")
@@ -72,11 +76,7 @@ func Parse(args []string, out io.Writer) (Options, error) {
 		}
 		o.identity = host
 	}
-	err := o.check(fs.NArg())
-	if err != nil {
-		fmt.Fprintln(out, "controller:", err)
-	}
-	return o, err
+	return o, o.check(fs.NArg())
 }
 
 func (o Options) check(rest int) error {
@@ -85,6 +85,8 @@ func (o Options) check(rest int) error {
 		return errors.New("takes no arguments")
 	case o.configDir == "" && (o.tokenFile != "" || o.certDir != ""):
 		return errors.New("-token-file and -cert-dir need -config")
+	case o.configDir != "" && !isDirectory(o.configDir):
+		return fmt.Errorf("-config %s: is not a directory", o.configDir)
 	case o.configDir != "" && o.kubeconfig != "":
 		return errors.New("-config and -kubeconfig exclude each other")
 	case o.configDir != "" && o.xdsAddr != "" && (o.tokenFile == "" || o.certDir == ""):
@@ -93,4 +95,9 @@ func (o Options) check(rest int) error {
 		return errors.New("-cert-ttl must be a minute or more")
 	}
 	return nil
+}
+
+func isDirectory(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.IsDir()
 }

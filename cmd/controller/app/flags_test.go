@@ -1,12 +1,21 @@
 package app
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 )
 
 func TestFlagsRefuseWhatCannotWork(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.Mkdir("d", 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for args, want := range map[string]string{
+		"--config=missing":          "-config missing: is not a directory",
+		"--confg=d":                 "-confg (-help lists the flags)",
+		"-help":                     "Usage of test:",
 		"--config=d":                "-config needs -token-file and -cert-dir",
 		"--token-file=x":            "need -config",
 		"--config=d --kubeconfig=k": "exclude each other",
@@ -17,8 +26,8 @@ func TestFlagsRefuseWhatCannotWork(t *testing.T) {
 		"--root-namespace=istio-system --cluster-id=Kubernetes --cluster-domain=cluster.local --xds-addr=:15012 --monitor-addr=:15014 --ready-addr=:8080 --log-level=info": "",
 	} {
 		var out strings.Builder
-		_, err := Parse(strings.Fields(args), &out)
-		if (err != nil) != (want != "") || !strings.Contains(out.String(), want) {
+		_, err := Parse("test", strings.Fields(args), &out)
+		if (err != nil) != (want != "") || !strings.Contains(out.String()+fmt.Sprint(err), want) {
 			t.Errorf("%s: %v, %q; want %q", args, err, out.String(), want)
 		}
 	}
