@@ -152,8 +152,16 @@ func (p *machine) step(s Step) {
 	defer p.mu.Unlock()
 	if p.status.Step != s {
 		p.status.Step, p.status.Since = s, time.Now()
-		p.log.Info("pod step", "step", string(s))
+		p.log.Info("pod step", "step", string(s), "pod", podName(p.want.pod))
 	}
+}
+
+// podName is namespace/name, "" while only the kernel knows the pod.
+func podName(pod *corev1.Pod) string {
+	if pod == nil {
+		return ""
+	}
+	return pod.Namespace + "/" + pod.Name
 }
 
 // report logs an outcome and tells the pod's owner when it is new.
@@ -170,7 +178,7 @@ func (p *machine) report(err error) {
 	if err == nil || !changed {
 		return
 	}
-	p.log.Warn("pod step failed, will be tried again", "err", text)
+	p.log.Warn("pod step failed, will be tried again", "pod", podName(pod), "err", text)
 	p.say(pod, corev1.EventTypeWarning, "MeshEnrollmentFailed", text)
 }
 
