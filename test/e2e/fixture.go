@@ -194,10 +194,8 @@ func (w *World) Bare(ctx context.Context) error {
 		return err
 	}
 	w.Say("  the mesh of an earlier run is removed first")
-	for _, ns := range Meshed {
-		if _, err := w.Kubectl(ctx, "label", "namespace", ns, api.LabelInjection+"-"); err != nil {
-			return err
-		}
+	if _, err := w.Kubectl(ctx, "label", "namespaces", "-l", api.LabelInjection, api.LabelInjection+"-"); err != nil {
+		return err
 	}
 	_, err = w.Undermesh(ctx, "uninstall", "--purge", "-y")
 	return err

@@ -77,7 +77,7 @@ func TestControllerAway(t *testing.T) {
 	if got != "000 56" {
 		t.Errorf("the new pod of the mesh, while the controller is away: %s", got)
 	}
-	t.Run("control: a pod outside the mesh is refused by STRICT", func(t *testing.T) {
+	t.Run("a pod outside the mesh is refused by STRICT as before", func(t *testing.T) {
 		got, err := w.askFromLate(ctx, "legacy", "http://httpbin.bar:8000/ip")
 		check(t, err)
 		if got != "000 56" {

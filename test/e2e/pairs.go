@@ -2,10 +2,14 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 )
+
+// ErrOther is what a check returns when it saw the opposite of what it wants, and not when it could not look.
+var ErrOther = errors.New("observed otherwise")
 
 // Pairs asks httpbin in every namespace from sleep in every namespace and returns "from→to" → "status exit".
 func (w *World) Pairs(ctx context.Context) (map[string]string, error) {
@@ -53,7 +57,7 @@ func wantPairs(got map[string]string, refused []string) error {
 			}
 		}
 		if result != want {
-			return fmt.Errorf("pair %s: got %q, want %q", pair, result, want)
+			return fmt.Errorf("%w: pair %s: got %q, want %q", ErrOther, pair, result, want)
 		}
 	}
 	return nil

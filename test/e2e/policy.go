@@ -37,7 +37,7 @@ func (w *World) RefusedAlways(ctx context.Context, from, to string, n int) error
 		got := strings.Join(strings.Fields(r.Out), " ")
 		w.Say("  %s → %s: %s", from, url, got)
 		if want := fmt.Sprintf("%d 000 56", n); got != want {
-			return fmt.Errorf("%s → %s: got %q, want %q", from, url, got, want)
+			return fmt.Errorf("%w: %s → %s: got %q, want %q", ErrOther, from, url, got, want)
 		}
 	}
 	return nil

@@ -96,7 +96,7 @@ func refusal(reason, text string) func(context.Context, *World) error {
 			return err
 		}
 		if connect == 0 || f[2] != "56" || total-connect > 1 {
-			return fmt.Errorf("connected after %.3f s, ended after %.3f s with code %s", connect, total, f[2])
+			return fmt.Errorf("%w: connected after %.3f s, ended after %.3f s with code %s", ErrOther, connect, total, f[2])
 		}
 		return w.ExpectLog(ctx, since, `"reason":"`+reason+`"`, `"policy":"foo/`, text, pod.Status.PodIP+":9000")
 	}
@@ -114,7 +114,7 @@ func (w *World) echoNow(ctx context.Context, cases []EchoCase) error {
 			return err
 		}
 		if got != c.Want {
-			return fmt.Errorf("%s:%d from %s is %s, want %s", c.host(pod), c.Port, c.From, got, c.Want)
+			return fmt.Errorf("%w: %s:%d from %s is %s, want %s", ErrOther, c.host(pod), c.Port, c.From, got, c.Want)
 		}
 	}
 	return nil
@@ -154,7 +154,7 @@ func TestPolicyRows(t *testing.T) {
 	}
 }
 
-// control waits until the row does not hold, or sees that it still does if nothing changes.
+// control waits until the opposite of the row is seen, or sees that it still holds if nothing changes.
 func (r *row) control(ctx context.Context, w *World) error {
 	if r.always != "" {
 		if err := r.holds(ctx, w); err != nil {
@@ -163,9 +163,13 @@ func (r *row) control(ctx context.Context, w *World) error {
 		return nil
 	}
 	return Until(ctx, 20*time.Second, r.title+" to fail", func(ctx context.Context) error {
-		if r.holds(ctx, w) == nil {
+		switch err := r.holds(ctx, w); {
+		case errors.Is(err, ErrOther):
+			return nil
+		case err != nil:
+			return err
+		default:
 			return errors.New("it holds")
 		}
-		return nil
 	})
 }
