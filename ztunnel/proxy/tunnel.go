@@ -116,7 +116,7 @@ func (pod *Pod) stream(conns, request context.Context, own api.Identity, peer *i
 	stop := context.AfterFunc(request, func() { s.kill(refusedf(reason.DownstreamReset, "tunnel stream was reset")) })
 	defer stop()
 	if !pod.p.take(pod) {
-		req.Reject(503, nil)
+		reject(req, reason.Overload)
 		s.finish(refusedf(reason.Overload, "too many connections"))
 		return
 	}
@@ -124,9 +124,13 @@ func (pod *Pod) stream(conns, request context.Context, own api.Identity, peer *i
 	answered := false
 	err := s.guard(func() error { return s.connect(own, peer, req, &answered) })
 	if r := refusalOf(err); r != nil && !answered {
-		req.Reject(statusOf(r.Reason), hbone.Header{{Name: reasonHeader, Value: r.Reason.String()}})
+		reject(req, r.Reason)
 	}
 	s.finish(err)
+}
+
+func reject(req *hbone.ServerRequest, why reason.Reason) {
+	req.Reject(statusOf(why), hbone.Header{{Name: reasonHeader, Value: why.String()}})
 }
 
 // reasonHeader tells the client's proxy, if it is one of ours, why a CONNECT was refused: for its log.
