@@ -9,12 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 	authv1 "k8s.io/api/authorization/v1"
-	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/deploy"
 )
 
@@ -159,60 +155,4 @@ func (c *cluster) checkOtherMesh(ctx context.Context, namespace string) ([]findi
 		out = append(out, finding{"Error", n, "belongs to another mesh; remove it first"})
 	}
 	return out, nil
-}
-
-// checkNetworkPolicies names the policies that let nothing in on the tunnel port: they would block mesh traffic from other
-// nodes. A policy that opens it opens every port of the pod to mesh peers (DESIGN, NetworkPolicy).
-func (c *cluster) checkNetworkPolicies(ctx context.Context, _ string) ([]finding, error) {
-	list, err := c.kube.NetworkingV1().NetworkPolicies("").List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("list network policies: %w", err)
-	}
-	var out []finding
-	for i := range list.Items {
-		if p := &list.Items[i]; blocksTunnel(p) {
-			out = append(out, finding{"Warning", "NetworkPolicy " + p.Namespace + "/" + p.Name,
-				fmt.Sprintf("blocks port %d: once its pods are in the mesh, traffic from other nodes arrives there; allow that port from the same peers", api.PortTunnel)})
-		}
-	}
-	return out, nil
-}
-
-// blocksTunnel reports whether a policy isolates its pods and none of its rules opens the tunnel port to anybody.
-func blocksTunnel(p *networkingv1.NetworkPolicy) bool {
-	isolates := len(p.Spec.PolicyTypes) == 0
-	for _, t := range p.Spec.PolicyTypes {
-		isolates = isolates || t == networkingv1.PolicyTypeIngress
-	}
-	if !isolates {
-		return false
-	}
-	for _, rule := range p.Spec.Ingress {
-		if len(rule.Ports) == 0 {
-			return false
-		}
-		for _, port := range rule.Ports {
-			if opensTunnel(port) {
-				return false
-			}
-		}
-	}
-	return true
-}
-
-func opensTunnel(p networkingv1.NetworkPolicyPort) bool {
-	if p.Protocol != nil && *p.Protocol != corev1.ProtocolTCP {
-		return false
-	}
-	if p.Port == nil {
-		return true
-	}
-	if p.Port.Type != intstr.Int {
-		return false
-	}
-	last := p.Port.IntVal
-	if p.EndPort != nil {
-		last = *p.EndPort
-	}
-	return p.Port.IntVal <= api.PortTunnel && api.PortTunnel <= last
 }
