@@ -90,7 +90,7 @@ type delta struct {
 // How much of a type one response holds, in bytes: what is encoded and not sent yet is memory of each client, and clients
 // whose gRPC is as it comes take 4 MiB. They are few all the same: none is acknowledged before it was read.
 const (
-	pieceSize = 256 << 10
+	pieceSize = 56 << 10 // of resources; with what is around them it fits 64 KiB
 	maxPieces = 256
 )
 
