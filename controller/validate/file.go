@@ -2,10 +2,12 @@ package validate
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -140,6 +142,9 @@ func (f *file) object(n *yaml.Node, at string) {
 			w.found[i].Field = join(at, w.found[i].Field)
 		}
 	}
+	slices.SortStableFunc(w.found, func(a, b Finding) int {
+		return cmp.Or(a.Line-b.Line, strings.Compare(a.Field, b.Field), strings.Compare(a.Message, b.Message))
+	})
 	f.add(w.found...)
 }
 

@@ -5,7 +5,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	extensions "istio.io/api/extensions/v1alpha1"
-	networking "istio.io/api/networking/v1alpha3"
 	networkingbeta "istio.io/api/networking/v1beta1"
 	securitybeta "istio.io/api/security/v1beta1"
 	telemetry "istio.io/api/telemetry/v1alpha1"
@@ -16,15 +15,15 @@ import (
 func (c *Catalogue) mesh() {
 	const net, sec = "networking.istio.io", "security.istio.io"
 	three, two := []string{"v1", "v1beta1", "v1alpha3"}, []string{"v1", "v1beta1"}
-	addProto(c, net, three, "VirtualService", noRules[*networking.VirtualService])
-	addProto(c, net, three, "DestinationRule", noRules[*networking.DestinationRule])
-	addProto(c, net, three, "Gateway", noRules[*networking.Gateway])
-	addProto(c, net, three, "ServiceEntry", noRules[*networking.ServiceEntry])
-	addProto(c, net, three, "Sidecar", noRules[*networking.Sidecar])
-	addProto(c, net, three, "WorkloadEntry", noRules[*networking.WorkloadEntry])
-	addProto(c, net, three, "WorkloadGroup", noRules[*networking.WorkloadGroup])
+	addProto(c, net, three, "VirtualService", virtualServiceRules)
+	addProto(c, net, three, "DestinationRule", destinationRules)
+	addProto(c, net, three, "Gateway", gatewayRules)
+	addProto(c, net, three, "ServiceEntry", serviceEntryRules)
+	addProto(c, net, three, "Sidecar", sidecarRules)
+	addProto(c, net, three, "WorkloadEntry", workloadEntryRules)
+	addProto(c, net, three, "WorkloadGroup", workloadGroupRules)
 	addProto(c, net, two, "ProxyConfig", noRules[*networkingbeta.ProxyConfig])
-	addProto(c, net, []string{"v1alpha3"}, "EnvoyFilter", noRules[*networking.EnvoyFilter])
+	addProto(c, net, []string{"v1alpha3"}, "EnvoyFilter", envoyFilterRules)
 	addProto(c, sec, two, "AuthorizationPolicy", authorizationRules)
 	addProto(c, sec, two, "PeerAuthentication", peerRules)
 	addProto(c, sec, two, "RequestAuthentication", noRules[*securitybeta.RequestAuthentication])

@@ -1,0 +1,229 @@
+package validate
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	networking "istio.io/api/networking/v1alpha3"
+)
+
+func destinationRules(c *collector, spec *networking.DestinationRule) {
+	if spec.GetHost() != "" {
+		c.must("spec.host", Host(spec.GetHost(), true))
+	}
+	c.exportTo(spec.GetExportTo())
+	c.selector(spec.GetWorkloadSelector().GetMatchLabels(), "spec.workloadSelector.matchLabels")
+	c.trafficPolicy(spec.GetTrafficPolicy(), "spec.trafficPolicy")
+	first := map[string]int{}
+	for i, s := range spec.GetSubsets() {
+		at := indexed("spec.subsets", i)
+		if s.GetName() != "" {
+			c.must(at+".name", label1123(s.GetName()))
+		}
+		if j, twice := first[s.GetName()]; twice {
+			c.add(Error, at+".name", "%s has the name %q already", indexed("spec.subsets", j), s.GetName())
+		}
+		first[s.GetName()] = i
+		c.selector(s.GetLabels(), at+".labels")
+		c.trafficPolicy(s.GetTrafficPolicy(), at+".trafficPolicy")
+		if len(s.GetLabels()) > 0 {
+			c.add(Info, at+".labels", "not checked: whether %s has pods with these labels, which only the cluster knows", spec.GetHost())
+		}
+	}
+}
+
+func (c *collector) trafficPolicy(p *networking.TrafficPolicy, at string) {
+	if p == nil {
+		return
+	}
+	c.policy(p.GetLoadBalancer(), p.GetConnectionPool(), p.GetOutlierDetection(), p.GetTls(), at)
+	seen := map[uint32]int{}
+	for i, s := range p.GetPortLevelSettings() {
+		at := at + indexed(".portLevelSettings", i)
+		switch n := s.GetPort().GetNumber(); {
+		case s.GetPort() == nil:
+			c.add(Error, at+".port", "is required")
+		default:
+			c.port(n, at+".port.number")
+			if j, twice := seen[n]; twice {
+				c.add(Error, at+".port.number", "item %d is for port %d already", j, n)
+			}
+			seen[n] = i
+		}
+		c.policy(s.GetLoadBalancer(), s.GetConnectionPool(), s.GetOutlierDetection(), s.GetTls(), at)
+	}
+	if t := p.GetTunnel(); t != nil {
+		if proto := t.GetProtocol(); proto != "" && proto != "CONNECT" && proto != "POST" {
+			c.add(Error, at+".tunnel.protocol", "%q is neither CONNECT nor POST", proto)
+		}
+		if t.GetTargetHost() != "" {
+			c.must(at+".tunnel.targetHost", Host(t.GetTargetHost(), false))
+		}
+		c.port(t.GetTargetPort(), at+".tunnel.targetPort")
+	}
+	if b := p.GetRetryBudget(); b.GetPercent() != nil {
+		between(c, b.GetPercent().GetValue(), 0, 100, at+".retryBudget.percent")
+	}
+}
+
+// policy checks what a whole destination and one port of it have in common.
+func (c *collector) policy(lb *networking.LoadBalancerSettings, pool *networking.ConnectionPoolSettings, out *networking.OutlierDetection,
+	tls *networking.ClientTLSSettings, at string,
+) {
+	c.balancer(lb, out != nil, at+".loadBalancer")
+	c.pool(pool, at+".connectionPool")
+	if out != nil {
+		at := at + ".outlierDetection"
+		between(c, out.GetMaxEjectionPercent(), 0, 100, at+".maxEjectionPercent")
+		between(c, out.GetMinHealthPercent(), 0, 100, at+".minHealthPercent")
+		c.atLeast(out.GetInterval(), time.Millisecond, at+".interval")
+		c.atLeast(out.GetBaseEjectionTime(), time.Millisecond, at+".baseEjectionTime")
+		if n := out.GetConsecutiveErrors(); n < 0 { //nolint:staticcheck // still read
+			c.add(Error, at+".consecutiveErrors", "%d is negative", n)
+		}
+		if out.GetConsecutiveLocalOriginFailures() != nil && !out.GetSplitExternalLocalOriginErrors() {
+			c.add(Warning, at+".consecutiveLocalOriginFailures", "has no meaning without splitExternalLocalOriginErrors: true")
+		}
+	}
+	c.clientTLS(tls, at+".tls")
+}
+
+func (c *collector) pool(p *networking.ConnectionPoolSettings, at string) {
+	if p == nil {
+		return
+	}
+	if p.GetTcp() == nil && p.GetHttp() == nil {
+		c.add(Error, at, "tcp or http is required")
+	}
+	negative := func(n int32, field string) {
+		if n < 0 {
+			c.add(Error, at+field, "%d is negative", n)
+		}
+	}
+	t, h := p.GetTcp(), p.GetHttp()
+	negative(t.GetMaxConnections(), ".tcp.maxConnections")
+	negative(h.GetHttp1MaxPendingRequests(), ".http.http1MaxPendingRequests")
+	negative(h.GetHttp2MaxRequests(), ".http.http2MaxRequests")
+	negative(h.GetMaxRequestsPerConnection(), ".http.maxRequestsPerConnection")
+	negative(h.GetMaxRetries(), ".http.maxRetries")
+	negative(h.GetMaxConcurrentStreams(), ".http.maxConcurrentStreams")
+	c.atLeast(t.GetConnectTimeout(), time.Millisecond, at+".tcp.connectTimeout")
+	c.atLeast(t.GetMaxConnectionDuration(), time.Millisecond, at+".tcp.maxConnectionDuration")
+	c.atLeast(t.GetIdleTimeout(), 0, at+".tcp.idleTimeout")
+	c.atLeast(t.GetTcpKeepalive().GetTime(), time.Second, at+".tcp.tcpKeepalive.time")
+	c.atLeast(t.GetTcpKeepalive().GetInterval(), time.Second, at+".tcp.tcpKeepalive.interval")
+	c.atLeast(h.GetIdleTimeout(), 0, at+".http.idleTimeout")
+	if h.GetUseClientProtocol() && h.GetH2UpgradePolicy() == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE {
+		c.add(Error, at+".http.useClientProtocol", "excludes h2UpgradePolicy: UPGRADE")
+	}
+}
+
+func (c *collector) balancer(lb *networking.LoadBalancerSettings, outlier bool, at string) {
+	if lb == nil {
+		return
+	}
+	if h := lb.GetConsistentHash(); h != nil {
+		at := at + ".consistentHash"
+		switch k := h.GetHashKey().(type) {
+		case nil:
+			c.add(Error, at, "httpHeaderName, httpCookie, useSourceIp or httpQueryParameterName is required")
+		case *networking.LoadBalancerSettings_ConsistentHashLB_HttpHeaderName:
+			c.header(k.HttpHeaderName, at+".httpHeaderName")
+		case *networking.LoadBalancerSettings_ConsistentHashLB_HttpCookie:
+			if k.HttpCookie.GetName() != "" {
+				c.header(k.HttpCookie.GetName(), at+".httpCookie.name")
+			}
+			c.atLeast(k.HttpCookie.GetTtl(), 0, at+".httpCookie.ttl")
+		}
+	}
+	if lb.GetWarmup() != nil && lb.GetWarmupDurationSecs() != nil { //nolint:staticcheck // still read
+		c.add(Error, at+".warmup", "excludes warmupDurationSecs")
+	}
+	c.locality(lb.GetLocalityLbSetting(), outlier, at+".localityLbSetting")
+}
+
+func (c *collector) locality(l *networking.LocalityLoadBalancerSetting, outlier bool, at string) {
+	if l == nil {
+		return
+	}
+	if len(l.GetDistribute()) > 0 && (len(l.GetFailover()) > 0 || len(l.GetFailoverPriority()) > 0) {
+		c.add(Error, at+".distribute", "excludes failover and failoverPriority")
+	}
+	var from []string
+	for i, d := range l.GetDistribute() {
+		at := at + indexed(".distribute", i)
+		c.localityName(d.GetFrom(), at+".from")
+		from = append(from, d.GetFrom())
+		var sum uint64
+		for _, to := range sortedKeys(d.GetTo()) {
+			c.localityName(to, at+".to."+to)
+			sum += uint64(d.GetTo()[to])
+		}
+		if sum != 100 {
+			c.add(Error, at+".to", "the sum of the weights is %d, and must be 100", sum)
+		}
+	}
+	c.unique(from, at+".distribute", "locality")
+	for i, f := range l.GetFailover() {
+		at := at + indexed(".failover", i)
+		for name, v := range map[string]string{"from": f.GetFrom(), "to": f.GetTo()} {
+			if v == "" || strings.ContainsAny(v, "/*") {
+				c.add(Error, at+"."+name, "%q is not a region", v)
+			}
+		}
+		if f.GetFrom() == f.GetTo() {
+			c.add(Error, at+".to", "is the region that failed")
+		}
+	}
+	if (len(l.GetFailover()) > 0 || len(l.GetFailoverPriority()) > 0) && !outlier {
+		c.add(Warning, at, "failover needs outlierDetection beside loadBalancer: nothing else finds out that endpoints fail")
+	}
+}
+
+func (c *collector) localityName(text, field string) {
+	parts := strings.Split(text, "/")
+	star := slices.IndexFunc(parts, func(p string) bool { return strings.Contains(p, "*") })
+	if text == "" || len(parts) > 3 || slices.Contains(parts, "") || (star >= 0 && (parts[star] != "*" || star != len(parts)-1)) {
+		c.add(Error, field, "%q is not REGION, REGION/ZONE or REGION/ZONE/SUBZONE, where the last may be *", text)
+	}
+}
+
+func (c *collector) clientTLS(t *networking.ClientTLSSettings, at string) {
+	if t == nil {
+		return
+	}
+	files := map[string]string{"clientCertificate": t.GetClientCertificate(), "privateKey": t.GetPrivateKey(), "caCertificates": t.GetCaCertificates()}
+	switch t.GetMode() {
+	case networking.ClientTLSSettings_MUTUAL:
+		if t.GetCredentialName() == "" {
+			for _, f := range []string{"clientCertificate", "privateKey"} {
+				if files[f] == "" {
+					c.add(Error, at+"."+f, "is required with mode MUTUAL, or credentialName")
+				}
+			}
+		}
+	case networking.ClientTLSSettings_ISTIO_MUTUAL:
+		for _, f := range sortedKeys(files) {
+			if files[f] != "" {
+				c.add(Error, at+"."+f, "has no meaning with mode ISTIO_MUTUAL, which uses the certificates of the mesh")
+			}
+		}
+		if t.GetCredentialName() != "" {
+			c.add(Error, at+".credentialName", "has no meaning with mode ISTIO_MUTUAL, which uses the certificates of the mesh")
+		}
+	case networking.ClientTLSSettings_SIMPLE:
+		if t.GetCaCertificates() == "" && t.GetCredentialName() == "" && !t.GetInsecureSkipVerify().GetValue() {
+			c.add(Info, at+".caCertificates", "is not set: the server is verified with the roots of the system")
+		}
+	}
+	if t.GetCredentialName() != "" && (files["clientCertificate"] != "" || files["privateKey"] != "" || files["caCertificates"] != "") {
+		c.add(Error, at+".credentialName", "excludes clientCertificate, privateKey and caCertificates")
+	}
+	if t.GetSni() != "" && t.GetMode() == networking.ClientTLSSettings_DISABLE {
+		c.add(Warning, at+".sni", "has no meaning with mode DISABLE")
+	}
+	for i, s := range t.GetSubjectAltNames() {
+		c.must(at+indexed(".subjectAltNames", i), noBlank(s))
+	}
+}

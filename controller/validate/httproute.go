@@ -1,0 +1,141 @@
+package validate
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	networking "istio.io/api/networking/v1alpha3"
+)
+
+// retryConditions are the words of retryOn; numbers are status codes.
+var retryConditions = []string{"5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "envoy-ratelimited", "retriable-4xx",
+	"refused-stream", "retriable-status-codes", "retriable-headers", "http3-post-connect-failure",
+	"cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"}
+
+// grpcStatuses are the names of the status codes of gRPC.
+var grpcStatuses = []string{"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED",
+	"RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"}
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
+
+func (c *collector) retries(r *networking.HTTPRetry, at string) {
+	if r == nil {
+		return
+	}
+	switch {
+	case r.GetAttempts() < 0:
+		c.add(Error, at+".attempts", "%d is negative", r.GetAttempts())
+	case r.GetAttempts() == 0 && (r.GetPerTryTimeout() != nil || r.GetRetryOn() != "" || r.GetBackoff() != nil):
+		c.add(Error, at+".attempts", "is 0, which switches retries off: the other fields have no meaning")
+	}
+	c.atLeast(r.GetPerTryTimeout(), time.Millisecond, at+".perTryTimeout")
+	c.atLeast(r.GetBackoff(), time.Millisecond, at+".backoff")
+	if r.GetRetryOn() == "" {
+		return
+	}
+	for word := range strings.SplitSeq(r.GetRetryOn(), ",") {
+		word = strings.TrimSpace(word)
+		if n, err := strconv.Atoi(word); err == nil && n >= 100 && n <= 599 {
+			continue
+		}
+		if !slices.Contains(retryConditions, word) {
+			c.add(Error, at+".retryOn", "unknown condition %q", word)
+			if meant := closest(word, retryConditions); meant != "" {
+				c.hint("did you mean %q?", meant)
+			}
+		}
+	}
+}
+
+func (c *collector) percent(p *networking.Percent, at string) {
+	if p != nil {
+		between(c, p.GetValue(), 0, 100, at+".value")
+	}
+}
+
+func (c *collector) fault(f *networking.HTTPFaultInjection, at string) {
+	if f == nil {
+		return
+	}
+	if f.GetDelay() == nil && f.GetAbort() == nil {
+		c.add(Error, at, "delay or abort is required")
+	}
+	if d := f.GetDelay(); d != nil {
+		c.percent(d.GetPercentage(), at+".delay.percentage")
+		between(c, d.GetPercent(), 0, 100, at+".delay.percent") //nolint:staticcheck // still read
+		switch d.GetHttpDelayType().(type) {
+		case nil:
+			c.add(Error, at+".delay.fixedDelay", "is required")
+		case *networking.HTTPFaultInjection_Delay_ExponentialDelay:
+			c.add(Error, at+".delay.exponentialDelay", "is not supported")
+		}
+		c.atLeast(d.GetFixedDelay(), time.Millisecond, at+".delay.fixedDelay")
+	}
+	if a := f.GetAbort(); a != nil {
+		c.percent(a.GetPercentage(), at+".abort.percentage")
+		switch e := a.GetErrorType().(type) {
+		case nil:
+			c.add(Error, at+".abort", "httpStatus or grpcStatus is required")
+		case *networking.HTTPFaultInjection_Abort_HttpStatus:
+			between(c, e.HttpStatus, 200, 599, at+".abort.httpStatus")
+		case *networking.HTTPFaultInjection_Abort_GrpcStatus:
+			if !slices.Contains(grpcStatuses, e.GrpcStatus) {
+				c.add(Error, at+".abort.grpcStatus", "%q is not a status of gRPC", e.GrpcStatus)
+				if meant := closest(e.GrpcStatus, grpcStatuses); meant != "" {
+					c.hint("did you mean %s?", meant)
+				}
+			}
+		case *networking.HTTPFaultInjection_Abort_Http2Error:
+			c.add(Error, at+".abort.http2Error", "is not supported")
+		}
+	}
+}
+
+func (c *collector) mirrors(r *networking.HTTPRoute, at string) {
+	if r.GetMirror() != nil && len(r.GetMirrors()) > 0 {
+		c.add(Error, at+".mirrors", "excludes mirror")
+	}
+	c.destination(r.GetMirror(), at+".mirror")
+	c.percent(r.GetMirrorPercentage(), at+".mirrorPercentage")
+	if r.GetMirrorPercentage() != nil && r.GetMirror() == nil {
+		c.add(Warning, at+".mirrorPercentage", "has no meaning without mirror")
+	}
+	if p := r.GetMirrorPercent(); p != nil { //nolint:staticcheck // still read
+		between(c, p.GetValue(), 0, 100, at+".mirrorPercent")
+	}
+	for i, m := range r.GetMirrors() {
+		if m.GetDestination() == nil {
+			c.add(Error, at+indexed(".mirrors", i)+".destination", "is required")
+		}
+		c.destination(m.GetDestination(), at+indexed(".mirrors", i)+".destination")
+		c.percent(m.GetPercentage(), at+indexed(".mirrors", i)+".percentage")
+	}
+}
+
+func (c *collector) cors(p *networking.CorsPolicy, at string) {
+	for i, o := range p.GetAllowOrigins() {
+		c.stringMatch(o, at+indexed(".allowOrigins", i), false)
+	}
+	for i, m := range p.GetAllowMethods() {
+		c.method(m, at+indexed(".allowMethods", i))
+	}
+	c.each(p.GetAllowHeaders(), at+".allowHeaders", headerName)
+	c.each(p.GetExposeHeaders(), at+".exposeHeaders", headerName)
+	c.atLeast(p.GetMaxAge(), 0, at+".maxAge")
+}
+
+func (c *collector) headerEdits(h *networking.Headers, at string) {
+	for name, ops := range map[string]*networking.Headers_HeaderOperations{"request": h.GetRequest(), "response": h.GetResponse()} {
+		for _, k := range sortedKeys(ops.GetSet()) {
+			c.header(k, at+"."+name+".set."+k)
+		}
+		for _, k := range sortedKeys(ops.GetAdd()) {
+			c.header(k, at+"."+name+".add."+k)
+		}
+		c.each(ops.GetRemove(), at+"."+name+".remove", headerName)
+	}
+}

@@ -1,0 +1,108 @@
+package validate
+
+import (
+	"strings"
+	"testing"
+)
+
+const (
+	network  = "networking.istio.io/v1 "
+	security = "security.istio.io/v1 "
+)
+
+// ruleCases are specs of one fault each, and what must be said about it; "" means no warning and no error.
+var ruleCases = []struct{ kind, spec, want string }{
+	{network + "VirtualService", "{hosts: [a], http: [{route: [{destination: {host: a}}]}]}", ""},
+	{network + "VirtualService", "{hosts: [a]}", "error VirtualService a spec: http, tls or tcp is required"},
+	{network + "VirtualService", `{hosts: ["*"], http: [{route: [{destination: {host: a}}]}]}`, "spec.hosts[0]: \"*\" would take"},
+	{network + "VirtualService", `{hosts: ["a*"], http: [{route: [{destination: {host: a}}]}]}`, "spec.hosts[0]: \"a*\" may have one *"},
+	{network + "VirtualService", "{hosts: [a, a], http: [{route: [{destination: {host: a}}]}]}", "spec.hosts[1]: the host \"a\" stands in spec.hosts[0]"},
+	{network + "VirtualService", "{hosts: [a], gateways: [A_b], http: [{route: [{destination: {host: a}}]}]}", "spec.gateways[0]: \"A_b\" is not NAME"},
+	{network + "VirtualService", "{hosts: [a], http: [{match: [{gateways: [g]}], route: [{destination: {host: a}}]}]}", "match[0].gateways[0]: never matches"},
+	{network + "VirtualService", "{hosts: [a], http: [{route: [{destination: {host: a}}, {destination: {host: b}}]}]}", "the sum of the weights is 0"},
+	{network + "VirtualService", "{hosts: [a], http: [{route: [{destination: {host: a}, weight: -1}]}]}", "weight: -1 is negative"},
+	{network + "VirtualService", "{hosts: [a], http: [{route: [{destination: {subset: a}}]}]}", "destination.host: is required"},
+	{network + "VirtualService", "{hosts: [a], http: [{route: [{destination: {host: a, port: {number: 70000}}}]}]}", "port.number: 70000 is not a port"},
+	{network + "VirtualService", "{hosts: [a], http: [{route: [{destination: {host: a}}]}, {route: [{destination: {host: a}}]}]}", "spec.http[1]: is never reached: spec.http[0]"},
+	{network + "VirtualService", "{hosts: [a], http: [{redirect: {uri: /}, route: [{destination: {host: a}}]}]}", "redirect and route exclude each other"},
+	{network + "VirtualService", "{hosts: [a], http: [{redirect: {}}]}", "spec.http[0].redirect: is empty"},
+	{network + "VirtualService", "{hosts: [a], http: [{timeout: 1s}]}", "route, redirect, directResponse or delegate is required"},
+	{network + "VirtualService", "{hosts: [a], http: [{match: [{uri: {regex: '^(*?;)'}}], route: [{destination: {host: a}}]}]}", "uri.regex: is not a regular expression"},
+	{network + "VirtualService", "{hosts: [a], http: [{match: [{uri: {prefix: a, exact: b}}], route: [{destination: {host: a}}]}]}", "cannot stand beside prefix"},
+	{network + "VirtualService", "{hosts: [a], http: [{match: [{uri: {prefix: a}}], route: [{destination: {host: a}}]}]}", "does not begin with \"/\""},
+	{network + "VirtualService", "{hosts: [a], http: [{match: [{headers: {'a b': {exact: c}}}], route: [{destination: {host: a}}]}]}", "is not the name of an HTTP header"},
+	{network + "VirtualService", "{hosts: [a], http: [{match: [{method: {exact: get}}], route: [{destination: {host: a}}]}]}", "method.exact: methods are compared with case"},
+	{network + "VirtualService", "{hosts: [a], http: [{retries: {attempts: 1, retryOn: 5xxx}, route: [{destination: {host: a}}]}]}", `unknown condition "5xxx" (did you mean "5xx"?)`},
+	{network + "VirtualService", "{hosts: [a], http: [{retries: {perTryTimeout: 1s}, route: [{destination: {host: a}}]}]}", "attempts: is 0, which switches retries off"},
+	{network + "VirtualService", "{hosts: [a], http: [{fault: {abort: {httpStatus: 700}}, route: [{destination: {host: a}}]}]}", "httpStatus: 700 is not from 200 to 599"},
+	{network + "VirtualService", "{hosts: [a], http: [{fault: {delay: {fixedDelay: 1s, percentage: {value: 101}}}, route: [{destination: {host: a}}]}]}", "value: 101 is not from 0 to 100"},
+	{network + "VirtualService", "{hosts: [a], http: [{mirrorPercentage: {value: 10}, route: [{destination: {host: a}}]}]}", "has no meaning without mirror"},
+	{network + "VirtualService", "{hosts: [a.example], tls: [{match: [{sniHosts: [b.example]}], route: [{destination: {host: a}}]}]}", "is not among the hosts"},
+	{network + "VirtualService", "{hosts: [a], tcp: [{match: [{destinationSubnets: [x]}], route: [{destination: {host: a}}]}]}", "destinationSubnets[0]: \"x\" is not an IP"},
+	{network + "VirtualService", "{hosts: [a], exportTo: [A], http: [{route: [{destination: {host: a}}]}]}", "spec.exportTo[0]: \"A\" is neither"},
+	{network + "DestinationRule", "{host: a, subsets: [{name: v1, labels: {version: v1}}]}", ""},
+	{network + "DestinationRule", "{}", "spec.host: is required"},
+	{network + "DestinationRule", "{host: 'a b'}", "contains white space"},
+	{network + "DestinationRule", "{host: a, subsets: [{name: x}, {name: x}]}", "spec.subsets[1].name: spec.subsets[0] has the name"},
+	{network + "DestinationRule", "{host: a, trafficPolicy: {tls: {mode: MUTUAL}}}", "clientCertificate: is required with mode MUTUAL"},
+	{network + "DestinationRule", "{host: a, trafficPolicy: {tls: {mode: ISTIO_MUTUAL, privateKey: x}}}", "has no meaning with mode ISTIO_MUTUAL"},
+	{network + "DestinationRule", "{host: a, trafficPolicy: {outlierDetection: {maxEjectionPercent: 101}}}", "101 is not from 0 to 100"},
+	{network + "DestinationRule", "{host: a, trafficPolicy: {outlierDetection: {consecutiveErrors: 1}}}", "consecutiveErrors: is deprecated"},
+	{network + "DestinationRule", "{host: a, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 0s}}}}", "is shorter than 1ms"},
+	{network + "DestinationRule", "{host: a, trafficPolicy: {connectionPool: {tcp: {maxConnections: -1}}}}", "-1 is negative"},
+	{network + "DestinationRule", "{host: a, trafficPolicy: {loadBalancer: {simple: RANDOM, consistentHash: {useSourceIp: true}}}}", "cannot stand beside"},
+	{network + "DestinationRule", "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {}}}}", "useSourceIp or httpQueryParameterName is required"},
+	{network + "DestinationRule", "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: r, to: {r: 90}}]}}}}", "the sum of the weights is 90"},
+	{network + "DestinationRule", "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {failover: [{from: r, to: s}]}}}}", "failover needs outlierDetection"},
+	{network + "DestinationRule", "{host: a, trafficPolicy: {portLevelSettings: [{port: {number: 1}}, {port: {number: 1}}]}}", "is for port 1 already"},
+	{network + "Gateway", "{selector: {a: b}, servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: ['*']}]}", ""},
+	{network + "Gateway", "{selector: {a: b}}", "spec.servers: is required"},
+	{network + "Gateway", "{selector: {a: b}, servers: [{port: {number: , name: a, protocol: HTTP}, hosts: ['*']}]}", "port.number: is required"},
+	{network + "Gateway", "{selector: {a: b}, servers: [{port: {number: 80, name: a, protocol: HTPP}, hosts: ['*']}]}", "did you mean HTTP?"},
+	{network + "Gateway", "{selector: {a: b}, servers: [{port: {number: 443, name: a, protocol: HTTPS}, hosts: ['*']}]}", "tls: is required for the protocol HTTPS"},
+	{network + "Gateway", "{selector: {a: b}, servers: [{port: {number: 443, name: a, protocol: HTTPS}, tls: {mode: SIMPLE}, hosts: ['*']}]}", "credentialName: or serverCertificate"},
+	{network + "Gateway", "{selector: {a: b}, servers: [{port: {number: 443, name: a, protocol: HTTPS}, tls: {credentialName: x}, hosts: ['*']}]}", "did you mean SIMPLE?"},
+	{network + "Gateway", "{selector: {a: b}, servers: [{port: {number: 80, name: a, protocol: HTTP}, tls: {mode: SIMPLE, credentialName: x}, hosts: ['*']}]}", "is the protocol HTTPS?"},
+	{network + "Gateway", "{selector: {a: b}, servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: ['*']}, {port: {number: 80, name: a, protocol: HTTP}, hosts: [b]}]}", "has the port name \"a\" already"},
+	{network + "Gateway", "{selector: {a: b}, servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: ['*']}, {port: {number: 80, name: b, protocol: HTTPS}, tls: {mode: SIMPLE, credentialName: x}, hosts: [b]}]}", "cannot share it with HTTPS"},
+	{network + "ServiceEntry", "{hosts: [a.example], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}", ""},
+	{network + "ServiceEntry", "{hosts: ['*.example'], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}", "cannot be resolved"},
+	{network + "ServiceEntry", "{hosts: [a.example], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC}", "spec.endpoints: or workloadSelector is required"},
+	{network + "ServiceEntry", "{hosts: [a.example], ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 1.2.3.4}]}", "has no meaning with resolution NONE"},
+	{network + "ServiceEntry", "{hosts: [a.example], ports: [{number: 80, name: a, protocol: HTTP}, {number: 80, name: b, protocol: HTTP}], resolution: DNS}", "has the number 80 already"},
+	{network + "ServiceEntry", "{hosts: [a.example], addresses: [1.2.3.0/24], ports: [{number: 80, name: a, protocol: HTTP}], resolution: DNS}", "must be one address"},
+	{network + "ServiceEntry", "{hosts: [a.example], ports: [{number: 80, name: a, protocol: HTTP}], resolution: STATIC, endpoints: [{address: 1.2.3.4, ports: {b: 1}}]}", "has no port of this name"},
+	{network + "Sidecar", "{egress: [{hosts: ['./*']}]}", ""},
+	{network + "Sidecar", "{egress: [{hosts: ['a.example']}]}", "is not NAMESPACE/HOST (for the own namespace: \"./a.example\""},
+	{network + "Sidecar", "{egress: [{hosts: ['./*']}, {hosts: ['a/*']}]}", "spec.egress[1].port: is required"},
+	{network + "Sidecar", "{ingress: [{port: {number: 80, protocol: HTTP, name: a}, defaultEndpoint: '1.2.3.4:80'}]}", "is not 127.0.0.1:PORT"},
+	{network + "WorkloadEntry", "{address: 1.2.3.4}", ""},
+	{network + "WorkloadEntry", "{labels: {a: b}}", "spec.address: is required, or network"},
+	{network + "WorkloadEntry", "{address: 1.2.3.4, ports: {a: 0}}", "spec.ports.a: 0 is not a port"},
+	{network + "WorkloadGroup", "{template: {address: 1.2.3.4}}", "spec.template.address: has no meaning"},
+	{network + "WorkloadGroup", "{template: {serviceAccount: a}, probe: {}}", "spec.probe: httpGet, tcpSocket, exec or grpc is required"},
+	{"networking.istio.io/v1alpha3 EnvoyFilter", "{configPatches: [{applyTo: HTTP_FILTER, patch: {operation: ADD, value: {name: envoy.filters.http.lua}}}]}", "has no effect: there is no Envoy here whose HTTP_FILTER could be patched (it runs Lua)"},
+	{security + "AuthorizationPolicy", "{action: CUSTOM, provider: {name: a}, rules: [{}]}", "warning AuthorizationPolicy a spec.action: CUSTOM is not supported"},
+	{security + "AuthorizationPolicy", "{rules: [{from: [{source: {ipBlocks: [x]}}]}]}", "error AuthorizationPolicy a spec.rules[0].from[0].source.ipBlocks[0]"},
+	{security + "PeerAuthentication", "{portLevelMtls: {80: {mode: STRICT}}}", "error PeerAuthentication a spec.portLevelMtls: needs a selector"},
+}
+
+func TestRules(t *testing.T) {
+	c, err := NewCatalogue()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range ruleCases {
+		version, kind, _ := strings.Cut(x.kind, " ")
+		r := c.File("f", []byte("apiVersion: "+version+"\nkind: "+kind+"\nmetadata: {name: a}\nspec: "+x.spec+"\n"))
+		var all []string
+		for _, f := range r.Findings {
+			if f.Severity > Info {
+				all = append(all, f.String())
+			}
+		}
+		if got := strings.Join(all, "\n"); !strings.Contains(got, x.want) || (x.want == "") != (got == "") {
+			t.Errorf("%s %s\n got %s\nwant %s", kind, x.spec, got, x.want)
+		}
+	}
+}

@@ -1,0 +1,83 @@
+package validate
+
+import (
+	"net/netip"
+	"strings"
+
+	networking "istio.io/api/networking/v1alpha3"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+func sidecarRules(c *collector, spec *networking.Sidecar) {
+	c.selector(spec.GetWorkloadSelector().GetLabels(), "spec.workloadSelector.labels")
+	if len(spec.GetIngress())+len(spec.GetEgress()) == 0 && spec.GetOutboundTrafficPolicy() == nil && spec.GetInboundConnectionPool() == nil {
+		c.add(Error, "spec", "egress, ingress, outboundTrafficPolicy or inboundConnectionPool is required")
+	}
+	seen := map[uint32]int{}
+	for i, l := range spec.GetIngress() {
+		at := indexed("spec.ingress", i)
+		n := l.GetPort().GetNumber()
+		if n != 0 {
+			c.port(n, at+".port.number")
+		}
+		if j, twice := seen[n]; twice {
+			c.add(Error, at+".port.number", "%s has the number %d already", indexed("spec.ingress", j), n)
+		}
+		seen[n] = i
+		c.protocol(l.GetPort().GetProtocol(), at+".port.protocol")
+		if e := l.GetDefaultEndpoint(); e != "" {
+			c.localEndpoint(e, at+".defaultEndpoint")
+		}
+		c.pool(l.GetConnectionPool(), at+".connectionPool")
+	}
+	c.pool(spec.GetInboundConnectionPool(), "spec.inboundConnectionPool")
+	catchAll := -1
+	for i, l := range spec.GetEgress() {
+		at := indexed("spec.egress", i)
+		for j, h := range l.GetHosts() {
+			c.sidecarHost(h, at+indexed(".hosts", j))
+		}
+		c.unique(l.GetHosts(), at+".hosts", "host")
+		switch {
+		case l.GetPort() == nil && catchAll >= 0:
+			c.add(Error, at+".port", "is required: %s is for all other ports already", indexed("spec.egress", catchAll))
+		case l.GetPort() == nil:
+			if catchAll = i; i != len(spec.GetEgress())-1 {
+				c.add(Error, at+".port", "is required: only the last item is for all other ports")
+			}
+		default:
+			c.protocol(l.GetPort().GetProtocol(), at+".port.protocol")
+			if n := l.GetPort().GetNumber(); n != 0 || !strings.HasPrefix(l.GetBind(), "unix://") {
+				c.port(n, at+".port.number")
+			}
+		}
+	}
+	if p := spec.GetOutboundTrafficPolicy().GetEgressProxy(); p != nil {
+		c.destination(p, "spec.outboundTrafficPolicy.egressProxy")
+	}
+}
+
+// sidecarHost checks NAMESPACE/HOST, where the namespace may be ".", "*" or "~".
+func (c *collector) sidecarHost(text, field string) {
+	ns, host, found := strings.Cut(text, "/")
+	if !found {
+		c.add(Error, field, "%q is not NAMESPACE/HOST", text)
+		c.hint("for the own namespace: \"./%s\"; for all: \"*/%s\"", text, text)
+		return
+	}
+	if ns != "." && ns != "*" && ns != "~" && len(validation.IsDNS1123Label(ns)) > 0 {
+		c.add(Error, field, "%q: %q is not a namespace, \".\", \"*\" or \"~\"", text, ns)
+	}
+	c.must(field, Host(host, true))
+}
+
+// localEndpoint checks where a sidecar hands connections to: the own pod only.
+func (c *collector) localEndpoint(text, field string) {
+	if strings.HasPrefix(text, "unix://") {
+		return
+	}
+	a, err := netip.ParseAddrPort(text)
+	if err != nil || a.Port() == 0 || !(a.Addr().IsLoopback() || a.Addr().IsUnspecified()) {
+		c.add(Error, field, "%q is not 127.0.0.1:PORT, 0.0.0.0:PORT, [::1]:PORT, [::]:PORT or unix://PATH", text)
+	}
+}
