@@ -234,7 +234,10 @@ func (f *frame) render(ch *choice) (string, []deploy.Component, error) {
 	// The user's values win over the profile's, those over the charts' own.
 	values = chartutil.CoalesceTables(chartutil.CoalesceTables(spec.Values, values), profile.Values)
 	components, err := deploy.Render(profile.Components, f.istioNamespace, "", values)
-	return spec.Profile, components, err
+	if err != nil {
+		return "", nil, err
+	}
+	return spec.Profile, components, checkMeshConfig(components, f.istioNamespace)
 }
 
 // imageTag is the tag of the images that belong to this binary.

@@ -57,7 +57,7 @@ func (r *Registry) applyMesh(e Event, d *Dirty) {
 		}
 		return
 	}
-	now, unknown, err := parseMesh(e.Object.(*corev1.ConfigMap), r.cfg.Mesh)
+	now, unknown, err := ParseMesh(e.Object.(*corev1.ConfigMap), r.cfg.Mesh)
 	if err != nil {
 		field, message := "data."+meshKey, err.Error()
 		if at := (*meshError)(nil); errors.As(err, &at) {
@@ -100,9 +100,9 @@ type meshError struct{ field, message string }
 
 func (e *meshError) Error() string { return e.field + ": " + e.message }
 
-// parseMesh reads the mesh's ConfigMap over the defaults. It returns an error that names the field when it is bad, and the
+// ParseMesh reads the mesh's ConfigMap over the defaults. It returns an error that names the field when it is bad, and the
 // names of fields that Istio's MeshConfig does not have.
-func parseMesh(cm *corev1.ConfigMap, base Mesh) (out Mesh, unknown []string, err error) {
+func ParseMesh(cm *corev1.ConfigMap, base Mesh) (out Mesh, unknown []string, err error) {
 	text, ok := cm.Data[meshKey]
 	if !ok {
 		return base, nil, &meshError{"data." + meshKey, "is missing"}

@@ -25,7 +25,7 @@ func TestParseMesh(t *testing.T) {
 		"{}": "",
 		"accessLogFile: /dev/stdout\nenableTracing: true": "",
 	} {
-		got, unknown, err := parseMesh(&corev1.ConfigMap{Data: map[string]string{"mesh": text}}, defaults)
+		got, unknown, err := ParseMesh(&corev1.ConfigMap{Data: map[string]string{"mesh": text}}, defaults)
 		if (err == nil) != (want == "") || (err != nil && !strings.HasPrefix(err.Error(), want)) || len(unknown) > 0 {
 			t.Errorf("%q: %v, unknown %v, want %q", text, err, unknown, want)
 		}
@@ -33,10 +33,10 @@ func TestParseMesh(t *testing.T) {
 			t.Errorf("%q: a bad configuration changed %+v", text, got)
 		}
 	}
-	if _, unknown, err := parseMesh(&corev1.ConfigMap{Data: map[string]string{"mesh": "rootNamespac: x"}}, defaults); err != nil || len(unknown) != 1 {
+	if _, unknown, err := ParseMesh(&corev1.ConfigMap{Data: map[string]string{"mesh": "rootNamespac: x"}}, defaults); err != nil || len(unknown) != 1 {
 		t.Error("a misspelt field is not named:", unknown, err)
 	}
-	if _, _, err := parseMesh(&corev1.ConfigMap{Data: map[string]string{"Mesh": "{}"}}, defaults); err == nil {
+	if _, _, err := ParseMesh(&corev1.ConfigMap{Data: map[string]string{"Mesh": "{}"}}, defaults); err == nil {
 		t.Error("a ConfigMap without the key is taken for one that changes nothing")
 	}
 }
@@ -46,7 +46,7 @@ func FuzzParseMesh(f *testing.F) {
 	f.Add("- 1")
 	f.Add("a: &a [*a]")
 	f.Fuzz(func(t *testing.T, text string) {
-		m, _, err := parseMesh(&corev1.ConfigMap{Data: map[string]string{"mesh": text}}, defaults)
+		m, _, err := ParseMesh(&corev1.ConfigMap{Data: map[string]string{"mesh": text}}, defaults)
 		if err != nil {
 			return
 		}
