@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -117,8 +118,11 @@ func deploymentState(d *appsv1.Deployment) string {
 		want = *d.Spec.Replicas
 	}
 	s := d.Status
-	if s.ObservedGeneration < d.Generation || s.UpdatedReplicas < want || s.AvailableReplicas < want || s.Replicas > want {
-		return fmt.Sprintf("%d of %d replicas are available", s.AvailableReplicas, want)
+	if s.ObservedGeneration < d.Generation {
+		return "the cluster has not looked at its new settings yet"
+	}
+	if s.UpdatedReplicas < want || s.AvailableReplicas < want || s.Replicas > want {
+		return fmt.Sprintf("replicas: %d updated, %d available, %d in all, %d desired", s.UpdatedReplicas, s.AvailableReplicas, s.Replicas, want)
 	}
 	return ""
 }
@@ -126,10 +130,12 @@ func deploymentState(d *appsv1.Deployment) string {
 func daemonSetState(d *appsv1.DaemonSet) string {
 	s := d.Status
 	switch {
-	case s.ObservedGeneration < d.Generation || s.DesiredNumberScheduled == 0:
+	case s.ObservedGeneration < d.Generation:
+		return "the cluster has not looked at its new settings yet"
+	case s.DesiredNumberScheduled == 0:
 		return "no node has been chosen yet"
 	case s.UpdatedNumberScheduled < s.DesiredNumberScheduled || s.NumberReady < s.DesiredNumberScheduled:
-		return fmt.Sprintf("%d of %d nodes are ready", s.NumberReady, s.DesiredNumberScheduled)
+		return fmt.Sprintf("nodes: %d updated, %d ready, %d desired", s.UpdatedNumberScheduled, s.NumberReady, s.DesiredNumberScheduled)
 	}
 	return ""
 }
@@ -152,19 +158,51 @@ func (c *cluster) podTrouble(ctx context.Context, namespace string, sel *metav1.
 	return " (" + strings.Join(out, "; ") + ")"
 }
 
+// trouble says why a pod is not ready, "" for one that is: what its containers wait for, how they ended, why it has no node.
 func trouble(p *corev1.Pod) string {
-	for _, cs := range p.Status.ContainerStatuses {
-		if w := cs.State.Waiting; w != nil && w.Reason != "ContainerCreating" {
-			return fmt.Sprintf("pod %s: %s: %s", p.Name, w.Reason, w.Message)
+	if p.DeletionTimestamp != nil {
+		return "pod " + p.Name + ": is ending"
+	}
+	for _, cs := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+		w, t := cs.State.Waiting, cs.LastTerminationState.Terminated
+		if t == nil {
+			t = cs.State.Terminated
 		}
-		if t := cs.LastTerminationState.Terminated; t != nil && !cs.Ready {
-			return fmt.Sprintf("pod %s: ended with exit code %d: %s", p.Name, t.ExitCode, t.Message)
+		switch {
+		case w != nil && w.Reason == "PodInitializing": // an init container says why
+		case t != nil && t.ExitCode != 0 && !cs.Ready:
+			return fmt.Sprintf("pod %s: container %s: ended with exit code %d%s", p.Name, cs.Name, t.ExitCode, reasons(t.Reason, t.Message, waiting(w)))
+		case w != nil:
+			return fmt.Sprintf("pod %s: container %s: waits%s", p.Name, cs.Name, reasons(w.Reason, w.Message))
 		}
 	}
 	for _, cond := range p.Status.Conditions {
 		if cond.Status == corev1.ConditionFalse && cond.Type == corev1.PodScheduled {
-			return fmt.Sprintf("pod %s: %s", p.Name, cond.Message)
+			return fmt.Sprintf("pod %s: has no node%s", p.Name, reasons(cond.Reason, cond.Message))
+		}
+	}
+	for _, cs := range p.Status.ContainerStatuses {
+		if cs.State.Running != nil && !cs.Ready {
+			return fmt.Sprintf("pod %s: container %s: runs and is not ready", p.Name, cs.Name)
 		}
 	}
 	return ""
+}
+
+func waiting(w *corev1.ContainerStateWaiting) string {
+	if w == nil {
+		return ""
+	}
+	return w.Reason
+}
+
+// reasons joins what is known, each part after a colon.
+func reasons(parts ...string) string {
+	out := ""
+	for _, p := range parts {
+		if p != "" {
+			out += ": " + p
+		}
+	}
+	return out
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 func TestPoll(t *testing.T) {
@@ -40,10 +42,14 @@ func TestPoll(t *testing.T) {
 func TestReadyStates(t *testing.T) {
 	two := int32(2)
 	d := &appsv1.Deployment{Spec: appsv1.DeploymentSpec{Replicas: &two}, Status: appsv1.DeploymentStatus{Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 1}}
-	if s := deploymentState(d); s != "1 of 2 replicas are available" {
+	if s := deploymentState(d); s != "replicas: 2 updated, 1 available, 2 in all, 2 desired" {
 		t.Errorf("got %q", s)
 	}
-	d.Status.AvailableReplicas = 2
+	d.Status.UpdatedReplicas, d.Status.AvailableReplicas = 1, 2 // the old one still serves
+	if s := deploymentState(d); s != "replicas: 1 updated, 2 available, 2 in all, 2 desired" {
+		t.Errorf("got %q", s)
+	}
+	d.Status.UpdatedReplicas = 2
 	if s := deploymentState(d); s != "" {
 		t.Errorf("got %q", s)
 	}
@@ -64,6 +70,35 @@ func TestReadyStates(t *testing.T) {
 		change(c)
 		if daemonSetState(c) == "" {
 			t.Errorf("%+v counts as ready", c.Status)
+		}
+	}
+}
+
+// TestTrouble says of each pod that is not ready why.
+func TestTrouble(t *testing.T) {
+	ended := &corev1.ContainerStateTerminated{ExitCode: 2, Message: "no route"}
+	waits := func(reason, message string) corev1.ContainerState {
+		return corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}
+	}
+	main := func(s corev1.ContainerStatus) corev1.PodStatus {
+		s.Name = "main"
+		return corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{s}}
+	}
+	running := corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
+	starts := main(corev1.ContainerStatus{State: waits("PodInitializing", "")})
+	starts.InitContainerStatuses = []corev1.ContainerStatus{{Name: "init", State: waits("ImagePullBackOff", "no such image")}}
+	for want, status := range map[string]corev1.PodStatus{
+		"": main(corev1.ContainerStatus{State: running, Ready: true}),
+		"pod p: container main: waits: ContainerCreating":                               main(corev1.ContainerStatus{State: waits("ContainerCreating", "")}),
+		"pod p: container main: waits: ErrImagePull: not found":                         main(corev1.ContainerStatus{State: waits("ErrImagePull", "not found")}),
+		"pod p: container init: waits: ImagePullBackOff: no such image":                 starts,
+		"pod p: container main: ended with exit code 2: no route: CrashLoopBackOff":     main(corev1.ContainerStatus{State: waits("CrashLoopBackOff", "back-off"), LastTerminationState: corev1.ContainerState{Terminated: ended}}),
+		"pod p: container main: ended with exit code 2: no route":                       main(corev1.ContainerStatus{State: corev1.ContainerState{Terminated: ended}}),
+		"pod p: container main: runs and is not ready":                                  main(corev1.ContainerStatus{State: running}),
+		"pod p: has no node: Unschedulable: 0/2 nodes are available: too little memory": {Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: "Unschedulable", Message: "0/2 nodes are available: too little memory"}}},
+	} {
+		if got := trouble(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Status: status}); got != want {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 }
