@@ -145,29 +145,37 @@ func (c *cluster) mayUninstall(ctx context.Context, components []deploy.Componen
 	return nil
 }
 
-// remove deletes one object of ours and waits until it is gone; one that is not there, or whose kind is not, is fine. One
-// that is not ours stays, and its name is returned.
-func (c *cluster) remove(ctx context.Context, o *unstructured.Unstructured) (kept string, err error) {
+// removal is what remove did.
+type removal int
+
+const (
+	objectAbsent  removal = iota // neither it nor, perhaps, its kind was there
+	objectKept                   // it is not ours
+	objectRemoved                // it was there, and is gone
+)
+
+// remove deletes one object of ours and waits until it is gone. One that is not ours stays.
+func (c *cluster) remove(ctx context.Context, o *unstructured.Unstructured) (removal, error) {
 	got, err := c.get(ctx, o)
 	if err != nil || got == nil {
-		return "", err
+		return objectAbsent, err
 	}
 	what := describe(o.GetKind(), got)
 	if !ours(got) {
-		return what, nil
+		return objectKept, nil
 	}
 	r, err := c.resource(o)
 	if err != nil {
-		return "", err
+		return objectAbsent, err
 	}
 	foreground, uid := metav1.DeletePropagationForeground, got.GetUID()
 	err = r.Delete(ctx, o.GetName(), metav1.DeleteOptions{PropagationPolicy: &foreground, Preconditions: &metav1.Preconditions{UID: &uid}})
 	if apierrors.IsNotFound(err) {
-		return "", nil
+		return objectAbsent, nil
 	} else if err != nil {
-		return "", fmt.Errorf("delete %s: %w", what, err)
+		return objectAbsent, fmt.Errorf("delete %s: %w", what, err)
 	}
-	return "", poll(ctx, time.Minute, what+" to be gone", func(ctx context.Context) (string, error) {
+	return objectRemoved, poll(ctx, time.Minute, what+" to be gone", func(ctx context.Context) (string, error) {
 		_, err := r.Get(ctx, o.GetName(), metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			return "", nil

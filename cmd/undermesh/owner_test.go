@@ -178,3 +178,28 @@ func TestUninstallKeepsWhatIsNotOurs(t *testing.T) {
 		})
 	}
 }
+
+// TestUninstallTwice: the second run, like one on a cluster that never had the mesh, does not claim to have removed anything.
+func TestUninstallTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := meshOn(t, "istio-system", same)
+		run := func() string {
+			var out strings.Builder
+			if err := c.uninstall(t.Context(), &out, "istio-system", time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			return out.String()
+		}
+		first := run()
+		for _, want := range []string{"✓ Ztunnel removed\n", "✓ CNI removed\n", "✓ Istiod removed\n", "✓ Uninstall complete\n"} {
+			if !strings.Contains(first, want) {
+				t.Errorf("first run: %s\nwant %s", first, want)
+			}
+		}
+		second := run()
+		if strings.Contains(second, "removed") || strings.Contains(second, "complete") || !strings.Contains(second, "Ztunnel is not installed") ||
+			!strings.Contains(second, "Namespace istio-system has no mesh: nothing to remove") {
+			t.Errorf("second run: %s", second)
+		}
+	})
+}

@@ -70,29 +70,46 @@ func (c *cluster) uninstall(ctx context.Context, out io.Writer, namespace string
 	if err := (releaser{c, namespace, limit}).run(ctx); err != nil {
 		return fmt.Errorf("release nodes: %w", err)
 	}
-	removeAll := func(objects []*unstructured.Unstructured) error {
-		for _, o := range slices.Backward(objects) {
-			kept, err := c.remove(ctx, o)
-			if err != nil {
-				return err
-			}
-			if kept != "" {
-				fmt.Fprintf(out, "! %s stays: it is not ours (no label %s=%s)\n", kept, labelPartOf, partOf)
-			}
-		}
-		return nil
-	}
+	total := 0
 	for _, comp := range slices.Backward(all) {
-		if err := removeAll(comp.Objects); err != nil {
+		n, err := c.removeAll(ctx, out, comp.Objects)
+		if err != nil {
 			return fmt.Errorf("uninstall %s: %w", comp.Name, err)
+		}
+		if total += n; n == 0 {
+			fmt.Fprintf(out, "✓ %s is not installed: nothing to remove\n", title(comp.Name))
+			continue
 		}
 		fmt.Fprintf(out, "✓ %s removed\n", title(comp.Name))
 	}
-	if err := removeAll(controllerObjects(namespace)); err != nil {
+	n, err := c.removeAll(ctx, out, controllerObjects(namespace))
+	if err != nil {
 		return fmt.Errorf("uninstall: %w", err)
+	}
+	if total+n == 0 {
+		fmt.Fprintf(out, "✓ Namespace %s has no mesh: nothing to remove\n", namespace)
+		return nil
 	}
 	fmt.Fprintln(out, "✓ Uninstall complete")
 	return nil
+}
+
+// removeAll deletes those of the objects that are ours, last first, and returns how many there were. It names the others.
+func (c *cluster) removeAll(ctx context.Context, out io.Writer, objects []*unstructured.Unstructured) (removed int, err error) {
+	for _, o := range slices.Backward(objects) {
+		was, err := c.remove(ctx, o)
+		if err != nil {
+			return removed, err
+		}
+		switch was {
+		case objectRemoved:
+			removed++
+		case objectKept:
+			fmt.Fprintf(out, "! %s stays: it is not ours (no label %s=%s)\n", describe(o.GetKind(), o), labelPartOf, partOf)
+		case objectAbsent:
+		}
+	}
+	return removed, nil
 }
 
 // controllerObjects are what the controller made for itself, the root certificate apart: with a new root every workload
