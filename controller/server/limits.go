@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/experimental"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
@@ -52,7 +52,7 @@ func serverOptions() []grpc.ServerOption {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
 	if pool, err := mem.NewBinaryTieredBufferPool(responseBuffers...); err == nil { // else gRPC's own: larger, not wrong
-		opts = append(opts, experimental.BufferPool(pool))
+		opts = append(opts, grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto"), pool}))
 	}
 	return opts
 }
