@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -67,6 +69,15 @@ func newRoot(name string, in io.Reader, out, errw io.Writer) *cobra.Command {
 // outputFlag adds -o to a verb that prints an object.
 func (f *frame) outputFlag(c *cobra.Command) {
 	c.Flags().StringVarP(&f.output, "output", "o", "", "output format: json or yaml (default: a table)")
+	c.PreRunE = func(*cobra.Command, []string) error { return f.checkOutput() }
+}
+
+// checkOutput refuses a format that print does not know, before anything is asked of a cluster.
+func (f *frame) checkOutput() error {
+	if !slices.Contains([]string{"", "json", "yaml"}, f.output) {
+		return fmt.Errorf("flag -o: %q is not a format (have json, yaml)", f.output)
+	}
+	return nil
 }
 
 // print writes v in the chosen format, or as a table by rows.
@@ -89,9 +100,8 @@ func (f *frame) print(v any, rows [][]string) error {
 			fmt.Fprintln(w, strings.Join(r, "\t"))
 		}
 		return w.Flush()
-	default:
-		return fmt.Errorf("flag -o: %q is not a format (have json, yaml)", f.output)
 	}
+	return f.checkOutput()
 }
 
 // cluster holds the clients of one API server.
@@ -106,7 +116,7 @@ func (f *frame) connect() (*cluster, error) {
 	rules.ExplicitPath = f.kubeconfig
 	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context}).ClientConfig()
 	if err != nil {
-		return nil, fmt.Errorf("read kubeconfig: %w", err)
+		return nil, kubeconfigError(rules, err)
 	}
 	cfg.QPS, cfg.Burst, cfg.Timeout = 100, 200, 30*time.Second
 	cfg.WarningHandler = rest.NoWarnings{}
@@ -119,4 +129,20 @@ func (f *frame) connect() (*cluster, error) {
 		return nil, fmt.Errorf("make client: %w", err)
 	}
 	return &cluster{kube: kube, dynamic: dyn, mapper: restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(kube.Discovery()))}, nil
+}
+
+// kubeconfigError names the files that were looked for: client-go only says that it has no configuration.
+func kubeconfigError(rules *clientcmd.ClientConfigLoadingRules, err error) error {
+	if !clientcmd.IsEmptyConfig(err) {
+		return fmt.Errorf("read kubeconfig: %w", err)
+	}
+	files := slices.Clone(rules.GetLoadingPrecedence())
+	for i, name := range files {
+		if _, statErr := os.Stat(name); statErr != nil {
+			files[i] = statErr.Error() // "stat NAME: why"
+			continue
+		}
+		files[i] = name + ": names no cluster"
+	}
+	return fmt.Errorf("read kubeconfig: %s (set KUBECONFIG, or use --kubeconfig)", strings.Join(files, "; "))
 }
