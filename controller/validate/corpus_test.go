@@ -26,20 +26,10 @@ func corpus(t *testing.T) string {
 }
 
 // notYet are the damaged forms that the engine still accepts. The list may only become shorter.
-var notYet = map[string]bool{
-	"083-iop-ingress-injected-gateway.yaml":   true,
-	"172-iop-dns-certificates.yaml":           true,
-	"224-iop-telemetry-v2-defaults.yaml":      true,
-	"243-iop-tracing-env-tag.yaml":            true,
-	"244-iop-tracing-header-tag-default.yaml": true,
-}
+var notYet = map[string]bool{}
 
 // obsoleteNotYet are the obsolete files whose message is still missing. The list may only become shorter.
-var obsoleteNotYet = map[string]bool{
-	"172-iop-dns-certificates.yaml":     true,
-	"173-iop-k8s-ca-legacy-signer.yaml": true,
-	"247-iop-lightstep.yaml":            true,
-}
+var obsoleteNotYet = map[string]bool{}
 
 // alone are obsolete only beside a cluster: standing alone they get an Info.
 var alone = map[string]bool{"248-dr-details-kiali-editor.yaml": true} // labels that no pod has

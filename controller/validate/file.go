@@ -186,6 +186,10 @@ func lineOf(n *yaml.Node, path string) int {
 			for i := 0; i+1 < len(n.Content); i += 2 {
 				k := n.Content[i].Value
 				rest, ok := strings.CutPrefix(path, k)
+				if other := camel(k); !ok && other != "" {
+					k = other
+					rest, ok = strings.CutPrefix(path, k)
+				}
 				if ok && k != "" && (rest == "" || rest[0] == '.' || rest[0] == '[') && (best < 0 || len(k) > len(bestKey)) {
 					best, bestKey = i, k
 				}
@@ -219,4 +223,18 @@ func (f Finding) String() string {
 		text = fmt.Sprintf("%s:%d: %s", f.File, f.Line, text)
 	}
 	return text
+}
+
+// camel is the name of a protobuf field as the API writes it; "" when that is the same.
+func camel(name string) string {
+	if !strings.Contains(name, "_") {
+		return ""
+	}
+	parts := strings.Split(name, "_")
+	for i, p := range parts[1:] {
+		if p != "" {
+			parts[i+1] = strings.ToUpper(p[:1]) + p[1:]
+		}
+	}
+	return strings.Join(parts, "")
 }

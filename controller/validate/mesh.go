@@ -30,6 +30,7 @@ func (c *Catalogue) mesh() {
 	addProto(c, "telemetry.istio.io", []string{"v1", "v1alpha1"}, "Telemetry", noRules[*telemetry.Telemetry])
 	addProto(c, "extensions.istio.io", []string{"v1alpha1"}, "WasmPlugin", noRules[*extensions.WasmPlugin])
 	addProto(c, "extensions.istio.io", []string{"v1alpha1"}, "TrafficExtension", noRules[*extensions.TrafficExtension])
+	c.operator()
 }
 
 // noRules says that only the form of a kind was checked.

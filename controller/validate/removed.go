@@ -48,3 +48,8 @@ func removedKind(gvk kschema.GroupVersionKind) (removed, bool) {
 	}
 	return removed{}, false
 }
+
+// removedValues are values that a cluster does not take any more, wherever they are written.
+var removedValues = map[string]string{
+	"kubernetes.io/legacy-unknown": "cannot sign with certificates.k8s.io/v1: it was removed in Kubernetes 1.22",
+}

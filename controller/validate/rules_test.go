@@ -7,6 +7,7 @@ import (
 
 const (
 	network  = "networking.istio.io/v1 "
+	operator = "install.istio.io/v1alpha1 IstioOperator"
 	security = "security.istio.io/v1 "
 )
 
@@ -85,6 +86,22 @@ var ruleCases = []struct{ kind, spec, want string }{
 	{security + "AuthorizationPolicy", "{action: CUSTOM, provider: {name: a}, rules: [{}]}", "warning AuthorizationPolicy a spec.action: CUSTOM is not supported"},
 	{security + "AuthorizationPolicy", "{rules: [{from: [{source: {ipBlocks: [x]}}]}]}", "error AuthorizationPolicy a spec.rules[0].from[0].source.ipBlocks[0]"},
 	{security + "PeerAuthentication", "{portLevelMtls: {80: {mode: STRICT}}}", "error PeerAuthentication a spec.portLevelMtls: needs a selector"},
+	{operator, "{profile: empty, values: {any: thing}, meshConfig: {defaultConfig: {tracing: {custom_tags: {a: {header: {name: b}}}}}}}", ""},
+	{operator, "{componentz: {}}", `spec.componentz: unknown field (did you mean "components"?)`},
+	{operator, "{meshConfig: {acessLogFile: x}}", `warning IstioOperator a spec.meshConfig.acessLogFile: unknown field: it is ignored (did you mean "accessLogFile"?)`},
+	{operator, "{meshConfig: {defaultConfig: {tracing: {sampling: 101}}}}", "tracing.sampling: 101 is not from 0 to 100"},
+	{operator, "{meshConfig: {extensionProviders: [{name: a}]}}", "one provider is required"},
+	{operator, "{values: {telemetry: {v2: {prometheus: {configOverride: {gateway: {metricz: []}}}}}}}", `did you mean "metrics"?`},
+	{operator, "{values: {global: {tracer: {lightstep: {}}}}}", "was removed"},
+	{operator, "{components: {pilot: {k8s: {env: [{name: a, value: kubernetes.io/legacy-unknown}]}}}}", "was removed in Kubernetes 1.22"},
+}
+
+func TestMeshConfigMap(t *testing.T) {
+	text := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio}\ndata:\n  mesh: |-\n    # first\n    trustDomain: <TD>\n    defaultConfig: 5\n"
+	r := checkText(t, text)
+	if len(r.Findings) != 2 || r.Findings[0].Line != 7 || r.Findings[1].String() != `f:8: error ConfigMap istio data.mesh.defaultConfig: must be an object, and is the number "5"` {
+		t.Errorf("%v", r.Findings)
+	}
 }
 
 func TestRules(t *testing.T) {

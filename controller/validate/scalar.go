@@ -133,6 +133,9 @@ func (w *walker) text(n *yaml.Node, s *schema, path string) any {
 			return nil
 		}
 	case shapeString, shapeIntOrString:
+		if note := removedValues[n.Value]; note != "" {
+			w.add(Warning, path, "%q %s", n.Value, note)
+		}
 		if p := placeholder(n.Value); p != "" && !strings.Contains(n.Value, "\n") {
 			w.add(Warning, path, "%s looks like a placeholder", p)
 			w.hint("put the real value in its place")

@@ -33,6 +33,8 @@ type schema struct {
 	elem     *schema          // of shapeMap and shapeList
 	enum     []string         // of shapeEnum
 	min, max float64          // of shapeInt
+	open     bool             // of shapeObject: fields that are not listed may be anything
+	lenient  bool             // what is below is read as mesh configuration is: other spellings, numbers as text
 }
 
 // field is one field of an object.
@@ -42,7 +44,8 @@ type field struct {
 	oneof      string // the group of which only one may be set; "" for none
 	required   bool
 	deprecated bool
-	other      bool // not the API's own spelling: read in mesh configuration, not in objects of the cluster
+	note       string // why it should not be written; "" for nothing
+	other      bool   // not the API's own spelling: read in mesh configuration, not in objects of the cluster
 }
 
 func object(pairs ...any) *schema {

@@ -49,6 +49,10 @@ func (w *walker) value(n *yaml.Node, s *schema, path string) any {
 	case isNull(n):
 		return nil
 	}
+	if s.lenient && !w.lenient {
+		w.lenient = true
+		defer func() { w.lenient = false }()
+	}
 	switch s.shape {
 	case shapeObject:
 		return w.object(n, s, path)
@@ -218,6 +222,10 @@ func (w *walker) object(n *yaml.Node, s *schema, path string) any {
 	for _, p := range w.pairs(n, path) {
 		name := p.key.Value
 		f, ok := s.fields[name]
+		if !ok && s.open {
+			out[name] = w.value(p.value, of(shapeAny), join(path, name))
+			continue
+		}
 		if !ok || (f.other && !w.lenient) {
 			unknown = true
 			w.unknown(s, name, path)
@@ -229,6 +237,9 @@ func (w *walker) object(n *yaml.Node, s *schema, path string) any {
 			if group := w.successor(s, f.name); group != "" {
 				w.hint("use %s", group)
 			}
+		}
+		if f.note != "" {
+			w.add(Warning, at, "%s", f.note)
 		}
 		if _, twice := out[f.name]; twice {
 			w.broken = true
@@ -283,7 +294,11 @@ func (w *walker) required(s *schema, have map[string]any, path string, unknown b
 
 // unknown reports a field that the object does not have, and where it may belong.
 func (w *walker) unknown(s *schema, name, path string) {
-	w.add(Error, join(path, name), "unknown field")
+	if w.lenient { // the mesh reads its configuration without what it does not know
+		w.add(Warning, join(path, name), "unknown field: it is ignored")
+	} else {
+		w.add(Error, join(path, name), "unknown field")
+	}
 	for i := len(w.stack) - 2; i >= 0; i-- {
 		r := w.stack[i]
 		if f, ok := r.schema.fields[name]; ok && !f.other {
