@@ -9,7 +9,10 @@ import (
 
 	"github.com/spf13/cobra"
 	authv1 "k8s.io/api/authorization/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/undermesh/undermesh/deploy"
 )
@@ -37,13 +40,9 @@ func (f *frame) precheck(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var all []finding
-	for _, check := range []func(context.Context, string) ([]finding, error){c.checkVersion, c.checkNodes, c.checkRights, c.checkOtherMesh, c.checkNetworkPolicies} {
-		found, err := check(ctx, f.istioNamespace)
-		if err != nil {
-			return err
-		}
-		all = append(all, found...)
+	all, err := c.precheck(ctx, f.istioNamespace)
+	if err != nil {
+		return err
 	}
 	if f.output != "" {
 		if err := f.print(all, nil); err != nil {
@@ -67,6 +66,21 @@ func (f *frame) precheck(ctx context.Context) error {
 		fmt.Fprintln(f.out, "  To get started, check out https://istio.io/latest/docs/setup/getting-started/")
 	}
 	return nil
+}
+
+// precheck runs all checks. One that is not allowed to look says so, and the others go on.
+func (c *cluster) precheck(ctx context.Context, namespace string) ([]finding, error) {
+	all := []finding{} // an empty list, not null, in JSON
+	for _, check := range []func(context.Context, string) ([]finding, error){c.checkRights, c.checkVersion, c.checkNodes, c.checkOtherMesh, c.checkNetworkPolicies} {
+		found, err := check(ctx, namespace)
+		if apierrors.IsForbidden(err) { // checkRights has said so too, and the other checks may be allowed
+			found = append(found, finding{"Warning", "you", "not checked: " + err.Error()})
+		} else if err != nil {
+			return nil, err
+		}
+		all = append(all, found...)
+	}
+	return all, nil
 }
 
 const minKubeMinor = 29
@@ -110,26 +124,59 @@ func kernelBelow(version string, major, minor int) bool {
 	return a < major || a == major && b < minor
 }
 
-func (c *cluster) checkRights(ctx context.Context, namespace string) ([]finding, error) {
+// rights are what install and precheck need, each once: all that they read, and a create and a patch of each object.
+func rights(components []deploy.Component, namespace string) []authv1.ResourceAttributes {
 	need := []authv1.ResourceAttributes{
-		{Verb: "create", Group: "apiextensions.k8s.io", Resource: "customresourcedefinitions"},
-		{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "clusterroles"},
-		{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "clusterrolebindings"},
+		{Verb: "list", Resource: "nodes"},
+		{Verb: "list", Group: "networking.k8s.io", Resource: "networkpolicies"},
+		{Verb: "list", Group: "apps", Resource: "deployments"},
+		{Verb: "list", Resource: "pods", Namespace: namespace},
 		{Verb: "create", Resource: "namespaces"},
-		{Verb: "create", Group: "apps", Resource: "daemonsets", Namespace: namespace},
-		{Verb: "create", Group: "apps", Resource: "deployments", Namespace: namespace},
-		{Verb: "create", Resource: "serviceaccounts", Namespace: namespace},
-		{Verb: "create", Resource: "configmaps", Namespace: namespace},
 	}
-	var out []finding
-	for i := range need {
-		r, err := c.kube.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authv1.SelfSubjectAccessReview{Spec: authv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &need[i]}}, metav1.CreateOptions{})
+	for _, comp := range components {
+		for _, o := range comp.Objects {
+			plural, _ := meta.UnsafeGuessKindToResource(o.GroupVersionKind())
+			for _, verb := range []string{"get", "create", "patch"} {
+				r := authv1.ResourceAttributes{Verb: verb, Group: plural.Group, Resource: plural.Resource, Namespace: o.GetNamespace()}
+				if !slices.ContainsFunc(need, func(n authv1.ResourceAttributes) bool {
+					return n.Verb == r.Verb && n.Group == r.Group && n.Resource == r.Resource && n.Namespace == r.Namespace
+				}) {
+					need = append(need, r)
+				}
+			}
+		}
+	}
+	return need
+}
+
+// checkRights lists all rights that are missing, those of a resource in one finding.
+func (c *cluster) checkRights(ctx context.Context, namespace string) ([]finding, error) {
+	components, err := deploy.Render(slices.Concat([]string{"base"}, removable), namespace, "", nil)
+	if err != nil {
+		return nil, err
+	}
+	var order []string
+	missing := map[string][]string{} // resource → verbs
+	for _, need := range rights(components, namespace) {
+		r, err := c.kube.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authv1.SelfSubjectAccessReview{Spec: authv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &need}}, metav1.CreateOptions{})
 		if err != nil {
 			return nil, fmt.Errorf("ask for rights: %w", err)
 		}
-		if !r.Status.Allowed {
-			out = append(out, finding{"Error", "you", fmt.Sprintf("may not %s %s", need[i].Verb, need[i].Resource)})
+		if r.Status.Allowed {
+			continue
 		}
+		what := schema.GroupResource{Group: need.Group, Resource: need.Resource}.String()
+		if need.Namespace != "" {
+			what += " in namespace " + need.Namespace
+		}
+		if missing[what] == nil {
+			order = append(order, what)
+		}
+		missing[what] = append(missing[what], need.Verb)
+	}
+	var out []finding
+	for _, what := range order {
+		out = append(out, finding{"Error", "you", fmt.Sprintf("may not %s %s", strings.Join(missing[what], ", "), what)})
 	}
 	return out, nil
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
@@ -18,6 +19,7 @@ type versions struct {
 	Commit       string            `json:"commit,omitempty"`
 	ControlPlane map[string]string `json:"controlPlaneVersion,omitempty"` // pod → version
 	DataPlane    map[string]int    `json:"dataPlaneVersion,omitempty"`    // version → node proxies
+	NotSeen      []string          `json:"notSeen,omitempty"`             // what the user may not look at
 }
 
 func (f *frame) versionCommand() *cobra.Command {
@@ -32,12 +34,18 @@ func (f *frame) versionCommand() *cobra.Command {
 			if remote {
 				lookErr = f.remoteVersions(cmd.Context(), &v)
 			}
+			if apierrors.IsForbidden(lookErr) {
+				v.NotSeen, lookErr = append(v.NotSeen, "control plane and data plane: "+lookErr.Error()), nil
+			}
 			rows := [][]string{{"client version:", v.Client}}
 			for pod, ver := range v.ControlPlane {
 				rows = append(rows, []string{"control plane version:", ver, "(" + pod + ")"})
 			}
 			for ver, n := range v.DataPlane {
 				rows = append(rows, []string{"data plane version:", ver, fmt.Sprintf("(%d node proxies)", n)})
+			}
+			for _, what := range v.NotSeen {
+				rows = append(rows, []string{"not seen:", what})
 			}
 			if err := f.print(v, rows); err != nil {
 				return err
