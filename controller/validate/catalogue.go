@@ -155,7 +155,10 @@ func (c *Catalogue) check(w *walker, n *yaml.Node, apiVersion, name string) bool
 		return true
 	}
 	c.metadata(w, obj, gvk)
-	if !w.broken && k.rules != nil {
+	switch {
+	case k.rules == nil:
+		w.add(Info, "", "not checked: the meaning of %s, only its form", gvk.Kind)
+	case !w.broken:
 		k.rules(w, n, obj)
 	}
 	return true

@@ -5,9 +5,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	extensions "istio.io/api/extensions/v1alpha1"
-	networkingbeta "istio.io/api/networking/v1beta1"
 	securitybeta "istio.io/api/security/v1beta1"
-	telemetry "istio.io/api/telemetry/v1alpha1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 )
 
@@ -22,15 +20,16 @@ func (c *Catalogue) mesh() {
 	addProto(c, net, three, "Sidecar", sidecarRules)
 	addProto(c, net, three, "WorkloadEntry", workloadEntryRules)
 	addProto(c, net, three, "WorkloadGroup", workloadGroupRules)
-	addProto(c, net, two, "ProxyConfig", noRules[*networkingbeta.ProxyConfig])
+	addProto(c, net, two, "ProxyConfig", proxyConfigRules)
 	addProto(c, net, []string{"v1alpha3"}, "EnvoyFilter", envoyFilterRules)
 	addProto(c, sec, two, "AuthorizationPolicy", authorizationRules)
 	addProto(c, sec, two, "PeerAuthentication", peerRules)
-	addProto(c, sec, two, "RequestAuthentication", noRules[*securitybeta.RequestAuthentication])
-	addProto(c, "telemetry.istio.io", []string{"v1", "v1alpha1"}, "Telemetry", noRules[*telemetry.Telemetry])
-	addProto(c, "extensions.istio.io", []string{"v1alpha1"}, "WasmPlugin", noRules[*extensions.WasmPlugin])
+	addProto(c, sec, two, "RequestAuthentication", requestAuthenticationRules)
+	addProto(c, "telemetry.istio.io", []string{"v1", "v1alpha1"}, "Telemetry", telemetryRules)
+	addProto(c, "extensions.istio.io", []string{"v1alpha1"}, "WasmPlugin", wasmRules)
 	addProto(c, "extensions.istio.io", []string{"v1alpha1"}, "TrafficExtension", noRules[*extensions.TrafficExtension])
 	c.operator()
+	c.kubernetes()
 }
 
 // noRules says that only the form of a kind was checked.
