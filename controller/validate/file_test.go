@@ -3,6 +3,7 @@ package validate
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -85,4 +86,23 @@ func FuzzFile(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestConcurrent lets many callers share a catalogue that has made no schema yet. It proves something under -race only.
+func TestConcurrent(t *testing.T) {
+	c, err := NewCatalogue()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			x := ruleCases[i*5]
+			version, kind, _ := strings.Cut(x.kind, " ")
+			c.File("f", []byte("apiVersion: "+version+"\nkind: "+kind+"\nmetadata: {name: a}\nspec: "+x.spec+"\n"))
+			c.File("f", []byte("spec: {hosts: [a]}"))
+			c.File("f", []byte("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio}\ndata: {mesh: 'trustDomain: a'}\n"))
+		})
+	}
+	all.Wait()
 }

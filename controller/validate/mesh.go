@@ -30,6 +30,7 @@ func (c *Catalogue) mesh() {
 	addProto(c, "extensions.istio.io", []string{"v1alpha1"}, "TrafficExtension", noRules[*extensions.TrafficExtension])
 	c.operator()
 	c.kubernetes()
+	c.gatewayAPI()
 }
 
 // noRules says that only the form of a kind was checked.

@@ -7,6 +7,7 @@ import (
 
 const (
 	network  = "networking.istio.io/v1 "
+	gwapi    = "gateway.networking.k8s.io/v1 "
 	operator = "install.istio.io/v1alpha1 IstioOperator"
 	security = "security.istio.io/v1 "
 )
@@ -112,6 +113,17 @@ var ruleCases = []struct{ kind, spec, want string }{
 	{"networking.k8s.io/v1 Ingress", "{rules: [{http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: a, port: {number: 80}}}}]}}]}", ""},
 	{"networking.k8s.io/v1 Ingress", "{rules: [{http: {paths: [{path: /, backend: {service: {name: a, port: {number: 80}}}}]}}]}", "pathType: is required"},
 	{"networking.k8s.io/v1 Ingress", "{rules: [{http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: a, port: {}}}}]}}]}", "a number from 1 to 65535 or a name is required"},
+	{gwapi + "Gateway", "{gatewayClassName: a, listeners: [{name: a, port: 80, protocol: HTTP, hostname: '*.example'}]}", ""},
+	{gwapi + "Gateway", "{gatewayClassName: a, listeners: [{name: a, port: 443, protocol: HTTPS}]}", "tls: is required for the protocol HTTPS"},
+	{gwapi + "Gateway", "{gatewayClassName: a, listeners: [{name: a, port: 80, protocol: HTPP}]}", "did you mean HTTP?"},
+	{gwapi + "Gateway", "{listeners: [{name: a, port: 80, protocol: HTTP}, {name: b, port: 80, protocol: HTTP}]}", "has the port, protocol and hostname of spec.listeners[0]"},
+	{gwapi + "Gateway", "{gatewayClassName: a, listeners: [{name: a, port: 80, protocol: HTTP, hostname: 1.2.3.4}]}", "is an address"},
+	{gwapi + "GatewayClass", "{controllerName: a}", "is not DOMAIN/PATH"},
+	{gwapi + "HTTPRoute", "{parentRefs: [{name: a}], rules: [{matches: [{path: {type: PathPrefix, value: /a}}], backendRefs: [{name: a, port: 80}]}]}", ""},
+	{gwapi + "HTTPRoute", "{parentRefs: [{name: a}], rules: [{matches: [{path: {type: Prefix, value: /a}}]}]}", "did you mean PathPrefix?"},
+	{gwapi + "HTTPRoute", "{parentRefs: [{name: a}], rules: [{backendRefs: [{name: a}]}]}", "port: is required for a Service"},
+	{gwapi + "HTTPRoute", "{parentRefs: [{name: a}], rules: [{filters: [{type: RequestRedirect}]}]}", "requestRedirect: is required with type RequestRedirect"},
+	{gwapi + "HTTPRoute", "{rules: [{backendRefs: [{name: a, port: 80}]}]}", "no gateway and no service uses the route"},
 	{operator, "{profile: empty, values: {any: thing}, meshConfig: {defaultConfig: {tracing: {custom_tags: {a: {header: {name: b}}}}}}}", ""},
 	{operator, "{componentz: {}}", `spec.componentz: unknown field (did you mean "components"?)`},
 	{operator, "{meshConfig: {acessLogFile: x}}", `warning IstioOperator a spec.meshConfig.acessLogFile: unknown field: it is ignored (did you mean "accessLogFile"?)`},

@@ -123,6 +123,12 @@ func closest(name string, names []string) string {
 			best, bestCost = n, cost
 		}
 	}
+	if best == "" && len(name) > 3 { // a part of one name only
+		parts := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !strings.Contains(strings.ToLower(n), strings.ToLower(name)) })
+		if len(parts) == 1 {
+			return parts[0]
+		}
+	}
 	return best
 }
 

@@ -1,0 +1,216 @@
+package validate
+
+import (
+	"fmt"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
+)
+
+// gatewayAPI registers the rules of the Gateway API's kinds. v1beta1 has the same types.
+func (c *Catalogue) gatewayAPI() {
+	addGo(c, gatewayv1.SchemeGroupVersion.WithKind("Gateway"), func(c *collector, g *gatewayv1.Gateway) { c.listeners(&g.Spec) })
+	addGo(c, gatewayv1beta1.SchemeGroupVersion.WithKind("Gateway"), func(c *collector, g *gatewayv1beta1.Gateway) { c.listeners(&g.Spec) })
+	addGo(c, gatewayv1.SchemeGroupVersion.WithKind("HTTPRoute"), func(c *collector, r *gatewayv1.HTTPRoute) { c.httpRouteAPI(&r.Spec) })
+	addGo(c, gatewayv1beta1.SchemeGroupVersion.WithKind("HTTPRoute"), func(c *collector, r *gatewayv1beta1.HTTPRoute) { c.httpRouteAPI(&r.Spec) })
+	addGo(c, gatewayv1.SchemeGroupVersion.WithKind("GatewayClass"), func(c *collector, g *gatewayv1.GatewayClass) {
+		domain, path, found := strings.Cut(string(g.Spec.ControllerName), "/")
+		if !found || path == "" || len(validation.IsDNS1123Subdomain(domain)) > 0 {
+			c.add(Error, "spec.controllerName", "%q is not DOMAIN/PATH", g.Spec.ControllerName)
+		}
+	})
+}
+
+// hostname checks a name of the Gateway API: a wildcard is a whole first label, and addresses are no names.
+func (c *collector) hostname(h gatewayv1.Hostname, field string) {
+	text := string(h)
+	if strings.HasPrefix(text, "*.") {
+		text = "a" + text[1:]
+	}
+	if m := validation.IsDNS1123Subdomain(text); len(m) > 0 {
+		c.add(Error, field, "%q is not a host name: %s", h, m[0])
+	} else if len(validation.IsValidIP(nil, text)) == 0 {
+		c.add(Error, field, "%q is an address", h)
+	}
+}
+
+func (c *collector) listeners(g *gatewayv1.GatewaySpec) {
+	if g.GatewayClassName == "" {
+		c.add(Error, "spec.gatewayClassName", "is required")
+	}
+	if len(g.Listeners) == 0 {
+		c.add(Error, "spec.listeners", "is required")
+	}
+	names, sockets := map[gatewayv1.SectionName]int{}, map[string]int{}
+	for i := range g.Listeners {
+		l, at := &g.Listeners[i], indexed("spec.listeners", i)
+		if j, twice := names[l.Name]; twice {
+			c.add(Error, at+".name", "%s has the name %q already", indexed("spec.listeners", j), l.Name)
+		}
+		names[l.Name] = i
+		if l.Name == "" {
+			c.add(Error, at+".name", "is required")
+		}
+		if l.Port < 1 || l.Port > 65535 {
+			c.add(Error, at+".port", "%d is not a port number from 1 to 65535", l.Port)
+		}
+		host := ""
+		if l.Hostname != nil && *l.Hostname != "" {
+			host = string(*l.Hostname)
+			c.hostname(*l.Hostname, at+".hostname")
+		}
+		here := fmt.Sprintf("%d %s %s", l.Port, l.Protocol, host)
+		if j, twice := sockets[here]; twice {
+			c.add(Error, at, "has the port, protocol and hostname of %s", indexed("spec.listeners", j))
+		}
+		sockets[here] = i
+		c.listenerTLS(l, at)
+	}
+}
+
+func (c *collector) listenerTLS(l *gatewayv1.Listener, at string) {
+	passthrough := l.TLS != nil && l.TLS.Mode != nil && *l.TLS.Mode == gatewayv1.TLSModePassthrough
+	switch l.Protocol {
+	case gatewayv1.HTTPProtocolType, gatewayv1.TCPProtocolType, gatewayv1.UDPProtocolType:
+		if l.TLS != nil {
+			c.add(Error, at+".tls", "has no meaning with the protocol %s", l.Protocol)
+		}
+	case gatewayv1.HTTPSProtocolType, gatewayv1.TLSProtocolType:
+		switch {
+		case l.TLS == nil:
+			c.add(Error, at+".tls", "is required for the protocol %s", l.Protocol)
+		case passthrough && l.Protocol == gatewayv1.HTTPSProtocolType:
+			c.add(Error, at+".tls.mode", "Passthrough is for the protocol TLS only")
+		case !passthrough && len(l.TLS.CertificateRefs)+len(l.TLS.Options) == 0:
+			c.add(Error, at+".tls.certificateRefs", "is required with mode Terminate")
+		}
+	case "":
+		c.add(Error, at+".protocol", "is required")
+	default:
+		known := []string{"HTTP", "HTTPS", "TLS", "TCP", "UDP"}
+		if !strings.Contains(string(l.Protocol), "/") { // others have a domain
+			c.add(Error, at+".protocol", "%q is not one of %s", l.Protocol, strings.Join(known, ", "))
+			if meant := closest(string(l.Protocol), known); meant != "" {
+				c.hint("did you mean %s?", meant)
+			}
+		}
+	}
+}
+
+func (c *collector) httpRouteAPI(r *gatewayv1.HTTPRouteSpec) {
+	if len(r.ParentRefs) == 0 {
+		c.add(Warning, "spec.parentRefs", "is empty: no gateway and no service uses the route")
+	}
+	for i, p := range r.ParentRefs {
+		if p.Name == "" {
+			c.add(Error, indexed("spec.parentRefs", i)+".name", "is required")
+		}
+	}
+	for i, h := range r.Hostnames {
+		c.hostname(h, indexed("spec.hostnames", i))
+	}
+	for i := range r.Rules {
+		rule, at := &r.Rules[i], indexed("spec.rules", i)
+		for j := range rule.Matches {
+			c.routeMatch(&rule.Matches[j], at+indexed(".matches", j))
+		}
+		redirect := false
+		for j := range rule.Filters {
+			redirect = c.routeFilter(&rule.Filters[j], at+indexed(".filters", j)) || redirect
+		}
+		if redirect && len(rule.BackendRefs) > 0 {
+			c.add(Error, at+".backendRefs", "and a redirect exclude each other")
+		}
+		for j := range rule.BackendRefs {
+			b, at := &rule.BackendRefs[j], at+indexed(".backendRefs", j)
+			service := (b.Kind == nil || *b.Kind == "Service") && (b.Group == nil || *b.Group == "")
+			switch {
+			case b.Name == "":
+				c.add(Error, at+".name", "is required")
+			case service && b.Port == nil:
+				c.add(Error, at+".port", "is required for a Service")
+			}
+			if b.Port != nil && (*b.Port < 1 || *b.Port > 65535) {
+				c.add(Error, at+".port", "%d is not a port number from 1 to 65535", *b.Port)
+			}
+			if b.Weight != nil {
+				between(c, *b.Weight, 0, 1_000_000, at+".weight")
+			}
+		}
+	}
+}
+
+func (c *collector) routeMatch(m *gatewayv1.HTTPRouteMatch, at string) {
+	if p := m.Path; p != nil {
+		kind, value := gatewayv1.PathMatchPathPrefix, "/"
+		if p.Type != nil {
+			kind = *p.Type
+		}
+		if p.Value != nil {
+			value = *p.Value
+		}
+		known := []string{string(gatewayv1.PathMatchExact), string(gatewayv1.PathMatchPathPrefix), string(gatewayv1.PathMatchRegularExpression)}
+		switch kind {
+		case gatewayv1.PathMatchRegularExpression:
+			c.regex(value, at+".path.value")
+		case gatewayv1.PathMatchExact, gatewayv1.PathMatchPathPrefix:
+			if !strings.HasPrefix(value, "/") {
+				c.add(Error, at+".path.value", "%q does not begin with \"/\"", value)
+			}
+		default:
+			c.add(Error, at+".path.type", "%q is not one of %s", kind, strings.Join(known, ", "))
+			if meant := closest(string(kind), known); meant != "" {
+				c.hint("did you mean %s?", meant)
+			}
+		}
+	}
+	for i, h := range m.Headers {
+		c.header(string(h.Name), at+indexed(".headers", i)+".name")
+		if h.Type != nil && *h.Type == gatewayv1.HeaderMatchRegularExpression {
+			c.regex(h.Value, at+indexed(".headers", i)+".value")
+		}
+	}
+	for i, q := range m.QueryParams {
+		if q.Type != nil && *q.Type == gatewayv1.QueryParamMatchRegularExpression {
+			c.regex(q.Value, at+indexed(".queryParams", i)+".value")
+		}
+	}
+	if m.Method != nil {
+		c.method(string(*m.Method), at+".method")
+	}
+}
+
+// routeFilter checks that a filter has what its type says, and returns whether it redirects.
+func (c *collector) routeFilter(f *gatewayv1.HTTPRouteFilter, at string) (redirect bool) {
+	need := map[gatewayv1.HTTPRouteFilterType]struct {
+		name string
+		set  bool
+	}{
+		gatewayv1.HTTPRouteFilterRequestHeaderModifier:  {"requestHeaderModifier", f.RequestHeaderModifier != nil},
+		gatewayv1.HTTPRouteFilterResponseHeaderModifier: {"responseHeaderModifier", f.ResponseHeaderModifier != nil},
+		gatewayv1.HTTPRouteFilterRequestMirror:          {"requestMirror", f.RequestMirror != nil},
+		gatewayv1.HTTPRouteFilterRequestRedirect:        {"requestRedirect", f.RequestRedirect != nil},
+		gatewayv1.HTTPRouteFilterURLRewrite:             {"urlRewrite", f.URLRewrite != nil},
+		gatewayv1.HTTPRouteFilterCORS:                   {"cors", f.CORS != nil},
+		gatewayv1.HTTPRouteFilterExtensionRef:           {"extensionRef", f.ExtensionRef != nil},
+	}
+	var names []string
+	for _, k := range sortedKeys(need) {
+		names = append(names, string(k))
+	}
+	switch want, known := need[f.Type]; {
+	case f.Type == "":
+		c.add(Error, at+".type", "is required")
+	case !known && f.Type == "ExternalAuth":
+	case !known:
+		c.add(Error, at+".type", "%q is not one of %s", f.Type, strings.Join(names, ", "))
+		if meant := closest(string(f.Type), names); meant != "" {
+			c.hint("did you mean %s?", meant)
+		}
+	case !want.set:
+		c.add(Error, at+"."+want.name, "is required with type %s", f.Type)
+	}
+	return f.Type == gatewayv1.HTTPRouteFilterRequestRedirect
+}
