@@ -53,6 +53,7 @@ func TestForms(t *testing.T) {
 		"twice":         {head + "---\n" + head, "the last one counts (the first begins in line 1)"},
 		"blank":         {"apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec: {rules: [{from: [{source: {principals: [\"a b\"]}}]}]}\n", "white space"},
 		"merge":         {"x: &x {hostz: [a]}\n", "has no apiVersion"},
+		"empty above":   {"apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec:\n  host: a\n  subsets:\n  - name: a\n    labels:\n    version: v1\n", "f:9: error DestinationRule a spec.subsets[0].version: unknown field (labels above it is empty: indent it below that)"},
 		"key":           {head + "spec: {? [a] : b}\n", "has a key that is not a string"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -219,7 +219,8 @@ func (w *walker) object(n *yaml.Node, s *schema, path string) any {
 	w.stack = append(w.stack, rung{path, s})
 	defer func() { w.stack = w.stack[:len(w.stack)-1] }()
 	out, oneof, unknown := map[string]any{}, map[string]string{}, false
-	for _, p := range w.pairs(n, path) {
+	pairs := w.pairs(n, path)
+	for i, p := range pairs {
 		name := p.key.Value
 		f, ok := s.fields[name]
 		if !ok && s.open {
@@ -229,6 +230,9 @@ func (w *walker) object(n *yaml.Node, s *schema, path string) any {
 		if !ok || (f.other && !w.lenient) {
 			unknown = true
 			w.unknown(s, name, path)
+			if above := i - 1; above >= 0 && isNull(pairs[above].value) && s.fields[pairs[above].key.Value].schema != nil {
+				w.hint("%s above it is empty: indent it below that", pairs[above].key.Value)
+			}
 			continue
 		}
 		at := join(path, name)
