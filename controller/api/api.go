@@ -67,6 +67,10 @@ const (
 	DiscoveryPart  = "undermesh/part"  // more follows that belongs to it
 )
 
+// DiscoveryParts in a client's Node.client_features says that it knows DiscoveryPart: only then a type's first answer may
+// come in several responses. Other clients, Istio's ztunnel among them, take the first one for everything.
+const DiscoveryParts = "undermesh/parts"
+
 // Names in the cluster that the documents' commands rely on (DESIGN §5).
 const (
 	DefaultRootNamespace = "istio-system"

@@ -25,6 +25,7 @@ type conn struct {
 	subs   map[string]*subscription
 	nonces uint64
 	open   bool // the last response promised that more follows
+	parts  bool // the client takes an answer in several responses
 	woken  bool // something changed, and was not pushed because a response is unacknowledged
 
 	mu     sync.Mutex // protects status.ID, NodeName, Types
@@ -93,6 +94,7 @@ func (c *conn) identify(n *core.Node) error {
 		return status.Errorf(codes.InvalidArgument, "node: id of %d bytes, metadata.NODE_NAME of %d, want at most %d",
 			len(id), len(name), maxName)
 	}
+	c.parts = slices.Contains(n.GetClientFeatures(), api.DiscoveryParts)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.status.ID, c.status.NodeName = strings.Clone(id), strings.Clone(name)
@@ -167,7 +169,10 @@ func (c *conn) send(subs []*subscription) error {
 		out = append(out, delta{sub: subs[len(subs)-1]}) // what was promised came to nothing
 	}
 	for i, d := range out {
-		pieces := d.split()
+		pieces := []delta{d}
+		if c.parts {
+			pieces = d.split()
+		}
 		for j, p := range pieces {
 			if err := c.respond(p, got.version, part || i+1 < len(out) || j+1 < len(pieces)); err != nil {
 				return err

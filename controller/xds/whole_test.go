@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 
 	"google.golang.org/protobuf/proto"
@@ -119,6 +120,23 @@ func TestLargeAnswerIsManyResponses(t *testing.T) {
 		}
 		if len(seen) != len(all) || pieces < 3 {
 			t.Errorf("%d resources in %d responses, want %d in several", len(seen), pieces, len(all))
+		}
+	})
+}
+
+// TestForeignClientIsAnsweredAtOnce: a client that does not know of parts takes the first answer for everything.
+func TestForeignClientIsAnsweredAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, srv := newServer(t)
+		var all []Resource
+		for i := range 4000 {
+			all = append(all, wl(fmt.Sprintf("pod-%04d-%s", i, strings.Repeat("x", 100)), "10.0.0.1"))
+		}
+		apply(t, st, 1, all)
+		f := open(t, srv)
+		f.in <- &discovery.DeltaDiscoveryRequest{Node: &core.Node{Id: "ztunnel"}, TypeUrl: api.AddressType}
+		if r := f.next(); len(r.GetResources()) != len(all) {
+			t.Errorf("the first answer has %d of %d resources", len(r.GetResources()), len(all))
 		}
 	})
 }

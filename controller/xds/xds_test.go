@@ -64,7 +64,7 @@ func open(t *testing.T, s *Server) *fakeStream {
 }
 
 func (f *fakeStream) subscribe(typ string, known map[string]string, names ...string) {
-	f.in <- &discovery.DeltaDiscoveryRequest{Node: &core.Node{Id: "n"}, TypeUrl: typ, InitialResourceVersions: known, ResourceNamesSubscribe: names}
+	f.in <- &discovery.DeltaDiscoveryRequest{Node: &core.Node{Id: "n", ClientFeatures: []string{api.DiscoveryParts}}, TypeUrl: typ, InitialResourceVersions: known, ResourceNamesSubscribe: names}
 }
 
 func (f *fakeStream) ack(r *discovery.DeltaDiscoveryResponse) {

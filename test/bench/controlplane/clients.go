@@ -100,7 +100,7 @@ func (t *thin) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open stream: %w", err)
 	}
-	node := &core.Node{Id: nodeID(t.id)}
+	node := &core.Node{Id: nodeID(t.id), ClientFeatures: []string{api.DiscoveryParts}}
 	for _, typ := range followed {
 		if err := send(stream, &discovery.DeltaDiscoveryRequest{Node: node, TypeUrl: typ}); err != nil {
 			return err
