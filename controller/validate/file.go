@@ -8,6 +8,7 @@ import (
 	"io"
 	"regexp"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -79,8 +80,9 @@ func (f *file) syntax(err error, data []byte) {
 			line = n
 		}
 	}
-	finding := Finding{Severity: Error, Kind: "YAML", Line: line, Message: text + "; not checked: this document and what follows it"}
 	lines := strings.Split(string(data), "\n")
+	line = max(line, errorLine(lines, len(data), text))
+	finding := Finding{Severity: Error, Kind: "YAML", Line: line, Message: text + "; not checked: this document and what follows it"}
 	for i := max(0, line-2); i < min(len(lines), line+1); i++ {
 		switch body := strings.TrimSpace(lines[i]); {
 		case strings.HasPrefix(lines[i], "\t") || strings.HasPrefix(strings.TrimLeft(lines[i], " "), "\t"):
@@ -97,6 +99,26 @@ func (f *file) syntax(err error, data []byte) {
 		finding.Hint = "compare the indentation with the lines before it"
 	}
 	f.add(finding)
+}
+
+// errorLine finds the line at which reading fails with that message: the parser tells where the enclosing block began, which
+// may be far above. It returns 0 for files that are too large to be read several times.
+func errorLine(lines []string, size int, message string) int {
+	const largest = 256 << 10
+	if size > largest {
+		return 0
+	}
+	return 1 + sort.Search(len(lines)-1, func(i int) bool {
+		dec := yaml.NewDecoder(strings.NewReader(strings.Join(lines[:i+1], "\n") + "\n"))
+		for {
+			var doc yaml.Node
+			if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+				return false
+			} else if err != nil {
+				return strings.HasSuffix(err.Error(), message)
+			}
+		}
+	})
 }
 
 // object checks one object; at is the path of it inside a list, "" for one that stands alone.

@@ -34,6 +34,7 @@ func TestForms(t *testing.T) {
 		"no kind":       {"spec:\n  hosts: [a]\n  http: []\n", "f:1: error YAML : has no apiVersion and no kind (it looks like a fragment of VirtualService"},
 		"scalar":        {"hello\n", "f:1: error YAML : is not an object"},
 		"tab":           {"a:\n\tb: 1\n", "(line 2 is indented with a tab: use spaces)"},
+		"indentation":   {head + "spec:\n  hosts: [a]\n http: []\n", "f:6: error YAML : did not find expected key"},
 		"dots":          {head + "spec:\n  http:\n...\n  hosts: [a]\n", `"...", which ends a document`},
 		"bomb":          {head + "spec:\n  hosts: [a]\n" + bomb + "z: *k\n", "unknown field"},
 		"bomb in map":   {"apiVersion: x/v1\nkind: X\nmetadata: {name: a}\n" + bomb, "is too large or too deep"},
