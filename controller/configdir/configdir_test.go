@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -260,7 +260,7 @@ metadata: {name: d, namespace: foo}
 spec: {host: d, trafficPolicy: {outlierDetection: {baseEjectionTime: 3m, interval: 500ms}}}
 `)
 	v := load(t, New(Config{Dir: dir}))
-	all := List[*networkingv1alpha3.DestinationRule](v)
+	all := List[*networkingv1.DestinationRule](v)
 	if len(all) != 1 || len(v.Problems) != 0 {
 		t.Fatal(v.Problems)
 	}

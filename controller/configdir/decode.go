@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	istioscheme "istio.io/client-go/pkg/clientset/versioned/scheme"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -222,9 +223,9 @@ func strictInto(raw map[string]any, into any) error {
 }
 
 func decodeIstio(raw map[string]any, key Key, gvk schema.GroupVersionKind) (*Entry, error) {
-	// The versions of one kind have one Go representation apart from the type's package.
-	if gvk.Group == securityGroup && gvk.Version == "v1beta1" {
-		gvk.Version = "v1"
+	// The versions of one kind have one Go representation apart from the type's package: the newest, where there is one.
+	if newest := gvk.GroupKind().WithVersion("v1"); istioscheme.Scheme.Recognizes(gvk) && istioscheme.Scheme.Recognizes(newest) {
+		gvk = newest
 	}
 	obj, err := istioscheme.Scheme.New(gvk)
 	if err != nil {
@@ -263,8 +264,25 @@ func decodeIstio(raw map[string]any, key Key, gvk schema.GroupVersionKind) (*Ent
 	if err := unmarshalProto(clean, spec); err != nil {
 		return nil, &fieldError{"spec", err.Error()}
 	}
+	if entry, ok := o.(*networkingv1.ServiceEntry); ok {
+		issues = append(issues, assigned(raw, entry)...)
+	}
 	o.SetNamespace(key.Namespace)
 	return &Entry{Key: key, Object: o, Issues: issues}, nil
+}
+
+// assigned reads the one part of a status that is read again: the addresses that the leader gave the entry. What is not
+// understood is none.
+func assigned(raw map[string]any, into *networkingv1.ServiceEntry) []Issue {
+	status, _ := raw["status"].(map[string]any)
+	if status["addresses"] == nil {
+		return nil
+	}
+	if err := unmarshalProto(map[string]any{"addresses": status["addresses"]}, &into.Status); err != nil {
+		into.Status.Addresses = nil
+		return []Issue{{"status.addresses", err.Error()}}
+	}
+	return nil
 }
 
 func unmarshalProto(value any, into proto.Message) error {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -61,13 +62,8 @@ func (c KubeConfig) withDefaults() KubeConfig {
 	return c
 }
 
-// policyKinds are the kinds whose definitions may be missing.
-var policyKinds = map[model.Kind]string{
-	model.KindPeerAuthentication:  "peerauthentications",
-	model.KindAuthorizationPolicy: "authorizationpolicies",
-}
-
-var policyVersions = []string{"v1", "v1beta1"}
+// crdKinds are the kinds that are watched and whose definitions may be missing.
+var crdKinds = []model.Kind{model.KindPeerAuthentication, model.KindAuthorizationPolicy, model.KindServiceEntry, model.KindWorkloadEntry}
 
 // Kubernetes is the Source of an API server.
 type Kubernetes struct {
@@ -96,10 +92,11 @@ func (k *Kubernetes) Run(ctx context.Context, emit func([]model.Event)) error {
 	if err != nil {
 		return err
 	}
-	var known sync.WaitGroup // each policy kind is absent, or listed
-	for kind, resource := range policyKinds {
+	var known sync.WaitGroup // each of these kinds is absent, or listed
+	for _, kind := range crdKinds {
+		resource, _ := model.ResourceOf(kind)
 		known.Add(1)
-		g.Go(func() error { return k.runPolicies(ctx, kind, resource, sync.OnceFunc(known.Done)) })
+		g.Go(func() error { return k.runCRD(ctx, kind, resource, sync.OnceFunc(known.Done)) })
 	}
 	g.Go(func() error {
 		if !cache.WaitForCacheSync(ctx.Done(), synced...) {
@@ -218,8 +215,8 @@ func sleep(ctx context.Context, c clock.Clock, d time.Duration) bool {
 	}
 }
 
-// runPolicies waits until the kind is served, lists and watches it. known is called once it is absent or listed.
-func (k *Kubernetes) runPolicies(ctx context.Context, kind model.Kind, resource string, known func()) error {
+// runCRD waits until the kind is served, lists and watches it. known is called once it is absent or listed.
+func (k *Kubernetes) runCRD(ctx context.Context, kind model.Kind, resource model.Resource, known func()) error {
 	defer known()
 	var gvr schema.GroupVersionResource
 	for {
@@ -247,14 +244,14 @@ func (k *Kubernetes) runPolicies(ctx context.Context, kind model.Kind, resource 
 			k.cfg.Log.Error("informer delivered an unknown type", "type", wrongType(o))
 			return
 		}
-		k.put(policyEvent(kind, u, gone))
+		k.put(k.crdEvent(kind, u, gone))
 	}
 	reg, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(o any) { set(o, false) }, UpdateFunc: func(_, o any) { set(o, false) },
 		DeleteFunc: func(o any) { set(o, true) },
 	})
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", resource, err)
+		return fmt.Errorf("watch %s: %w", resource.Plural, err)
 	}
 	done := make(chan struct{})
 	go func() { defer close(done); inf.RunWithContext(ctx) }()
@@ -268,9 +265,9 @@ func (k *Kubernetes) runPolicies(ctx context.Context, kind model.Kind, resource 
 var errNotServed = errors.New("kind is not served")
 
 // find returns the newest version in which the resource is served, or errNotServed.
-func (k *Kubernetes) find(resource string) (schema.GroupVersionResource, error) {
-	for _, v := range policyVersions {
-		gv := schema.GroupVersion{Group: "security.istio.io", Version: v}
+func (k *Kubernetes) find(resource model.Resource) (schema.GroupVersionResource, error) {
+	for _, v := range resource.Versions {
+		gv := schema.GroupVersion{Group: resource.Group, Version: v}
 		list, err := k.cfg.Client.Discovery().ServerResourcesForGroupVersion(gv.String())
 		if apierrors.IsNotFound(err) {
 			continue
@@ -279,17 +276,17 @@ func (k *Kubernetes) find(resource string) (schema.GroupVersionResource, error) 
 			return schema.GroupVersionResource{}, fmt.Errorf("list resources of %s: %w", gv, err)
 		}
 		for _, r := range list.APIResources {
-			if r.Name == resource {
-				return gv.WithResource(resource), nil
+			if r.Name == resource.Plural {
+				return gv.WithResource(r.Name), nil
 			}
 		}
 	}
 	return schema.GroupVersionResource{}, errNotServed
 }
 
-// policyEvent decodes strictly: the API server may store fields that this build does not know, and a policy must not be
-// enforced without them.
-func policyEvent(kind model.Kind, u *unstructured.Unstructured, gone bool) model.Event {
+// crdEvent decodes strictly: the API server may store fields that this build does not know, and a policy must not be
+// enforced without them. An object of another kind that cannot be decoded counts as gone.
+func (k *Kubernetes) crdEvent(kind model.Kind, u *unstructured.Unstructured, gone bool) model.Event {
 	e := model.Event{Kind: kind, Name: nameOf(u.GetNamespace(), u.GetName())}
 	if gone {
 		return e
@@ -298,20 +295,32 @@ func policyEvent(kind model.Kind, u *unstructured.Unstructured, gone bool) model
 		Annotations: u.GetAnnotations(), Generation: u.GetGeneration(), CreationTimestamp: u.GetCreationTimestamp()}
 	raw := map[string]any{"apiVersion": u.GetAPIVersion(), "kind": u.GetKind(), "spec": u.Object["spec"],
 		"metadata": map[string]any{"name": u.GetName(), "namespace": u.GetNamespace()}}
+	if kind == model.KindServiceEntry {
+		raw["status"] = u.Object["status"]
+	}
 	entry, err := configdir.Decode(raw)
-	if err != nil {
+	switch {
+	case err == nil:
+	case kind == model.KindPeerAuthentication:
 		e.Issues = []validate.Field{{Path: "spec", Message: err.Error()}}
-		if kind == model.KindPeerAuthentication {
-			e.Object = &securityv1.PeerAuthentication{ObjectMeta: meta}
-		} else {
-			e.Object = &securityv1.AuthorizationPolicy{ObjectMeta: meta}
-		}
+		e.Object = &securityv1.PeerAuthentication{ObjectMeta: meta}
+		return e
+	case kind == model.KindAuthorizationPolicy:
+		e.Issues = []validate.Field{{Path: "spec", Message: err.Error()}}
+		e.Object = &securityv1.AuthorizationPolicy{ObjectMeta: meta}
+		return e
+	default:
+		k.cfg.Log.Error("object cannot be read and does not count", "kind", string(kind), "object", e.Name.String(), "err", err)
 		return e
 	}
 	switch o := entry.Object.(type) {
 	case *securityv1.PeerAuthentication:
 		o.ObjectMeta = meta
 	case *securityv1.AuthorizationPolicy:
+		o.ObjectMeta = meta
+	case *networkingv1.ServiceEntry:
+		o.ObjectMeta = meta
+	case *networkingv1.WorkloadEntry:
 		o.ObjectMeta = meta
 	}
 	e.Object, e.Issues = entry.Object, fieldsOf(entry.Issues)
