@@ -15,6 +15,7 @@ ROUNDS  ?= 5
 LENGTH  ?= 1s
 SIZES   ?= 2000/20,20000/200,100000/1000
 CLIENTS ?= 10,100,1000
+LICENCES ?= Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
 
 # Each recipe that builds runs "$(setup) STEP…" first: it installs what is missing and makes the right Go be found.
 setup = gobin=$$(.ci/setup $(1)); [ -z "$$gobin" ] || export PATH="$$gobin:$$PATH";
@@ -127,9 +128,13 @@ generate:
 check-generate: generate
 	@git diff --exit-code
 
-## check           vet, formatting, the shape of the tree, generated files
+## check           formatting, vet, staticcheck, dead code, licences of what is linked, the shape of the tree, generated files
 check: check-generate
-	@$(call setup,build) test -z "$$(gofmt -l $$(git ls-files '*.go'))"; go vet ./...; go test ./test/shape
+	@$(call setup,build) test -z "$$(gofmt -l $$(git ls-files '*.go'))"; go vet ./...; go test ./test/shape; \
+	go build -C test/lint -o ../../.cache/lint/ honnef.co/go/tools/cmd/staticcheck golang.org/x/tools/cmd/deadcode github.com/google/go-licenses/v2; \
+	echo "staticcheck"; .cache/lint/staticcheck -checks inherit,-SA1019 ./...; \
+	echo "dead code"; dead=$$(.cache/lint/deadcode -test ./...); echo "$$dead"; test -z "$$dead"; \
+	echo "licences"; .cache/lint/go-licenses check --logtostderr=false --allowed_licenses=$(LICENCES) ./cmd/...
 
 ## clean           removes bin/ and .cache/
 clean:

@@ -216,14 +216,6 @@ func (n *NetNS) socket(family, kind int) (fd int, err error) {
 	return fd, nil
 }
 
-// Open is Current when path is empty, OpenPath otherwise.
-func Open(path string) (*NetNS, error) {
-	if path == "" {
-		path = homePath
-	}
-	return OpenPath(path)
-}
-
 // File duplicates the descriptor into an *os.File, for passing it to another process.
 func (n *NetNS) File() (*os.File, error) {
 	n.mu.RLock()

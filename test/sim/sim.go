@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"testing/synctest"
 	"time"
@@ -266,7 +265,5 @@ func (p *pod) isDeclared(ev model.Event) bool {
 }
 
 func vipOf(ns, app int) netip.Addr { return netip.AddrFrom4([4]byte{10, 96, byte(ns), byte(app + 1)}) }
-
-func isService(a netip.Addr) bool { return strings.HasPrefix(a.String(), "10.96.") }
 
 var _ net.Listener = (*memnet.Listener)(nil)

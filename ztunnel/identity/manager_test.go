@@ -268,11 +268,11 @@ func TestAnswersThatAreRefused(t *testing.T) {
 		"foreign root": {after: func(a []string) []string {
 			return []string{a[0], string(newFakeCA(t, "foreign").pem())}
 		}, want: "not signed by a root"},
-		"another key": {after: func(a []string) []string {
+		"another key": {after: func([]string) []string {
 			ca := newFakeCA(t, "third")
 			_, csr, _ := newRequest(alice)
-			a, _ = ca.Issue(t.Context(), Request{CSR: csr})
-			return a
+			chain, _ := ca.Issue(t.Context(), Request{CSR: csr})
+			return chain
 		}, want: "another key"},
 	} {
 		t.Run(name, func(t *testing.T) {

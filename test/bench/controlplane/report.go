@@ -23,8 +23,6 @@ type report struct {
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-func mib(n int64) float64 { return float64(n) / (1 << 20) }
-
 // perResource is in bytes.
 func (c *cell) perResource() float64 { return float64(c.bytes) / float64(max(1, c.resources)) }
 

@@ -35,9 +35,6 @@ func (l *Lab) StartController() {
 
 func (l *Lab) rootCert() string { return filepath.Join(l.tmp, "root-cert.pem") }
 
-// Controller is the running controller.
-func (l *Lab) Controller() *Process { return l.mesh }
-
 // StartAgent starts the node's agent.
 func (n *Node) StartAgent() {
 	n.lab.T.Helper()
