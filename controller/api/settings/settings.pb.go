@@ -12,7 +12,9 @@ package settings
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	anypb "google.golang.org/protobuf/types/known/anypb"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -175,6 +177,112 @@ func (MtlsMode) EnumDescriptor() ([]byte, []int) {
 	return file_settings_proto_rawDescGZIP(), []int{2}
 }
 
+type AccessLog_Encoding int32
+
+const (
+	// MeshConfig does not say.
+	AccessLog_ENCODING_UNSPECIFIED AccessLog_Encoding = 0
+	AccessLog_ENCODING_TEXT        AccessLog_Encoding = 1
+	AccessLog_ENCODING_JSON        AccessLog_Encoding = 2
+)
+
+// Enum value maps for AccessLog_Encoding.
+var (
+	AccessLog_Encoding_name = map[int32]string{
+		0: "ENCODING_UNSPECIFIED",
+		1: "ENCODING_TEXT",
+		2: "ENCODING_JSON",
+	}
+	AccessLog_Encoding_value = map[string]int32{
+		"ENCODING_UNSPECIFIED": 0,
+		"ENCODING_TEXT":        1,
+		"ENCODING_JSON":        2,
+	}
+)
+
+func (x AccessLog_Encoding) Enum() *AccessLog_Encoding {
+	p := new(AccessLog_Encoding)
+	*p = x
+	return p
+}
+
+func (x AccessLog_Encoding) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AccessLog_Encoding) Descriptor() protoreflect.EnumDescriptor {
+	return file_settings_proto_enumTypes[3].Descriptor()
+}
+
+func (AccessLog_Encoding) Type() protoreflect.EnumType {
+	return &file_settings_proto_enumTypes[3]
+}
+
+func (x AccessLog_Encoding) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AccessLog_Encoding.Descriptor instead.
+func (AccessLog_Encoding) EnumDescriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{1, 0}
+}
+
+type ClientTls_Mode int32
+
+const (
+	// Not said: mutual TLS of the mesh to workloads that have it, plain text to others.
+	ClientTls_MODE_AUTO         ClientTls_Mode = 0
+	ClientTls_MODE_DISABLE      ClientTls_Mode = 1
+	ClientTls_MODE_SIMPLE       ClientTls_Mode = 2
+	ClientTls_MODE_MUTUAL       ClientTls_Mode = 3
+	ClientTls_MODE_ISTIO_MUTUAL ClientTls_Mode = 4
+)
+
+// Enum value maps for ClientTls_Mode.
+var (
+	ClientTls_Mode_name = map[int32]string{
+		0: "MODE_AUTO",
+		1: "MODE_DISABLE",
+		2: "MODE_SIMPLE",
+		3: "MODE_MUTUAL",
+		4: "MODE_ISTIO_MUTUAL",
+	}
+	ClientTls_Mode_value = map[string]int32{
+		"MODE_AUTO":         0,
+		"MODE_DISABLE":      1,
+		"MODE_SIMPLE":       2,
+		"MODE_MUTUAL":       3,
+		"MODE_ISTIO_MUTUAL": 4,
+	}
+)
+
+func (x ClientTls_Mode) Enum() *ClientTls_Mode {
+	p := new(ClientTls_Mode)
+	*p = x
+	return p
+}
+
+func (x ClientTls_Mode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ClientTls_Mode) Descriptor() protoreflect.EnumDescriptor {
+	return file_settings_proto_enumTypes[4].Descriptor()
+}
+
+func (ClientTls_Mode) Type() protoreflect.EnumType {
+	return &file_settings_proto_enumTypes[4]
+}
+
+func (x ClientTls_Mode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ClientTls_Mode.Descriptor instead.
+func (ClientTls_Mode) EnumDescriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{6, 0}
+}
+
 // MeshSettings holds what is equal for the whole mesh. One resource, named "mesh".
 type MeshSettings struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -190,8 +298,18 @@ type MeshSettings struct {
 	// Lifetime asked for workload certificates; default 24 h.
 	WorkloadCertTtl *durationpb.Duration `protobuf:"bytes,7,opt,name=workload_cert_ttl,json=workloadCertTtl,proto3" json:"workload_cert_ttl,omitempty"`
 	SameNode        SameNode             `protobuf:"varint,8,opt,name=same_node,json=sameNode,proto3,enum=undermesh.v1.SameNode" json:"same_node,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// What MeshConfig says of the access log; absent when there is no MeshConfig.
+	AccessLog *AccessLog `protobuf:"bytes,9,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
+	// MeshConfig.enableTracing.
+	EnableTracing bool `protobuf:"varint,10,opt,name=enable_tracing,json=enableTracing,proto3" json:"enable_tracing,omitempty"`
+	// MeshConfig.defaultConfig, an istio.mesh.v1alpha1.ProxyConfig; absent when it is not given.
+	DefaultConfig *anypb.Any `protobuf:"bytes,11,opt,name=default_config,json=defaultConfig,proto3" json:"default_config,omitempty"`
+	// MeshConfig.extensionProviders, istio.mesh.v1alpha1.MeshConfig.ExtensionProvider each. Names are unique.
+	ExtensionProviders []*anypb.Any `protobuf:"bytes,12,rep,name=extension_providers,json=extensionProviders,proto3" json:"extension_providers,omitempty"`
+	// MeshConfig.defaultProviders: names of extension providers.
+	DefaultProviders *DefaultProviders `protobuf:"bytes,13,opt,name=default_providers,json=defaultProviders,proto3" json:"default_providers,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *MeshSettings) Reset() {
@@ -280,6 +398,165 @@ func (x *MeshSettings) GetSameNode() SameNode {
 	return SameNode_SAME_NODE_AUTO
 }
 
+func (x *MeshSettings) GetAccessLog() *AccessLog {
+	if x != nil {
+		return x.AccessLog
+	}
+	return nil
+}
+
+func (x *MeshSettings) GetEnableTracing() bool {
+	if x != nil {
+		return x.EnableTracing
+	}
+	return false
+}
+
+func (x *MeshSettings) GetDefaultConfig() *anypb.Any {
+	if x != nil {
+		return x.DefaultConfig
+	}
+	return nil
+}
+
+func (x *MeshSettings) GetExtensionProviders() []*anypb.Any {
+	if x != nil {
+		return x.ExtensionProviders
+	}
+	return nil
+}
+
+func (x *MeshSettings) GetDefaultProviders() *DefaultProviders {
+	if x != nil {
+		return x.DefaultProviders
+	}
+	return nil
+}
+
+// AccessLog is the mesh-wide access log (AL-01, AL-07…09).
+type AccessLog struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where to; "" means that only what was refused or failed is logged. Nodes know "/dev/stdout".
+	File     string             `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	Encoding AccessLog_Encoding `protobuf:"varint,2,opt,name=encoding,proto3,enum=undermesh.v1.AccessLog_Encoding" json:"encoding,omitempty"`
+	// Operators of the format; "" means the default one.
+	Format        string `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessLog) Reset() {
+	*x = AccessLog{}
+	mi := &file_settings_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessLog) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessLog) ProtoMessage() {}
+
+func (x *AccessLog) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
+func (*AccessLog) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AccessLog) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *AccessLog) GetEncoding() AccessLog_Encoding {
+	if x != nil {
+		return x.Encoding
+	}
+	return AccessLog_ENCODING_UNSPECIFIED
+}
+
+func (x *AccessLog) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+// DefaultProviders names what is used where a Telemetry names no provider.
+type DefaultProviders struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tracing       []string               `protobuf:"bytes,1,rep,name=tracing,proto3" json:"tracing,omitempty"`
+	Metrics       []string               `protobuf:"bytes,2,rep,name=metrics,proto3" json:"metrics,omitempty"`
+	AccessLogging []string               `protobuf:"bytes,3,rep,name=access_logging,json=accessLogging,proto3" json:"access_logging,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DefaultProviders) Reset() {
+	*x = DefaultProviders{}
+	mi := &file_settings_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DefaultProviders) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DefaultProviders) ProtoMessage() {}
+
+func (x *DefaultProviders) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DefaultProviders.ProtoReflect.Descriptor instead.
+func (*DefaultProviders) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *DefaultProviders) GetTracing() []string {
+	if x != nil {
+		return x.Tracing
+	}
+	return nil
+}
+
+func (x *DefaultProviders) GetMetrics() []string {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
+func (x *DefaultProviders) GetAccessLogging() []string {
+	if x != nil {
+		return x.AccessLogging
+	}
+	return nil
+}
+
 // SettingsRef is what Workload.extensions carries: the name of a WorkloadSettings resource (its content hash).
 type SettingsRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -290,7 +567,7 @@ type SettingsRef struct {
 
 func (x *SettingsRef) Reset() {
 	*x = SettingsRef{}
-	mi := &file_settings_proto_msgTypes[1]
+	mi := &file_settings_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -302,7 +579,7 @@ func (x *SettingsRef) String() string {
 func (*SettingsRef) ProtoMessage() {}
 
 func (x *SettingsRef) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[1]
+	mi := &file_settings_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -315,7 +592,7 @@ func (x *SettingsRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettingsRef.ProtoReflect.Descriptor instead.
 func (*SettingsRef) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{1}
+	return file_settings_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SettingsRef) GetName() string {
@@ -333,14 +610,16 @@ type WorkloadSettings struct {
 	SameNode   SameNode `protobuf:"varint,2,opt,name=same_node,json=sameNode,proto3,enum=undermesh.v1.SameNode" json:"same_node,omitempty"`
 	Mtls       MtlsMode `protobuf:"varint,3,opt,name=mtls,proto3,enum=undermesh.v1.MtlsMode" json:"mtls,omitempty"`
 	// By container port.
-	PortMtls      map[uint32]MtlsMode `protobuf:"bytes,4,rep,name=port_mtls,json=portMtls,proto3" json:"port_mtls,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value,enum=undermesh.v1.MtlsMode"`
+	PortMtls map[uint32]MtlsMode `protobuf:"bytes,4,rep,name=port_mtls,json=portMtls,proto3" json:"port_mtls,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value,enum=undermesh.v1.MtlsMode"`
+	// Name of the Scope that limits what the workload sees; "": none does.
+	Scope         string `protobuf:"bytes,20,opt,name=scope,proto3" json:"scope,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkloadSettings) Reset() {
 	*x = WorkloadSettings{}
-	mi := &file_settings_proto_msgTypes[2]
+	mi := &file_settings_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -352,7 +631,7 @@ func (x *WorkloadSettings) String() string {
 func (*WorkloadSettings) ProtoMessage() {}
 
 func (x *WorkloadSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[2]
+	mi := &file_settings_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -365,7 +644,7 @@ func (x *WorkloadSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadSettings.ProtoReflect.Descriptor instead.
 func (*WorkloadSettings) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{2}
+	return file_settings_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WorkloadSettings) GetTunnelPort() uint32 {
@@ -396,20 +675,29 @@ func (x *WorkloadSettings) GetPortMtls() map[uint32]MtlsMode {
 	return nil
 }
 
+func (x *WorkloadSettings) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
 // ServiceSettings rides in Service.extensions: kube-proxy's semantics that the Istio message has no field for.
 type ServiceSettings struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// sessionAffinity: ClientIP and its timeout (Kubernetes default 10800 s); absent means none.
 	ClientIpAffinity *durationpb.Duration `protobuf:"bytes,1,opt,name=client_ip_affinity,json=clientIpAffinity,proto3" json:"client_ip_affinity,omitempty"`
 	// Application protocol by service port ("http", "http2", "grpc", "tcp", "tls", …); absent means undeclared (SR-12).
-	AppProtocols  map[uint32]string `protobuf:"bytes,2,rep,name=app_protocols,json=appProtocols,proto3" json:"app_protocols,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	AppProtocols map[uint32]string `protobuf:"bytes,2,rep,name=app_protocols,json=appProtocols,proto3" json:"app_protocols,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Namespaces from which the service is seen (exportTo), sorted; none: all of them, the one item "~": none of them.
+	ExportTo      []string `protobuf:"bytes,20,rep,name=export_to,json=exportTo,proto3" json:"export_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServiceSettings) Reset() {
 	*x = ServiceSettings{}
-	mi := &file_settings_proto_msgTypes[3]
+	mi := &file_settings_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +709,7 @@ func (x *ServiceSettings) String() string {
 func (*ServiceSettings) ProtoMessage() {}
 
 func (x *ServiceSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[3]
+	mi := &file_settings_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +722,7 @@ func (x *ServiceSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSettings.ProtoReflect.Descriptor instead.
 func (*ServiceSettings) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{3}
+	return file_settings_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ServiceSettings) GetClientIpAffinity() *durationpb.Duration {
@@ -451,11 +739,369 @@ func (x *ServiceSettings) GetAppProtocols() map[uint32]string {
 	return nil
 }
 
+func (x *ServiceSettings) GetExportTo() []string {
+	if x != nil {
+		return x.ExportTo
+	}
+	return nil
+}
+
+// ClientTls says how clients reach a host (DestinationRule trafficPolicy.tls).
+type ClientTls struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Mode  ClientTls_Mode         `protobuf:"varint,1,opt,name=mode,proto3,enum=undermesh.v1.ClientTls_Mode" json:"mode,omitempty"`
+	// Files of the client's pod; empty with credential_name.
+	ClientCertificate string   `protobuf:"bytes,2,opt,name=client_certificate,json=clientCertificate,proto3" json:"client_certificate,omitempty"`
+	PrivateKey        string   `protobuf:"bytes,3,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	CaCertificates    string   `protobuf:"bytes,4,opt,name=ca_certificates,json=caCertificates,proto3" json:"ca_certificates,omitempty"`
+	CaCrl             string   `protobuf:"bytes,5,opt,name=ca_crl,json=caCrl,proto3" json:"ca_crl,omitempty"`
+	CredentialName    string   `protobuf:"bytes,6,opt,name=credential_name,json=credentialName,proto3" json:"credential_name,omitempty"`
+	SubjectAltNames   []string `protobuf:"bytes,7,rep,name=subject_alt_names,json=subjectAltNames,proto3" json:"subject_alt_names,omitempty"`
+	Sni               string   `protobuf:"bytes,8,opt,name=sni,proto3" json:"sni,omitempty"`
+	// False: the server's certificate is verified.
+	InsecureSkipVerify bool `protobuf:"varint,9,opt,name=insecure_skip_verify,json=insecureSkipVerify,proto3" json:"insecure_skip_verify,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *ClientTls) Reset() {
+	*x = ClientTls{}
+	mi := &file_settings_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientTls) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientTls) ProtoMessage() {}
+
+func (x *ClientTls) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientTls.ProtoReflect.Descriptor instead.
+func (*ClientTls) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ClientTls) GetMode() ClientTls_Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return ClientTls_MODE_AUTO
+}
+
+func (x *ClientTls) GetClientCertificate() string {
+	if x != nil {
+		return x.ClientCertificate
+	}
+	return ""
+}
+
+func (x *ClientTls) GetPrivateKey() string {
+	if x != nil {
+		return x.PrivateKey
+	}
+	return ""
+}
+
+func (x *ClientTls) GetCaCertificates() string {
+	if x != nil {
+		return x.CaCertificates
+	}
+	return ""
+}
+
+func (x *ClientTls) GetCaCrl() string {
+	if x != nil {
+		return x.CaCrl
+	}
+	return ""
+}
+
+func (x *ClientTls) GetCredentialName() string {
+	if x != nil {
+		return x.CredentialName
+	}
+	return ""
+}
+
+func (x *ClientTls) GetSubjectAltNames() []string {
+	if x != nil {
+		return x.SubjectAltNames
+	}
+	return nil
+}
+
+func (x *ClientTls) GetSni() string {
+	if x != nil {
+		return x.Sni
+	}
+	return ""
+}
+
+func (x *ClientTls) GetInsecureSkipVerify() bool {
+	if x != nil {
+		return x.InsecureSkipVerify
+	}
+	return false
+}
+
+// ClientTlsPolicy is what one DestinationRule says of TLS to its host. The innermost level that says anything counts whole:
+// port of the subset, subset, port, host.
+type ClientTlsPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the host; absent: MODE_AUTO.
+	Host *ClientTls `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// By service port.
+	Ports map[uint32]*ClientTls `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// By name of the subset.
+	Subsets       map[string]*ClientTlsPolicy `protobuf:"bytes,3,rep,name=subsets,proto3" json:"subsets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClientTlsPolicy) Reset() {
+	*x = ClientTlsPolicy{}
+	mi := &file_settings_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientTlsPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientTlsPolicy) ProtoMessage() {}
+
+func (x *ClientTlsPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientTlsPolicy.ProtoReflect.Descriptor instead.
+func (*ClientTlsPolicy) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ClientTlsPolicy) GetHost() *ClientTls {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+func (x *ClientTlsPolicy) GetPorts() map[uint32]*ClientTls {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *ClientTlsPolicy) GetSubsets() map[string]*ClientTlsPolicy {
+	if x != nil {
+		return x.Subsets
+	}
+	return nil
+}
+
+// JsonWebKeySet holds the keys of one issuer as the control plane fetched them (JW-09). Its resource is named by api.JWKSName.
+type JsonWebKeySet struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was asked for: a jwksUri, or the URL of an issuer whose configuration names it.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// RFC 7517, public keys only.
+	Keys string `protobuf:"bytes,2,opt,name=keys,proto3" json:"keys,omitempty"`
+	// When the source last gave keys. Nothing is served before it did once.
+	Fetched       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=fetched,proto3" json:"fetched,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JsonWebKeySet) Reset() {
+	*x = JsonWebKeySet{}
+	mi := &file_settings_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JsonWebKeySet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JsonWebKeySet) ProtoMessage() {}
+
+func (x *JsonWebKeySet) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JsonWebKeySet.ProtoReflect.Descriptor instead.
+func (*JsonWebKeySet) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *JsonWebKeySet) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *JsonWebKeySet) GetKeys() string {
+	if x != nil {
+		return x.Keys
+	}
+	return ""
+}
+
+func (x *JsonWebKeySet) GetFetched() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Fetched
+	}
+	return nil
+}
+
+// Scope is what a workload sees of the mesh where that is less than everything which is exported to its namespace (Sidecar,
+// SR-16). It is named by its content hash; workloads of several namespaces may share one.
+type Scope struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it sees on each port; none: everything.
+	Egress []*Egress `protobuf:"bytes,1,rep,name=egress,proto3" json:"egress,omitempty"`
+	// For hosts in no registry; absent: the mesh's.
+	OutboundPolicy *OutboundPolicy `protobuf:"varint,2,opt,name=outbound_policy,json=outboundPolicy,proto3,enum=undermesh.v1.OutboundPolicy,oneof" json:"outbound_policy,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Scope) Reset() {
+	*x = Scope{}
+	mi := &file_settings_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Scope) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Scope) ProtoMessage() {}
+
+func (x *Scope) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Scope.ProtoReflect.Descriptor instead.
+func (*Scope) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Scope) GetEgress() []*Egress {
+	if x != nil {
+		return x.Egress
+	}
+	return nil
+}
+
+func (x *Scope) GetOutboundPolicy() OutboundPolicy {
+	if x != nil && x.OutboundPolicy != nil {
+		return *x.OutboundPolicy
+	}
+	return OutboundPolicy_ALLOW_ANY
+}
+
+// Egress lists the hosts that are seen on one port.
+type Egress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0: every port that no other item names.
+	Port uint32 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// NAMESPACE/HOST, sorted. NAMESPACE may be "*", "." (the workload's own) or "~" (none), HOST "*" or begin with "*.".
+	Hosts         []string `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Egress) Reset() {
+	*x = Egress{}
+	mi := &file_settings_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Egress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Egress) ProtoMessage() {}
+
+func (x *Egress) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Egress.ProtoReflect.Descriptor instead.
+func (*Egress) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Egress) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Egress) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
 var File_settings_proto protoreflect.FileDescriptor
 
 const file_settings_proto_rawDesc = "" +
 	"\n" +
-	"\x0esettings.proto\x12\fundermesh.v1\x1a\x1egoogle/protobuf/duration.proto\"\x94\x03\n" +
+	"\x0esettings.proto\x12\fundermesh.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x05\n" +
 	"\fMeshSettings\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x120\n" +
 	"\x14trust_domain_aliases\x18\x02 \x03(\tR\x12trustDomainAliases\x12%\n" +
@@ -466,24 +1112,84 @@ const file_settings_proto_rawDesc = "" +
 	"generation\x18\x06 \x01(\x04R\n" +
 	"generation\x12E\n" +
 	"\x11workload_cert_ttl\x18\a \x01(\v2\x19.google.protobuf.DurationR\x0fworkloadCertTtl\x123\n" +
-	"\tsame_node\x18\b \x01(\x0e2\x16.undermesh.v1.SameNodeR\bsameNode\"!\n" +
+	"\tsame_node\x18\b \x01(\x0e2\x16.undermesh.v1.SameNodeR\bsameNode\x126\n" +
+	"\n" +
+	"access_log\x18\t \x01(\v2\x17.undermesh.v1.AccessLogR\taccessLog\x12%\n" +
+	"\x0eenable_tracing\x18\n" +
+	" \x01(\bR\renableTracing\x12;\n" +
+	"\x0edefault_config\x18\v \x01(\v2\x14.google.protobuf.AnyR\rdefaultConfig\x12E\n" +
+	"\x13extension_providers\x18\f \x03(\v2\x14.google.protobuf.AnyR\x12extensionProviders\x12K\n" +
+	"\x11default_providers\x18\r \x01(\v2\x1e.undermesh.v1.DefaultProvidersR\x10defaultProviders\"\xc1\x01\n" +
+	"\tAccessLog\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\tR\x04file\x12<\n" +
+	"\bencoding\x18\x02 \x01(\x0e2 .undermesh.v1.AccessLog.EncodingR\bencoding\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\tR\x06format\"J\n" +
+	"\bEncoding\x12\x18\n" +
+	"\x14ENCODING_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rENCODING_TEXT\x10\x01\x12\x11\n" +
+	"\rENCODING_JSON\x10\x02\"m\n" +
+	"\x10DefaultProviders\x12\x18\n" +
+	"\atracing\x18\x01 \x03(\tR\atracing\x12\x18\n" +
+	"\ametrics\x18\x02 \x03(\tR\ametrics\x12%\n" +
+	"\x0eaccess_logging\x18\x03 \x03(\tR\raccessLogging\"!\n" +
 	"\vSettingsRef\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xb4\x02\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xca\x02\n" +
 	"\x10WorkloadSettings\x12\x1f\n" +
 	"\vtunnel_port\x18\x01 \x01(\rR\n" +
 	"tunnelPort\x123\n" +
 	"\tsame_node\x18\x02 \x01(\x0e2\x16.undermesh.v1.SameNodeR\bsameNode\x12*\n" +
 	"\x04mtls\x18\x03 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x04mtls\x12I\n" +
-	"\tport_mtls\x18\x04 \x03(\v2,.undermesh.v1.WorkloadSettings.PortMtlsEntryR\bportMtls\x1aS\n" +
+	"\tport_mtls\x18\x04 \x03(\v2,.undermesh.v1.WorkloadSettings.PortMtlsEntryR\bportMtls\x12\x14\n" +
+	"\x05scope\x18\x14 \x01(\tR\x05scope\x1aS\n" +
 	"\rPortMtlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12,\n" +
-	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"\xf1\x01\n" +
+	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"\x8e\x02\n" +
 	"\x0fServiceSettings\x12G\n" +
 	"\x12client_ip_affinity\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10clientIpAffinity\x12T\n" +
-	"\rapp_protocols\x18\x02 \x03(\v2/.undermesh.v1.ServiceSettings.AppProtocolsEntryR\fappProtocols\x1a?\n" +
+	"\rapp_protocols\x18\x02 \x03(\v2/.undermesh.v1.ServiceSettings.AppProtocolsEntryR\fappProtocols\x12\x1b\n" +
+	"\texport_to\x18\x14 \x03(\tR\bexportTo\x1a?\n" +
 	"\x11AppProtocolsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*2\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc8\x03\n" +
+	"\tClientTls\x120\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x1c.undermesh.v1.ClientTls.ModeR\x04mode\x12-\n" +
+	"\x12client_certificate\x18\x02 \x01(\tR\x11clientCertificate\x12\x1f\n" +
+	"\vprivate_key\x18\x03 \x01(\tR\n" +
+	"privateKey\x12'\n" +
+	"\x0fca_certificates\x18\x04 \x01(\tR\x0ecaCertificates\x12\x15\n" +
+	"\x06ca_crl\x18\x05 \x01(\tR\x05caCrl\x12'\n" +
+	"\x0fcredential_name\x18\x06 \x01(\tR\x0ecredentialName\x12*\n" +
+	"\x11subject_alt_names\x18\a \x03(\tR\x0fsubjectAltNames\x12\x10\n" +
+	"\x03sni\x18\b \x01(\tR\x03sni\x120\n" +
+	"\x14insecure_skip_verify\x18\t \x01(\bR\x12insecureSkipVerify\"`\n" +
+	"\x04Mode\x12\r\n" +
+	"\tMODE_AUTO\x10\x00\x12\x10\n" +
+	"\fMODE_DISABLE\x10\x01\x12\x0f\n" +
+	"\vMODE_SIMPLE\x10\x02\x12\x0f\n" +
+	"\vMODE_MUTUAL\x10\x03\x12\x15\n" +
+	"\x11MODE_ISTIO_MUTUAL\x10\x04\"\xf2\x02\n" +
+	"\x0fClientTlsPolicy\x12+\n" +
+	"\x04host\x18\x01 \x01(\v2\x17.undermesh.v1.ClientTlsR\x04host\x12>\n" +
+	"\x05ports\x18\x02 \x03(\v2(.undermesh.v1.ClientTlsPolicy.PortsEntryR\x05ports\x12D\n" +
+	"\asubsets\x18\x03 \x03(\v2*.undermesh.v1.ClientTlsPolicy.SubsetsEntryR\asubsets\x1aQ\n" +
+	"\n" +
+	"PortsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12-\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.undermesh.v1.ClientTlsR\x05value:\x028\x01\x1aY\n" +
+	"\fSubsetsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
+	"\x05value\x18\x02 \x01(\v2\x1d.undermesh.v1.ClientTlsPolicyR\x05value:\x028\x01\"q\n" +
+	"\rJsonWebKeySet\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
+	"\x04keys\x18\x02 \x01(\tR\x04keys\x124\n" +
+	"\afetched\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\afetched\"\x95\x01\n" +
+	"\x05Scope\x12,\n" +
+	"\x06egress\x18\x01 \x03(\v2\x14.undermesh.v1.EgressR\x06egress\x12J\n" +
+	"\x0foutbound_policy\x18\x02 \x01(\x0e2\x1c.undermesh.v1.OutboundPolicyH\x00R\x0eoutboundPolicy\x88\x01\x01B\x12\n" +
+	"\x10_outbound_policy\"2\n" +
+	"\x06Egress\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x14\n" +
+	"\x05hosts\x18\x02 \x03(\tR\x05hosts*2\n" +
 	"\x0eOutboundPolicy\x12\r\n" +
 	"\tALLOW_ANY\x10\x00\x12\x11\n" +
 	"\rREGISTRY_ONLY\x10\x01*a\n" +
@@ -509,35 +1215,62 @@ func file_settings_proto_rawDescGZIP() []byte {
 	return file_settings_proto_rawDescData
 }
 
-var file_settings_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_settings_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_settings_proto_goTypes = []any{
-	(OutboundPolicy)(0),         // 0: undermesh.v1.OutboundPolicy
-	(SameNode)(0),               // 1: undermesh.v1.SameNode
-	(MtlsMode)(0),               // 2: undermesh.v1.MtlsMode
-	(*MeshSettings)(nil),        // 3: undermesh.v1.MeshSettings
-	(*SettingsRef)(nil),         // 4: undermesh.v1.SettingsRef
-	(*WorkloadSettings)(nil),    // 5: undermesh.v1.WorkloadSettings
-	(*ServiceSettings)(nil),     // 6: undermesh.v1.ServiceSettings
-	nil,                         // 7: undermesh.v1.WorkloadSettings.PortMtlsEntry
-	nil,                         // 8: undermesh.v1.ServiceSettings.AppProtocolsEntry
-	(*durationpb.Duration)(nil), // 9: google.protobuf.Duration
+	(OutboundPolicy)(0),           // 0: undermesh.v1.OutboundPolicy
+	(SameNode)(0),                 // 1: undermesh.v1.SameNode
+	(MtlsMode)(0),                 // 2: undermesh.v1.MtlsMode
+	(AccessLog_Encoding)(0),       // 3: undermesh.v1.AccessLog.Encoding
+	(ClientTls_Mode)(0),           // 4: undermesh.v1.ClientTls.Mode
+	(*MeshSettings)(nil),          // 5: undermesh.v1.MeshSettings
+	(*AccessLog)(nil),             // 6: undermesh.v1.AccessLog
+	(*DefaultProviders)(nil),      // 7: undermesh.v1.DefaultProviders
+	(*SettingsRef)(nil),           // 8: undermesh.v1.SettingsRef
+	(*WorkloadSettings)(nil),      // 9: undermesh.v1.WorkloadSettings
+	(*ServiceSettings)(nil),       // 10: undermesh.v1.ServiceSettings
+	(*ClientTls)(nil),             // 11: undermesh.v1.ClientTls
+	(*ClientTlsPolicy)(nil),       // 12: undermesh.v1.ClientTlsPolicy
+	(*JsonWebKeySet)(nil),         // 13: undermesh.v1.JsonWebKeySet
+	(*Scope)(nil),                 // 14: undermesh.v1.Scope
+	(*Egress)(nil),                // 15: undermesh.v1.Egress
+	nil,                           // 16: undermesh.v1.WorkloadSettings.PortMtlsEntry
+	nil,                           // 17: undermesh.v1.ServiceSettings.AppProtocolsEntry
+	nil,                           // 18: undermesh.v1.ClientTlsPolicy.PortsEntry
+	nil,                           // 19: undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
+	(*anypb.Any)(nil),             // 21: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
 }
 var file_settings_proto_depIdxs = []int32{
-	0, // 0: undermesh.v1.MeshSettings.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	9, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
-	1, // 2: undermesh.v1.MeshSettings.same_node:type_name -> undermesh.v1.SameNode
-	1, // 3: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
-	2, // 4: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
-	7, // 5: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
-	9, // 6: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
-	8, // 7: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
-	2, // 8: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	0,  // 0: undermesh.v1.MeshSettings.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
+	20, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
+	1,  // 2: undermesh.v1.MeshSettings.same_node:type_name -> undermesh.v1.SameNode
+	6,  // 3: undermesh.v1.MeshSettings.access_log:type_name -> undermesh.v1.AccessLog
+	21, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
+	21, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
+	7,  // 6: undermesh.v1.MeshSettings.default_providers:type_name -> undermesh.v1.DefaultProviders
+	3,  // 7: undermesh.v1.AccessLog.encoding:type_name -> undermesh.v1.AccessLog.Encoding
+	1,  // 8: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
+	2,  // 9: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
+	16, // 10: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
+	20, // 11: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
+	17, // 12: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
+	4,  // 13: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
+	11, // 14: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
+	18, // 15: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
+	19, // 16: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	22, // 17: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
+	15, // 18: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
+	0,  // 19: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
+	2,  // 20: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
+	11, // 21: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
+	12, // 22: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_settings_proto_init() }
@@ -545,13 +1278,14 @@ func file_settings_proto_init() {
 	if File_settings_proto != nil {
 		return
 	}
+	file_settings_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_settings_proto_rawDesc), len(file_settings_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   6,
+			NumEnums:      5,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
