@@ -1,5 +1,10 @@
 package telemetry
 
+import (
+	"strings"
+	"unicode/utf8"
+)
+
 // Peer is one side of a connection as metrics name it. Empty strings are reported as "unknown".
 type Peer struct {
 	Workload          string // of the owner, as a Deployment's name
@@ -56,33 +61,53 @@ var labelNames = []string{
 	"request_protocol", "response_flags", "connection_security_policy",
 }
 
+// known is what a metric shows for s. Scraping fails as a whole for text that is not UTF-8.
 func known(s string) string {
-	if s == "" {
+	switch {
+	case s == "":
 		return "unknown"
+	case !utf8.ValidString(s):
+		return strings.ToValidUTF8(s, "\uFFFD")
 	}
 	return s
 }
 
-// values are in the order of labelNames.
+// fields are the texts of l that others choose.
+func (l *Labels) fields() []*string {
+	f := make([]*string, 0, len(labelNames))
+	for _, p := range [2]*Peer{&l.Source, &l.Destination} {
+		f = append(f, &p.Workload, &p.Namespace, &p.Principal, &p.App, &p.Version,
+			&p.CanonicalService, &p.CanonicalRevision, &p.Cluster, &p.Region, &p.Zone)
+	}
+	return append(f, &l.Service.Host, &l.Service.Name, &l.Service.Namespace)
+}
+
+// canonical is equal for all labels that show the same: two series with the same values would fail every scrape, and a pod may
+// well be labelled "app: unknown".
+func (l Labels) canonical() Labels {
+	for _, f := range l.fields() {
+		*f = known(*f)
+	}
+	if l.Flags == "" {
+		l.Flags = "-"
+	}
+	if l.Security == "" {
+		l.Security = NoTLS
+	}
+	return l
+}
+
+// values of canonical labels are in the order of labelNames.
 func (l Labels) values() []string {
 	v := make([]string, 0, len(labelNames))
 	v = append(v, string(l.Reporter))
-	for _, p := range [2]*Peer{&l.Source, &l.Destination} {
-		v = append(v, known(p.Workload), known(p.Namespace), known(p.Principal), known(p.App), known(p.Version),
-			known(p.CanonicalService), known(p.CanonicalRevision), known(p.Cluster), known(p.Region), known(p.Zone))
+	for _, f := range l.fields() {
+		v = append(v, *f)
 	}
-	flags := l.Flags
-	if flags == "" {
-		flags = "-"
-	}
-	security := l.Security
-	if security == "" {
-		security = NoTLS
-	}
-	return append(v, known(l.Service.Host), known(l.Service.Name), known(l.Service.Namespace), "tcp", flags, string(security))
+	return append(v, "tcp", l.Flags, string(l.Security))
 }
 
 // overflow is the series of everything that no series of its own is left for.
 func (l Labels) overflow() Labels {
-	return Labels{Reporter: l.Reporter, Security: l.Security, Flags: l.Flags}
+	return Labels{Reporter: l.Reporter, Security: l.Security, Flags: l.Flags}.canonical()
 }

@@ -156,6 +156,7 @@ func (r *Registry) Refused(why reason.Reason) {
 
 // take returns the series of l with one more live connection, so that it does not expire before give.
 func (r *Registry) take(l Labels) *series {
+	l = l.canonical()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.series[l]

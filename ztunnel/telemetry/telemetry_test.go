@@ -106,6 +106,27 @@ func TestFailuresCarryTheirFlagAndReason(t *testing.T) {
 	}
 }
 
+// TestTenantsCannotBreakScraping: what shows the same is one series, and text that is not UTF-8 is shown.
+func TestTenantsCannotBreakScraping(t *testing.T) {
+	r := New(Config{Clock: clock.System()})
+	none := func() (uint64, uint64) { return 0, 0 }
+	for _, app := range []string{"", "unknown", "a\xffb", "a\xfeb", "{}\"\n="} {
+		l := example
+		l.Source.App = app
+		r.Open(none, l).Close()
+	}
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(r)
+	if _, err := reg.Gather(); err != nil {
+		t.Fatal(err)
+	}
+	for app, want := range map[string]float64{"unknown": 2, "a\uFFFDb": 2, "{}\"\n=": 1} {
+		if got := value(t, r, "istio_tcp_connections_opened_total", "source_app", app); got != want {
+			t.Errorf("source_app %q: %v connections, want %v", app, got, want)
+		}
+	}
+}
+
 func TestSeriesAreBoundedAndExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := New(Config{Clock: clock.System(), MaxSeries: 3, ExpireAfter: time.Minute})
