@@ -227,6 +227,67 @@ func (AccessLog_Encoding) EnumDescriptor() ([]byte, []int) {
 	return file_settings_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// Values as ServiceEntry has them.
+type ServiceSettings_Resolution int32
+
+const (
+	// To one of its workloads.
+	ServiceSettings_RESOLUTION_ENDPOINTS ServiceSettings_Resolution = 0
+	// NONE: to the address that was dialled; it has no workloads.
+	ServiceSettings_RESOLUTION_ORIGINAL ServiceSettings_Resolution = 1
+	// DNS: the hostnames of its workloads are resolved, any of their addresses counts.
+	ServiceSettings_RESOLUTION_DNS ServiceSettings_Resolution = 2
+	// DNS_ROUND_ROBIN: the same, and the first address counts.
+	ServiceSettings_RESOLUTION_DNS_ROUND_ROBIN ServiceSettings_Resolution = 3
+	// DYNAMIC_DNS: the host that the client names is resolved.
+	ServiceSettings_RESOLUTION_DYNAMIC_DNS ServiceSettings_Resolution = 4
+)
+
+// Enum value maps for ServiceSettings_Resolution.
+var (
+	ServiceSettings_Resolution_name = map[int32]string{
+		0: "RESOLUTION_ENDPOINTS",
+		1: "RESOLUTION_ORIGINAL",
+		2: "RESOLUTION_DNS",
+		3: "RESOLUTION_DNS_ROUND_ROBIN",
+		4: "RESOLUTION_DYNAMIC_DNS",
+	}
+	ServiceSettings_Resolution_value = map[string]int32{
+		"RESOLUTION_ENDPOINTS":       0,
+		"RESOLUTION_ORIGINAL":        1,
+		"RESOLUTION_DNS":             2,
+		"RESOLUTION_DNS_ROUND_ROBIN": 3,
+		"RESOLUTION_DYNAMIC_DNS":     4,
+	}
+)
+
+func (x ServiceSettings_Resolution) Enum() *ServiceSettings_Resolution {
+	p := new(ServiceSettings_Resolution)
+	*p = x
+	return p
+}
+
+func (x ServiceSettings_Resolution) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ServiceSettings_Resolution) Descriptor() protoreflect.EnumDescriptor {
+	return file_settings_proto_enumTypes[4].Descriptor()
+}
+
+func (ServiceSettings_Resolution) Type() protoreflect.EnumType {
+	return &file_settings_proto_enumTypes[4]
+}
+
+func (x ServiceSettings_Resolution) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ServiceSettings_Resolution.Descriptor instead.
+func (ServiceSettings_Resolution) EnumDescriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{5, 0}
+}
+
 type ClientTls_Mode int32
 
 const (
@@ -267,11 +328,11 @@ func (x ClientTls_Mode) String() string {
 }
 
 func (ClientTls_Mode) Descriptor() protoreflect.EnumDescriptor {
-	return file_settings_proto_enumTypes[4].Descriptor()
+	return file_settings_proto_enumTypes[5].Descriptor()
 }
 
 func (ClientTls_Mode) Type() protoreflect.EnumType {
-	return &file_settings_proto_enumTypes[4]
+	return &file_settings_proto_enumTypes[5]
 }
 
 func (x ClientTls_Mode) Number() protoreflect.EnumNumber {
@@ -690,7 +751,13 @@ type ServiceSettings struct {
 	// Application protocol by service port ("http", "http2", "grpc", "tcp", "tls", …); absent means undeclared (SR-12).
 	AppProtocols map[uint32]string `protobuf:"bytes,2,rep,name=app_protocols,json=appProtocols,proto3" json:"app_protocols,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Namespaces from which the service is seen (exportTo), sorted; none: all of them, the one item "~": none of them.
-	ExportTo      []string `protobuf:"bytes,20,rep,name=export_to,json=exportTo,proto3" json:"export_to,omitempty"`
+	ExportTo []string `protobuf:"bytes,20,rep,name=export_to,json=exportTo,proto3" json:"export_to,omitempty"`
+	// Where a connection to the service goes.
+	Resolution ServiceSettings_Resolution `protobuf:"varint,30,opt,name=resolution,proto3,enum=undermesh.v1.ServiceSettings_Resolution" json:"resolution,omitempty"`
+	// The service is outside the mesh (ServiceEntry location MESH_EXTERNAL, ExternalName).
+	External bool `protobuf:"varint,31,opt,name=external,proto3" json:"external,omitempty"`
+	// Users declared it with its addresses (ServiceEntry): an address of a pod or of a Kubernetes service is not its.
+	Declared      bool `protobuf:"varint,32,opt,name=declared,proto3" json:"declared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -744,6 +811,27 @@ func (x *ServiceSettings) GetExportTo() []string {
 		return x.ExportTo
 	}
 	return nil
+}
+
+func (x *ServiceSettings) GetResolution() ServiceSettings_Resolution {
+	if x != nil {
+		return x.Resolution
+	}
+	return ServiceSettings_RESOLUTION_ENDPOINTS
+}
+
+func (x *ServiceSettings) GetExternal() bool {
+	if x != nil {
+		return x.External
+	}
+	return false
+}
+
+func (x *ServiceSettings) GetDeclared() bool {
+	if x != nil {
+		return x.Declared
+	}
+	return false
 }
 
 // ClientTls says how clients reach a host (DestinationRule trafficPolicy.tls).
@@ -1143,14 +1231,26 @@ const file_settings_proto_rawDesc = "" +
 	"\x05scope\x18\x14 \x01(\tR\x05scope\x1aS\n" +
 	"\rPortMtlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12,\n" +
-	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"\x8e\x02\n" +
+	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"\xa2\x04\n" +
 	"\x0fServiceSettings\x12G\n" +
 	"\x12client_ip_affinity\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10clientIpAffinity\x12T\n" +
 	"\rapp_protocols\x18\x02 \x03(\v2/.undermesh.v1.ServiceSettings.AppProtocolsEntryR\fappProtocols\x12\x1b\n" +
-	"\texport_to\x18\x14 \x03(\tR\bexportTo\x1a?\n" +
+	"\texport_to\x18\x14 \x03(\tR\bexportTo\x12H\n" +
+	"\n" +
+	"resolution\x18\x1e \x01(\x0e2(.undermesh.v1.ServiceSettings.ResolutionR\n" +
+	"resolution\x12\x1a\n" +
+	"\bexternal\x18\x1f \x01(\bR\bexternal\x12\x1a\n" +
+	"\bdeclared\x18  \x01(\bR\bdeclared\x1a?\n" +
 	"\x11AppProtocolsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc8\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8f\x01\n" +
+	"\n" +
+	"Resolution\x12\x18\n" +
+	"\x14RESOLUTION_ENDPOINTS\x10\x00\x12\x17\n" +
+	"\x13RESOLUTION_ORIGINAL\x10\x01\x12\x12\n" +
+	"\x0eRESOLUTION_DNS\x10\x02\x12\x1e\n" +
+	"\x1aRESOLUTION_DNS_ROUND_ROBIN\x10\x03\x12\x1a\n" +
+	"\x16RESOLUTION_DYNAMIC_DNS\x10\x04\"\xc8\x03\n" +
 	"\tClientTls\x120\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x1c.undermesh.v1.ClientTls.ModeR\x04mode\x12-\n" +
 	"\x12client_certificate\x18\x02 \x01(\tR\x11clientCertificate\x12\x1f\n" +
@@ -1215,62 +1315,64 @@ func file_settings_proto_rawDescGZIP() []byte {
 	return file_settings_proto_rawDescData
 }
 
-var file_settings_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_settings_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
 var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_settings_proto_goTypes = []any{
-	(OutboundPolicy)(0),           // 0: undermesh.v1.OutboundPolicy
-	(SameNode)(0),                 // 1: undermesh.v1.SameNode
-	(MtlsMode)(0),                 // 2: undermesh.v1.MtlsMode
-	(AccessLog_Encoding)(0),       // 3: undermesh.v1.AccessLog.Encoding
-	(ClientTls_Mode)(0),           // 4: undermesh.v1.ClientTls.Mode
-	(*MeshSettings)(nil),          // 5: undermesh.v1.MeshSettings
-	(*AccessLog)(nil),             // 6: undermesh.v1.AccessLog
-	(*DefaultProviders)(nil),      // 7: undermesh.v1.DefaultProviders
-	(*SettingsRef)(nil),           // 8: undermesh.v1.SettingsRef
-	(*WorkloadSettings)(nil),      // 9: undermesh.v1.WorkloadSettings
-	(*ServiceSettings)(nil),       // 10: undermesh.v1.ServiceSettings
-	(*ClientTls)(nil),             // 11: undermesh.v1.ClientTls
-	(*ClientTlsPolicy)(nil),       // 12: undermesh.v1.ClientTlsPolicy
-	(*JsonWebKeySet)(nil),         // 13: undermesh.v1.JsonWebKeySet
-	(*Scope)(nil),                 // 14: undermesh.v1.Scope
-	(*Egress)(nil),                // 15: undermesh.v1.Egress
-	nil,                           // 16: undermesh.v1.WorkloadSettings.PortMtlsEntry
-	nil,                           // 17: undermesh.v1.ServiceSettings.AppProtocolsEntry
-	nil,                           // 18: undermesh.v1.ClientTlsPolicy.PortsEntry
-	nil,                           // 19: undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
-	(*anypb.Any)(nil),             // 21: google.protobuf.Any
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(OutboundPolicy)(0),             // 0: undermesh.v1.OutboundPolicy
+	(SameNode)(0),                   // 1: undermesh.v1.SameNode
+	(MtlsMode)(0),                   // 2: undermesh.v1.MtlsMode
+	(AccessLog_Encoding)(0),         // 3: undermesh.v1.AccessLog.Encoding
+	(ServiceSettings_Resolution)(0), // 4: undermesh.v1.ServiceSettings.Resolution
+	(ClientTls_Mode)(0),             // 5: undermesh.v1.ClientTls.Mode
+	(*MeshSettings)(nil),            // 6: undermesh.v1.MeshSettings
+	(*AccessLog)(nil),               // 7: undermesh.v1.AccessLog
+	(*DefaultProviders)(nil),        // 8: undermesh.v1.DefaultProviders
+	(*SettingsRef)(nil),             // 9: undermesh.v1.SettingsRef
+	(*WorkloadSettings)(nil),        // 10: undermesh.v1.WorkloadSettings
+	(*ServiceSettings)(nil),         // 11: undermesh.v1.ServiceSettings
+	(*ClientTls)(nil),               // 12: undermesh.v1.ClientTls
+	(*ClientTlsPolicy)(nil),         // 13: undermesh.v1.ClientTlsPolicy
+	(*JsonWebKeySet)(nil),           // 14: undermesh.v1.JsonWebKeySet
+	(*Scope)(nil),                   // 15: undermesh.v1.Scope
+	(*Egress)(nil),                  // 16: undermesh.v1.Egress
+	nil,                             // 17: undermesh.v1.WorkloadSettings.PortMtlsEntry
+	nil,                             // 18: undermesh.v1.ServiceSettings.AppProtocolsEntry
+	nil,                             // 19: undermesh.v1.ClientTlsPolicy.PortsEntry
+	nil,                             // 20: undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	(*durationpb.Duration)(nil),     // 21: google.protobuf.Duration
+	(*anypb.Any)(nil),               // 22: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil),   // 23: google.protobuf.Timestamp
 }
 var file_settings_proto_depIdxs = []int32{
 	0,  // 0: undermesh.v1.MeshSettings.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	20, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
+	21, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
 	1,  // 2: undermesh.v1.MeshSettings.same_node:type_name -> undermesh.v1.SameNode
-	6,  // 3: undermesh.v1.MeshSettings.access_log:type_name -> undermesh.v1.AccessLog
-	21, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
-	21, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
-	7,  // 6: undermesh.v1.MeshSettings.default_providers:type_name -> undermesh.v1.DefaultProviders
+	7,  // 3: undermesh.v1.MeshSettings.access_log:type_name -> undermesh.v1.AccessLog
+	22, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
+	22, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
+	8,  // 6: undermesh.v1.MeshSettings.default_providers:type_name -> undermesh.v1.DefaultProviders
 	3,  // 7: undermesh.v1.AccessLog.encoding:type_name -> undermesh.v1.AccessLog.Encoding
 	1,  // 8: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
 	2,  // 9: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
-	16, // 10: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
-	20, // 11: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
-	17, // 12: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
-	4,  // 13: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
-	11, // 14: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
-	18, // 15: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
-	19, // 16: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	22, // 17: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
-	15, // 18: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
-	0,  // 19: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	2,  // 20: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
-	11, // 21: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
-	12, // 22: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	17, // 10: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
+	21, // 11: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
+	18, // 12: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
+	4,  // 13: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
+	5,  // 14: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
+	12, // 15: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
+	19, // 16: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
+	20, // 17: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	23, // 18: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
+	16, // 19: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
+	0,  // 20: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
+	2,  // 21: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
+	12, // 22: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
+	13, // 23: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_settings_proto_init() }
@@ -1284,7 +1386,7 @@ func file_settings_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_settings_proto_rawDesc), len(file_settings_proto_rawDesc)),
-			NumEnums:      5,
+			NumEnums:      6,
 			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
