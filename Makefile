@@ -20,6 +20,7 @@ LICENCES ?= Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
 # Each recipe that builds runs "$(setup) STEP…" first: it installs what is missing and makes the right Go be found.
 setup = gobin=$$(.ci/setup $(1)); [ -z "$$gobin" ] || export PATH="$$gobin:$$PATH";
 ldflags = -s -w -X github.com/undermesh/undermesh/controller/api/version.Version=$(VERSION) -X github.com/undermesh/undermesh/controller/api/version.Commit=$(COMMIT)
+formatted = bad=$$(git ls-files '*.go' | xargs gofmt -l); [ -z "$$bad" ] || { echo "not formatted: $$bad" >&2; exit 1; }
 components = undermesh controller nodeagent ztunnel undermesh-cni
 mesh_images = .cache/images/controller.tar .cache/images/nodeagent.tar .cache/images/ztunnel.tar
 cluster_flags = --name $(NAME) --nodes $(NODES) --proxy $(PROXY) --family $(FAMILY)
@@ -77,7 +78,7 @@ endef
 
 ## test-unit       go test ./... without root or clang
 test-unit:
-	@$(call setup,build) echo "== unit"; go vet ./...; $(call gotest,unit,./...); \
+	@$(call setup,build) echo "== unit"; $(formatted); go vet ./...; $(call gotest,unit,./...); \
 	go -C test/cluster vet ./... && go -C test/cluster test ./...
 
 # Packages with tests that need root: real network namespaces, cgroups and BPF.
@@ -130,7 +131,7 @@ check-generate: generate
 
 ## check           formatting, vet, staticcheck, dead code, licences of what is linked, the shape of the tree, generated files
 check: check-generate
-	@$(call setup,build) test -z "$$(gofmt -l $$(git ls-files '*.go'))"; go vet ./...; go test ./test/shape; \
+	@$(call setup,build) $(formatted); go vet ./...; go test ./test/shape; \
 	go build -C test/lint -o ../../.cache/lint/ honnef.co/go/tools/cmd/staticcheck golang.org/x/tools/cmd/deadcode github.com/google/go-licenses/v2; \
 	echo "staticcheck"; .cache/lint/staticcheck -checks inherit,-SA1019 ./...; \
 	echo "dead code"; dead=$$(.cache/lint/deadcode -test ./...); echo "$$dead"; test -z "$$dead"; \

@@ -31,7 +31,9 @@ func may(t *testing.T, kind, role, verb, group, resource, name string) bool {
 				t.Fatal(err)
 			}
 			for _, rule := range r.Rules {
-				has := func(list []string, want string) bool { return slices.Contains(list, want) || slices.Contains(list, "*") }
+				has := func(list []string, want string) bool {
+					return slices.Contains(list, want) || slices.Contains(list, "*")
+				}
 				if has(rule.APIGroups, group) && has(rule.Resources, resource) && has(rule.Verbs, verb) &&
 					(len(rule.ResourceNames) == 0 || slices.Contains(rule.ResourceNames, name)) {
 					return true
