@@ -6,6 +6,8 @@ import (
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/undermesh/undermesh/controller/model"
 )
 
 // may tells whether the named role of the default profile grants a verb; name "" asks for every object of the resource.
@@ -86,7 +88,9 @@ func TestControllerRights(t *testing.T) {
 		{"ClusterRole", "patch", "", "pods", "", false},
 		{"ClusterRole", "create", "", "events", "", false},
 		{"ClusterRole", "get", "apiextensions.k8s.io", "customresourcedefinitions", "", false},
-		{"ClusterRole", "get", "networking.istio.io", "virtualservices", "", false},
+		{"ClusterRole", "patch", "networking.istio.io", "virtualservices", "", false},
+		{"ClusterRole", "get", "networking.k8s.io", "networkpolicies", "", false},
+		{"ClusterRole", "patch", "networking.k8s.io", "ingresses/status", "", false},
 		{"Role", "get", "", "secrets", "istio-ca-secret", true},
 		{"Role", "get", "", "secrets", "cacerts", true},
 		{"Role", "create", "", "secrets", "", true},
@@ -109,6 +113,21 @@ func TestControllerRights(t *testing.T) {
 		}
 		if got := may(t, tc.kind, role, tc.verb, tc.group, tc.resource, tc.name); got != tc.want {
 			t.Errorf("%s: the controller may %s %s %q: %v, want %v", tc.kind, tc.verb, tc.resource, tc.name, got, tc.want)
+		}
+	}
+}
+
+// TestControllerWatchesKinds: a kind that it may not list would keep the controller from ever being ready.
+func TestControllerWatchesKinds(t *testing.T) {
+	for _, r := range model.Resources() {
+		for _, verb := range []string{"get", "list", "watch"} {
+			if !may(t, "ClusterRole", "istiod-istio-system", verb, r.Group, r.Plural, "") {
+				t.Errorf("the controller may not %s %s of %s", verb, r.Plural, r.Group)
+			}
+		}
+		status := r.Group != model.GroupIngress && r.Kind != model.KindReferenceGrant // these have no conditions
+		if got := may(t, "ClusterRole", "istiod-istio-system", "patch", r.Group, r.Plural+"/status", ""); got != status {
+			t.Errorf("the controller may patch the status of %s of %s: %v, want %v", r.Plural, r.Group, got, status)
 		}
 	}
 }

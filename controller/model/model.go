@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -40,7 +41,8 @@ type Event struct {
 	Kind   Kind
 	Name   Name
 	Object any              // *corev1.Pod, …; nil: the object is gone. Never modified afterwards
-	Issues []validate.Field // fields of a policy that the decoder did not understand
+	Issues []validate.Field // fields of the object that the decoder did not understand
+	Status map[string]any   // of the object, as the API server has it; nil when there is none. Never modified
 }
 
 // Pod is what the mesh needs of a pod.
@@ -110,6 +112,10 @@ type Mesh struct {
 	TrustDomainAliases []string
 	RootNamespace      string
 	RegistryOnly       bool
+	// Config is everything that the ConfigMap says; nil when there is none. Never modified.
+	Config *meshv1alpha1.MeshConfig
+	// LogEncodingGiven: accessLogEncoding stands in the ConfigMap, whose zero is TEXT.
+	LogEncodingGiven bool
 }
 
 func olderThan(aTime, bTime time.Time, a, b Name) bool {

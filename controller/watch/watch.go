@@ -10,8 +10,6 @@ import (
 	"fmt"
 	"sync"
 
-	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
-	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -39,16 +37,8 @@ func kindOf(o any) (kind model.Kind, ok bool) {
 		return model.KindConfigMap, true
 	case *discoveryv1.EndpointSlice:
 		return model.KindEndpointSlice, true
-	case *securityv1.PeerAuthentication:
-		return model.KindPeerAuthentication, true
-	case *securityv1.AuthorizationPolicy:
-		return model.KindAuthorizationPolicy, true
-	case *networkingv1.ServiceEntry:
-		return model.KindServiceEntry, true
-	case *networkingv1.WorkloadEntry:
-		return model.KindWorkloadEntry, true
 	}
-	return "", false
+	return kindOfMesh(o)
 }
 
 func fieldsOf(issues []configdir.Issue) []validate.Field {
