@@ -19,6 +19,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/undermesh/undermesh/controller/model/support"
 )
 
 //go:embed rows.tsv
@@ -145,6 +147,12 @@ func status(id string, p *proof) string {
 	return "pass"
 }
 
+// unenforced counts the fields that users may write and that do not do all they say, those without effect by design apart.
+func unenforced() int {
+	n := support.Count()
+	return n[support.Carried] + n[support.Refused] + n[support.Accepted]
+}
+
 func write(dir string, rows []row, proofs map[string]*proof) error {
 	var tsv, md strings.Builder
 	count := map[string]int{}
@@ -161,9 +169,9 @@ func write(dir string, rows []row, proofs map[string]*proof) error {
 			fmt.Fprintf(&md, "| %s | %s | %s | %s | %s |\n", r.id, r.title, st, strings.Join(tests, "<br>"), strings.Join(controls, "<br>")+deviations[r.id])
 		}
 	}
-	head := fmt.Sprintf("# Capabilities\n\nMade by `make capabilities` from the tests that ran. %d rows: %d pass, %d fail, %d vacuous (no control), %d deviations, %d open.\n"+
+	head := fmt.Sprintf("# Capabilities\n\nMade by `make capabilities` from the tests that ran. %d rows: %d pass, %d fail, %d vacuous (no control), %d deviations, %d open; %d fields are accepted and not enforced ([enforcement.md](enforcement.md)).\n"+
 		"Rows that no test proves are in `capabilities.tsv` only.\n\n| row | capability | state | tests | controls |\n|---|---|---|---|---|\n",
-		len(rows), count["pass"], count["fail"], count["vacuous"], count["deviation"], count["open"])
+		len(rows), count["pass"], count["fail"], count["vacuous"], count["deviation"], count["open"], unenforced())
 	if err := os.WriteFile(dir+"/capabilities.tsv", []byte(tsv.String()), 0o644); err != nil {
 		return err
 	}

@@ -1,0 +1,16 @@
+// Command gen writes docs/enforcement.md from the table of package support. Run it with "make generate".
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/undermesh/undermesh/controller/model/support"
+)
+
+func main() {
+	if err := os.WriteFile("docs/enforcement.md", []byte(support.Markdown()), 0o644); err != nil {
+		fmt.Fprintln(os.Stderr, "gen: write documentation:", err)
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,193 @@
+package support
+
+// The decisions about Istio's kinds. An entry reaches down to everything below its path; the longest path counts.
+
+const (
+	noSidecar = "there is no sidecar to configure"
+	noVM      = "workloads outside Kubernetes are declared by WorkloadEntry"
+)
+
+var virtualService = []entry{
+	{"hosts", Accepted, L7, "SR-03 SR-04 SR-11 TR-12", ""},
+	{"gateways", Accepted, L7, "SR-15 IG-02 TR-08", ""},
+	{"exportTo", Accepted, L7, "SR-16", ""},
+	{"http[].name", Accepted, L7, "TR-01", ""},
+	{"http[].match", Accepted, L7, "TR-01 TR-04 TR-09", ""},
+	{"http[].match[].headers", Accepted, L7, "TR-02 TR-03", ""},
+	{"http[].match[].scheme", Accepted, L7, "TR-05", ""},
+	{"http[].match[].method", Accepted, L7, "TR-05", ""},
+	{"http[].match[].authority", Accepted, L7, "TR-05", ""},
+	{"http[].match[].port", Accepted, L7, "TR-06", ""},
+	{"http[].match[].sourceLabels", Accepted, L7, "TR-07", ""},
+	{"http[].match[].gateways", Accepted, L7, "TR-08", ""},
+	{"http[].match[].statPrefix", Accepted, L7, "ME-09", ""},
+	{"http[].route", Accepted, L7, "TR-10 TR-11 TR-12 TR-17 TR-19 TR-20", ""},
+	{"http[].route[].headers", Accepted, L7, "TR-15", ""},
+	{"http[].redirect", Accepted, L7, "TR-14", ""},
+	{"http[].directResponse", Accepted, L7, "TR-01", ""},
+	{"http[].delegate", Accepted, L7, "TR-01", ""},
+	{"http[].rewrite", Accepted, L7, "TR-13", ""},
+	{"http[].timeout", Accepted, L7, "RS-01 EG-06", ""},
+	{"http[].retries", Accepted, L7, "RS-05 RS-06", ""},
+	{"http[].fault.delay", Accepted, L7, "RS-14 RS-17 RS-18", ""},
+	{"http[].fault.delay.percent", Accepted, L7, "RS-15", ""},
+	{"http[].fault.abort", Accepted, L7, "RS-16 RS-17 RS-18", ""},
+	{"http[].mirror", Accepted, L7, "TR-24 TR-25", ""},
+	{"http[].mirrors", Accepted, L7, "TR-24 TR-25", ""},
+	{"http[].mirrorPercent", Accepted, L7, "TR-24", ""},
+	{"http[].mirrorPercentage", Accepted, L7, "TR-24", ""},
+	{"http[].corsPolicy", Accepted, L7, "TR-16", ""},
+	{"http[].headers", Accepted, L7, "TR-15", ""},
+	{"tcp", Accepted, L7, "TC-01 TC-07", ""},
+	{"tcp[].match", Accepted, L7, "TC-02 TC-03 TC-04", ""},
+	{"tls", Accepted, L7, "TC-05 TC-06", ""},
+}
+
+var destinationRule = []entry{
+	{"host", Accepted, L7, "SR-17 TR-10", ""},
+	{"exportTo", Accepted, L7, "SR-17", ""},
+	{"workloadSelector", Accepted, L7, "SR-17", ""},
+	{"subsets", Accepted, L7, "TR-10 LB-05 RS-10", ""},
+	{"trafficPolicy.loadBalancer", Accepted, L7, "LB-01 LB-02 LB-03 LB-04", ""},
+	{"trafficPolicy.loadBalancer.consistentHash", Accepted, L7, "LB-07", ""},
+	{"trafficPolicy.loadBalancer.localityLbSetting", Accepted, L7, "LB-08 LB-10 LB-11", ""},
+	{"trafficPolicy.loadBalancer.zoneAwareLbSetting", Accepted, L7, "LB-08", ""},
+	{"trafficPolicy.connectionPool", Accepted, L7, "RS-07 RS-08 RS-09 RS-21", ""},
+	{"trafficPolicy.outlierDetection", Accepted, L7, "LB-08 LB-09 RS-11 RS-13", ""},
+	{"trafficPolicy.outlierDetection.consecutiveErrors", Accepted, L7, "RS-12", ""},
+	{"trafficPolicy.tls", Accepted, L7, "MT-13 EG-09 EG-23", ""},
+	{"trafficPolicy.portLevelSettings", Accepted, L7, "LB-06 MT-07", ""},
+	{"trafficPolicy.tunnel", Accepted, L7, "EG-22", ""},
+	{"trafficPolicy.proxyProtocol", Accepted, L7, "IG-22", ""},
+	{"trafficPolicy.retryBudget", Accepted, L7, "RS-05", ""},
+}
+
+var gateway = []entry{
+	{"selector", Accepted, Gateways, "IG-08", ""},
+	{"servers", Accepted, Gateways, "IG-01 IG-18 IG-26", ""},
+	{"servers[].port", Accepted, Gateways, "IG-01 IG-19 TC-08", ""},
+	{"servers[].hosts", Accepted, Gateways, "IG-01 IG-05 IG-06 IG-15", ""},
+	{"servers[].tls", Accepted, Gateways, "IG-09 IG-10 IG-11 IG-12 IG-13 IG-14 IG-17", ""},
+	{"servers[].tls.httpsRedirect", Accepted, Gateways, "IG-16", ""},
+}
+
+var serviceEntry = []entry{
+	{"hosts", Accepted, "2/5", "SR-05 SR-09", ""},
+	{"addresses", Accepted, "2/5", "SR-08", ""},
+	{"ports", Accepted, "2/5", "SR-05 SR-10 SR-12", ""},
+	{"location", Accepted, "2/5", "SR-05", ""},
+	{"resolution", Accepted, "2/5", "SR-05 SR-06 SR-07", ""},
+	{"endpoints", Accepted, "2/5", "SR-07", ""},
+	{"workloadSelector", Accepted, "2/5", "SR-07", ""},
+	{"exportTo", Accepted, "2/5", "SR-16", ""},
+	{"subjectAltNames", Accepted, "2/5", "MT-15", ""},
+}
+
+var workloadEntry = []entry{
+	{"", Accepted, "2/5", "SR-07 SR-20", ""},
+}
+
+var workloadGroup = []entry{
+	{"", Unused, "", "SR-20", noVM},
+}
+
+var sidecar = []entry{
+	{"egress", Accepted, "2/5", "SR-16", ""},
+	{"egress[].captureMode", Unused, "", "SR-16", noSidecar},
+	{"egress[].bind", Unused, "", "SR-16", noSidecar},
+	{"workloadSelector", Accepted, "2/5", "SR-16", ""},
+	{"outboundTrafficPolicy", Accepted, L7, "EG-01 EG-02", ""},
+	{"ingress", Accepted, L7, "SR-16", ""},
+	{"ingress[].captureMode", Unused, "", "SR-16", noSidecar},
+	{"ingress[].bind", Unused, "", "SR-16", noSidecar},
+	{"inboundConnectionPool", Accepted, L7, "RS-07", ""},
+}
+
+var envoyFilter = []entry{
+	{"", Accepted, Gateways, "EX-02 RL-01 RL-04 IG-23", ""},
+}
+
+var proxyConfig = []entry{
+	{"selector", Accepted, Policy, "IN-37", ""},
+	{"concurrency", Unused, "", "IN-37", "one proxy serves all pods of a node"},
+	{"environmentVariables", Accepted, Policy, "IN-37", ""},
+	{"image", Unused, "", "IN-37", noSidecar},
+}
+
+const rightGroup = "decides nothing: each kind has one right value, which is checked"
+
+var peerAuthentication = []entry{
+	{"selector.matchLabels{}", Enforced, "", "MT-06", ""},
+	{"mtls.mode", Enforced, "", "MT-03 MT-04 MT-05 MT-09 MT-10 MT-11 MT-12 MT-27", ""},
+	{"portLevelMtls{}.mode", Enforced, "", "MT-07 MT-08", ""},
+}
+
+var requestAuthentication = []entry{
+	{"jwtRules", Accepted, Policy, "JW-01 JW-02 JW-04 JW-05 JW-08 JW-10", ""},
+	{"jwtRules[].jwksUri", Accepted, Policy, "JW-01 JW-09", ""},
+	{"jwtRules[].fromHeaders", Accepted, Policy, "JW-03", ""},
+	{"jwtRules[].fromParams", Accepted, Policy, "JW-03", ""},
+	{"jwtRules[].fromCookies", Accepted, Policy, "JW-03", ""},
+	{"selector", Accepted, Policy, "JW-06 JW-07", ""},
+	{"targetRef", Accepted, Policy, "JW-07", ""},
+	{"targetRefs", Accepted, Policy, "JW-07", ""},
+}
+
+const tcpOnly = "judged as on TCP: in a rule of an ALLOW policy the rule matches nothing, in one of a DENY policy it matches whatever the rest does"
+
+var authorizationPolicy = []entry{
+	{"selector.matchLabels{}", Enforced, "", "AZ-07", ""},
+	{"targetRef.kind", Enforced, "", "AZ-07", ""},
+	{"targetRef.name", Enforced, "", "AZ-07", ""},
+	{"targetRef.group", Unused, "", "AZ-07", rightGroup},
+	{"targetRef.namespace", Unused, "", "AZ-07", rightGroup},
+	{"targetRefs[].kind", Enforced, "", "AZ-07", ""},
+	{"targetRefs[].name", Enforced, "", "AZ-07", ""},
+	{"targetRefs[].group", Unused, "", "AZ-07", rightGroup},
+	{"targetRefs[].namespace", Unused, "", "AZ-07", rightGroup},
+	{"action", Enforced, "", "AZ-02 AZ-03 AZ-04 AZ-05", "CUSTOM denies, AUDIT records nothing"},
+	{"provider", Refused, Policy, "AZ-25 AZ-26 AZ-28", "with the action CUSTOM the policy denies everything"},
+	{"rules[].from[].source.principals[]", Enforced, "", "AZ-12 AZ-32 AZ-35", ""},
+	{"rules[].from[].source.notPrincipals[]", Enforced, "", "AZ-12 AZ-18", ""},
+	{"rules[].from[].source.namespaces[]", Enforced, "", "AZ-13", ""},
+	{"rules[].from[].source.notNamespaces[]", Enforced, "", "AZ-13 AZ-18", ""},
+	{"rules[].from[].source.serviceAccounts[]", Enforced, "", "AZ-12", ""},
+	{"rules[].from[].source.notServiceAccounts[]", Enforced, "", "AZ-12 AZ-18", ""},
+	{"rules[].from[].source.ipBlocks[]", Enforced, "", "AZ-14", ""},
+	{"rules[].from[].source.notIpBlocks[]", Enforced, "", "AZ-14 AZ-18", ""},
+	{"rules[].from[].source.remoteIpBlocks", Refused, Policy, "AZ-15", tcpOnly},
+	{"rules[].from[].source.notRemoteIpBlocks", Refused, Policy, "AZ-15 AZ-18", tcpOnly},
+	{"rules[].from[].source.requestPrincipals", Refused, Policy, "AZ-16", tcpOnly},
+	{"rules[].from[].source.notRequestPrincipals", Refused, Policy, "AZ-16 AZ-18", tcpOnly},
+	{"rules[].from[].source.trustDomains", Refused, Policy, "AZ-35", tcpOnly},
+	{"rules[].from[].source.notTrustDomains", Refused, Policy, "AZ-35 AZ-18", tcpOnly},
+	{"rules[].to[].operation.ports[]", Enforced, "", "AZ-10 AZ-21", ""},
+	{"rules[].to[].operation.notPorts[]", Enforced, "", "AZ-10 AZ-18", ""},
+	{"rules[].to[].operation.hosts", Refused, Policy, "AZ-11", tcpOnly},
+	{"rules[].to[].operation.notHosts", Refused, Policy, "AZ-11 AZ-18", tcpOnly},
+	{"rules[].to[].operation.methods", Refused, Policy, "AZ-08 AZ-22 AZ-23", tcpOnly},
+	{"rules[].to[].operation.notMethods", Refused, Policy, "AZ-08 AZ-18", tcpOnly},
+	{"rules[].to[].operation.paths", Refused, Policy, "AZ-09", tcpOnly},
+	{"rules[].to[].operation.notPaths", Refused, Policy, "AZ-09 AZ-18", tcpOnly},
+	{"rules[].when[].key", Enforced, "", "AZ-17 AZ-19", "keys that need an HTTP request (request.*, remote.ip) are judged as on TCP until " + Policy},
+	{"rules[].when[].values[]", Enforced, "", "AZ-17 AZ-24", ""},
+	{"rules[].when[].notValues[]", Enforced, "", "AZ-17 AZ-18", ""},
+}
+
+var telemetryKind = []entry{
+	{"selector", Accepted, Policy, "TT-12 TT-13", ""},
+	{"targetRef", Accepted, Policy, "TT-12", ""},
+	{"targetRefs", Accepted, Policy, "TT-12", ""},
+	{"tracing", Accepted, Policy, "TT-10 TT-11 TT-12", ""},
+	{"tracing[].customTags", Accepted, Policy, "TT-08", ""},
+	{"metrics", Accepted, Policy, "ME-11 ME-13", ""},
+	{"accessLogging", Accepted, Policy, "AL-10", ""},
+}
+
+var wasmPlugin = []entry{
+	{"", Accepted, Gateways, "EX-01", ""},
+}
+
+var trafficExtension = []entry{
+	{"", Accepted, Gateways, "EX-01", ""},
+}
