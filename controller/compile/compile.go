@@ -13,10 +13,8 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/undermesh/undermesh/controller/api"
-	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/validate"
 )
@@ -180,17 +178,6 @@ func (c *Compiler) Findings() []validate.Finding {
 
 // CountFindings returns how many findings of the severity there are.
 func (c *Compiler) CountFindings(s validate.Severity) int { return c.counts[s] }
-
-func (c *Compiler) meshSettings() Resource {
-	m := c.reg.Mesh()
-	s := &settings.MeshSettings{TrustDomain: m.TrustDomain, TrustDomainAliases: m.TrustDomainAliases,
-		RootNamespace: m.RootNamespace, ClusterDomain: c.cfg.ClusterDomain, Generation: c.generation,
-		WorkloadCertTtl: durationpb.New(c.cfg.CertTTL)}
-	if m.RegistryOnly {
-		s.OutboundPolicy = settings.OutboundPolicy_REGISTRY_ONLY
-	}
-	return Resource{Type: api.MeshSettingsType, Name: api.MeshSettingsName, Message: s}
-}
 
 // change collects what one Apply does to the resources.
 type change struct {

@@ -56,7 +56,7 @@ func TestUnknownMeshPublishesNothing(t *testing.T) {
 		require bool
 		want    string
 	}{
-		"bad":     {[]model.Event{meshEvent(goodMesh + "outboundTrafficPolicy: {mode: NOPE}\n")}, false, "istio-system/istio data.mesh.outboundTrafficPolicy.mode: unknown value"},
+		"bad":     {[]model.Event{meshEvent(goodMesh + "outboundTrafficPolicy: {mode: NOPE}\n")}, false, "istio-system/istio data.mesh.outboundTrafficPolicy.mode: \"NOPE\" is not one of"},
 		"missing": {nil, true, "istio-system/istio: is missing"},
 	} {
 		t.Run(name, func(t *testing.T) {

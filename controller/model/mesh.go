@@ -1,15 +1,11 @@
 package model
 
 import (
-	"encoding/json"
-	"errors"
-	"maps"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/validation"
-	"sigs.k8s.io/yaml"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/validate"
@@ -46,8 +42,8 @@ func (r *Registry) applyMesh(e Event, d *Dirty) {
 	if e.Name != (Name{r.cfg.InstallNamespace, api.MeshConfigMap}) {
 		return
 	}
-	d.Mesh = true
 	if e.Object == nil {
+		d.Mesh = true
 		r.mesh.bad = nil
 		switch {
 		case r.mesh.present:
@@ -57,23 +53,24 @@ func (r *Registry) applyMesh(e Event, d *Dirty) {
 		}
 		return
 	}
-	now, unknown, err := ParseMesh(e.Object.(*corev1.ConfigMap), r.cfg.Mesh)
-	if err != nil {
-		field, message := "data."+meshKey, err.Error()
-		if at := (*meshError)(nil); errors.As(err, &at) {
-			field, message = at.field, at.message
-		}
-		r.mesh.bad = []validate.Finding{r.meshFinding(validate.Error, field, message)}
-		return
+	now, found := ParseMesh(e.Object.(*corev1.ConfigMap), r.cfg.Mesh)
+	for i := range found {
+		found[i].Namespace, found[i].Name = e.Name.Namespace, e.Name.Name
 	}
-	r.mesh.bad = nil
-	for _, name := range unknown {
-		r.mesh.bad = append(r.mesh.bad, r.meshFinding(validate.Warning, "data."+meshKey+"."+name, "unknown field: it is ignored"))
+	if !slices.Equal(found, r.mesh.bad) {
+		d.Mesh = true
+	}
+	r.mesh.bad = found
+	if validate.Worst(found) == validate.Error {
+		return
 	}
 	was := r.mesh.now
 	if !r.mesh.known && r.mesh.started || now.TrustDomain != was.TrustDomain || now.RootNamespace != was.RootNamespace ||
 		!slices.Equal(now.TrustDomainAliases, was.TrustDomainAliases) {
 		d.All = true
+	}
+	if !r.mesh.present || !now.equal(was) {
+		d.Mesh = true
 	}
 	r.mesh.now, r.mesh.known, r.mesh.present = now, true, true
 }
@@ -95,78 +92,33 @@ func (r *Registry) settleMesh(d *Dirty) {
 	r.mesh.known = true
 }
 
-// meshError blames one field of the ConfigMap.
-type meshError struct{ field, message string }
-
-func (e *meshError) Error() string { return e.field + ": " + e.message }
-
-// ParseMesh reads the mesh's ConfigMap over the defaults. It returns an error that names the field when it is bad, and the
-// names of fields that Istio's MeshConfig does not have.
-func ParseMesh(cm *corev1.ConfigMap, base Mesh) (out Mesh, unknown []string, err error) {
+// ParseMesh reads the mesh's ConfigMap over the defaults. The configuration is bad when a finding is an Error; it is base then.
+func ParseMesh(cm *corev1.ConfigMap, base Mesh) (Mesh, []validate.Finding) {
 	text, ok := cm.Data[meshKey]
 	if !ok {
-		return base, nil, &meshError{"data." + meshKey, "is missing"}
+		return base, []validate.Finding{{Severity: validate.Error, Kind: string(KindConfigMap), Namespace: cm.Namespace, Name: cm.Name,
+			Field: "data." + meshKey, Message: "is missing"}}
 	}
-	data, err := yaml.YAMLToJSONStrict([]byte(text)) // a key that is given twice is an error
-	if err != nil {
-		return base, nil, &meshError{"data." + meshKey, err.Error()}
+	in, found := validate.MeshConfig(cm.Namespace, cm.Name, text)
+	if validate.Worst(found) == validate.Error {
+		return base, found
 	}
-	var in struct {
-		TrustDomain        string   `json:"trustDomain"`
-		TrustDomainAliases []string `json:"trustDomainAliases"`
-		RootNamespace      string   `json:"rootNamespace"`
-		Outbound           struct {
-			Mode string `json:"mode"`
-		} `json:"outboundTrafficPolicy"`
+	out := base
+	out.Config, out.TrustDomainAliases = in.Config, in.Config.GetTrustDomainAliases()
+	if td := in.Config.GetTrustDomain(); td != "" {
+		out.TrustDomain = td
 	}
-	var fields map[string]any
-	if err := errors.Join(json.Unmarshal(data, &fields), json.Unmarshal(data, &in)); err != nil {
-		field := "data." + meshKey
-		if typed := (*json.UnmarshalTypeError)(nil); errors.As(err, &typed) && typed.Field != "" {
-			field += "." + typed.Field
-		}
-		return base, nil, &meshError{field, err.Error()}
+	if root := in.Config.GetRootNamespace(); root != "" {
+		out.RootNamespace = root
 	}
-	bad := func(field, message string) (Mesh, []string, error) {
-		return base, nil, &meshError{"data." + meshKey + "." + field, message}
-	}
-	out = base
-	if in.TrustDomain != "" {
-		out.TrustDomain = in.TrustDomain
-	}
-	out.TrustDomainAliases = slices.Clone(in.TrustDomainAliases)
-	if in.RootNamespace != "" {
-		out.RootNamespace = in.RootNamespace
-	}
-	if !isTrustDomain(out.TrustDomain) {
-		return bad("trustDomain", "\""+out.TrustDomain+"\" is not a trust domain")
-	}
-	for _, td := range out.TrustDomainAliases {
-		if !isTrustDomain(td) {
-			return bad("trustDomainAliases", "\""+td+"\" is not a trust domain")
-		}
-	}
-	if problems := validation.IsDNS1123Label(out.RootNamespace); len(problems) > 0 {
-		return bad("rootNamespace", "\""+out.RootNamespace+"\" is not the name of a namespace: "+problems[0])
-	}
-	switch in.Outbound.Mode {
-	case "", "ALLOW_ANY":
-		out.RegistryOnly = false
-	case "REGISTRY_ONLY":
-		out.RegistryOnly = true
-	default:
-		return bad("outboundTrafficPolicy.mode", "unknown value \""+in.Outbound.Mode+"\"")
-	}
-	known := (*meshv1alpha1.MeshConfig)(nil).ProtoReflect().Descriptor().Fields()
-	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		if known.ByJSONName(name) == nil && known.ByTextName(name) == nil {
-			unknown = append(unknown, name)
-		}
-	}
-	return out, unknown, nil
+	// REGISTRY_ONLY is the zero of the enumeration, and ALLOW_ANY is what counts where nothing is said.
+	out.RegistryOnly = in.Given("outboundTrafficPolicy.mode") &&
+		in.Config.GetOutboundTrafficPolicy().GetMode() == meshv1alpha1.MeshConfig_OutboundTrafficPolicy_REGISTRY_ONLY
+	out.LogEncodingGiven = in.Given("accessLogEncoding")
+	return out, found
 }
 
-func isTrustDomain(td string) bool {
-	_, err := api.ParseIdentity("spiffe://" + td + "/ns/a/sa/a")
-	return err == nil
+func (m Mesh) equal(o Mesh) bool {
+	return m.TrustDomain == o.TrustDomain && slices.Equal(m.TrustDomainAliases, o.TrustDomainAliases) && m.RootNamespace == o.RootNamespace &&
+		m.RegistryOnly == o.RegistryOnly && m.LogEncodingGiven == o.LogEncodingGiven && proto.Equal(m.Config, o.Config)
 }

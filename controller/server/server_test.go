@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"io"
 	mathrand "math/rand/v2"
 	"net"
@@ -156,8 +157,11 @@ func (c *controller) get(door, path string) (int, string) {
 func (c *controller) dial(root string) (*grpc.ClientConn, error) {
 	pool := x509.NewCertPool()
 	data, err := os.ReadFile(root)
-	if err != nil || !pool.AppendCertsFromPEM(data) {
+	if err != nil {
 		return nil, err
+	}
+	if !pool.AppendCertsFromPEM(data) {
+		return nil, errors.New("the roots are not written yet")
 	}
 	return grpc.NewClient("passthrough:///"+c.addr("xds"), grpc.WithTransportCredentials(
 		credentials.NewTLS(&tls.Config{RootCAs: pool, ServerName: "istiod.istio-system.svc"})))

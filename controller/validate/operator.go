@@ -149,13 +149,11 @@ func (w *walker) meshConfig(m *meshconfig.MeshConfig, at string) {
 			w.must(indexed(at+".certificates", i)+indexed(".dnsNames", j), Host(n, true))
 		}
 	}
-	if d := m.GetTrustDomain(); d != "" {
-		w.must(at+".trustDomain", Host(d, false))
-	}
 	if n := m.GetRootNamespace(); n != "" {
 		w.must(at+".rootNamespace", label1123(n))
 	}
 	w.atLeast(m.GetConnectTimeout(), 0, at+".connectTimeout")
+	w.meshNames(m, at)
 }
 
 // proxyConfig checks the values of what each proxy is told.

@@ -1,0 +1,59 @@
+package compile
+
+import (
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/model"
+)
+
+// meshSettings is the one resource of the mesh as a whole.
+func (c *Compiler) meshSettings() Resource {
+	m := c.reg.Mesh()
+	s := &settings.MeshSettings{TrustDomain: m.TrustDomain, TrustDomainAliases: m.TrustDomainAliases,
+		RootNamespace: m.RootNamespace, ClusterDomain: c.cfg.ClusterDomain, Generation: c.generation,
+		WorkloadCertTtl: durationpb.New(c.cfg.CertTTL)}
+	if m.RegistryOnly {
+		s.OutboundPolicy = settings.OutboundPolicy_REGISTRY_ONLY
+	}
+	if m.Config != nil {
+		configured(s, m)
+	}
+	return Resource{Type: api.MeshSettingsType, Name: api.MeshSettingsName, Message: s}
+}
+
+// configured fills in what the mesh's ConfigMap says beyond identity and policy.
+func configured(s *settings.MeshSettings, m model.Mesh) {
+	in := m.Config
+	s.AccessLog = &settings.AccessLog{File: in.GetAccessLogFile(), Format: in.GetAccessLogFormat()}
+	switch {
+	case !m.LogEncodingGiven:
+	case in.GetAccessLogEncoding() == meshv1alpha1.MeshConfig_JSON:
+		s.AccessLog.Encoding = settings.AccessLog_ENCODING_JSON
+	default:
+		s.AccessLog.Encoding = settings.AccessLog_ENCODING_TEXT
+	}
+	s.EnableTracing = in.GetEnableTracing()
+	if d := in.GetDefaultConfig(); d != nil {
+		s.DefaultConfig = pack(d)
+	}
+	for _, p := range in.GetExtensionProviders() {
+		s.ExtensionProviders = append(s.ExtensionProviders, pack(p))
+	}
+	if d := in.GetDefaultProviders(); d != nil {
+		s.DefaultProviders = &settings.DefaultProviders{Tracing: d.GetTracing(), Metrics: d.GetMetrics(), AccessLogging: d.GetAccessLogging()}
+	}
+}
+
+// pack encodes deterministically: equal configurations are equal resources.
+func pack(m proto.Message) *anypb.Any {
+	out := &anypb.Any{}
+	if err := anypb.MarshalFrom(out, m, proto.MarshalOptions{Deterministic: true}); err != nil {
+		panic("encode mesh configuration: " + err.Error()) // it was decoded from valid text
+	}
+	return out
+}
