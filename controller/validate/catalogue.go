@@ -85,6 +85,7 @@ func addProto[T proto.Message](c *Catalogue, group string, versions []string, na
 		if !ok || !w.decode(obj["spec"], spec) {
 			return
 		}
+		w.body = spec
 		rules(&w.collector, spec)
 	}
 	for _, v := range versions {
@@ -124,6 +125,7 @@ func addGo[T any](c *Catalogue, gvk kschema.GroupVersionKind, rules func(*collec
 			w.add(Error, "", "cannot be read: %s", err)
 			return
 		}
+		w.body = typed
 		rules(&w.collector, typed)
 	}
 }
@@ -154,10 +156,13 @@ func (c *Catalogue) check(w *walker, n *yaml.Node, apiVersion, name string) bool
 	if obj == nil {
 		return true
 	}
+	w.group, w.whole = gvk.Group, obj
 	c.metadata(w, obj, gvk)
+	c.proxyAnnotation(w, childNode(n, "metadata"), "metadata")
+	c.proxyAnnotation(w, childNode(childNode(childNode(n, "spec"), "template"), "metadata"), "spec.template.metadata")
 	switch {
 	case k.rules == nil:
-		w.add(Info, "", "not checked: the meaning of %s, only its form", gvk.Kind)
+		w.skipped("", "not checked: the meaning of %s, only its form", gvk.Kind)
 	case !w.broken:
 		k.rules(w, n, obj)
 	}
@@ -257,7 +262,7 @@ func (c *Catalogue) unknownKind(w *walker, n *yaml.Node, gvk kschema.GroupVersio
 		return true
 	}
 	obj, _ := w.value(n, of(shapeAny), "").(map[string]any)
-	w.add(Info, "", "not checked: %s %s is not a kind that this program knows", gvk.GroupVersion(), gvk.Kind)
+	w.skipped("", "not checked: %s %s is not a kind that this program knows", gvk.GroupVersion(), gvk.Kind)
 	c.metadata(w, obj, gvk)
 	return false
 }

@@ -27,9 +27,6 @@ func destinationRules(c *collector, spec *networking.DestinationRule) {
 		first[s.GetName()] = i
 		c.selector(s.GetLabels(), at+".labels")
 		c.trafficPolicy(s.GetTrafficPolicy(), at+".trafficPolicy")
-		if len(s.GetLabels()) > 0 {
-			c.add(Info, at+".labels", "not checked: whether %s has pods with these labels, which only the cluster knows", spec.GetHost())
-		}
 	}
 }
 
@@ -215,6 +212,7 @@ func (c *collector) clientTLS(t *networking.ClientTLSSettings, at string) {
 	case networking.ClientTLSSettings_SIMPLE:
 		if t.GetCaCertificates() == "" && t.GetCredentialName() == "" && !t.GetInsecureSkipVerify().GetValue() {
 			c.add(Info, at+".caCertificates", "is not set: the server is verified with the roots of the system")
+			c.code(CodeUnverified)
 		}
 	}
 	if t.GetCredentialName() != "" && (files["clientCertificate"] != "" || files["privateKey"] != "" || files["caCertificates"] != "") {

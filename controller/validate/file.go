@@ -33,7 +33,8 @@ type file struct {
 	catalogue *Catalogue
 	name      string
 	budget    int
-	seen      map[string]int // object → line of the first one of that name
+	seen      map[string]int                           // object → line of the first one of that name
+	keep      func(w *walker, n *yaml.Node, at string) // called with each object whose kind is known; may be nil
 	report    Report
 }
 
@@ -41,8 +42,10 @@ var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?`)
 
 // File checks every object of a file in YAML or JSON: one or many documents, lists unpacked. It never fails: what cannot be
 // read is a finding. The work is bounded by the size of the file, also when its aliases multiply.
-func (c *Catalogue) File(name string, data []byte) *Report {
-	f := &file{catalogue: c, name: name, budget: len(data) + 100_000, seen: map[string]int{}}
+func (c *Catalogue) File(name string, data []byte) *Report { return c.file(name, data, nil) }
+
+func (c *Catalogue) file(name string, data []byte, keep func(w *walker, n *yaml.Node, at string)) *Report {
+	f := &file{catalogue: c, name: name, budget: len(data) + 100_000, seen: map[string]int{}, keep: keep}
 	if len(data) > MaxFile {
 		f.add(Finding{Severity: Error, Line: 1, Message: fmt.Sprintf("is larger than %d bytes", MaxFile)})
 		return &f.report
@@ -155,6 +158,9 @@ func (f *file) object(n *yaml.Node, at string) {
 	f.seen[id] = n.Line
 	if !f.catalogue.check(w, n, apiVersion, kind) {
 		f.report.NotChecked = append(f.report.NotChecked, fmt.Sprintf("%s:%d: %s %s/%s (%s)", f.name, n.Line, kind, w.namespace, w.name, apiVersion))
+	}
+	if f.keep != nil && w.whole != nil {
+		f.keep(w, n, at)
 	}
 	for i := range w.found {
 		if w.found[i].Line == 0 {

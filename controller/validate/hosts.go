@@ -15,9 +15,16 @@ func indexed(path string, i int) string { return fmt.Sprintf("%s[%d]", path, i) 
 // noBlank refuses white space, which no name has: a line was broken there.
 func noBlank(text string) error {
 	if strings.ContainsAny(text, " \t\r\n") {
-		return fmt.Errorf("%q contains white space and matches nothing: was a line broken there?", text)
+		return hinted{fmt.Errorf("%q contains white space and matches nothing", text),
+			fmt.Sprintf("was a line broken there? perhaps %q is meant", strings.Join(strings.Fields(text), ""))}
 	}
 	return nil
+}
+
+// hinted is an error that says what to write instead.
+type hinted struct {
+	error
+	hint string
 }
 
 // Host checks the name of a service or a host. wildcard allows "*" and "*.example.com", which stand for many.

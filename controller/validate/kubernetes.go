@@ -47,23 +47,7 @@ func serviceRules(c *collector, s *corev1.Service) {
 			c.add(Error, at+".name", "%s has the name %q already", indexed("spec.ports", j), p.Name)
 		}
 		names[p.Name] = i
-		c.portProtocol(&p, at)
 	}
-}
-
-// portProtocol says from where the mesh will know what a port speaks.
-func (c *collector) portProtocol(p *corev1.ServicePort, at string) {
-	if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP || p.AppProtocol != nil {
-		return
-	}
-	prefix, _, _ := strings.Cut(strings.ToLower(p.Name), "-")
-	for _, known := range protocols {
-		if strings.EqualFold(prefix, known) || strings.HasPrefix(strings.ToLower(p.Name), "grpc-web") {
-			return
-		}
-	}
-	c.add(Info, at+".name", "says no protocol: the mesh looks at the first bytes of each connection")
-	c.hint("name it PROTOCOL or PROTOCOL-SUFFIX (http, http2, grpc, https, tls, tcp, mongo, mysql, redis), or set appProtocol")
 }
 
 func (c *collector) workloads(selector *metav1.LabelSelector, template *corev1.PodTemplateSpec) {

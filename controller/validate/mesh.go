@@ -35,7 +35,7 @@ func (c *Catalogue) mesh() {
 
 // noRules says that only the form of a kind was checked.
 func noRules[T proto.Message](c *collector, _ T) {
-	c.add(Info, "spec", "not checked: the meaning of %s, only its form", c.kind)
+	c.skipped("spec", "not checked: the meaning of %s, only its form", c.kind)
 }
 
 func peerRules(c *collector, spec *securitybeta.PeerAuthentication) {

@@ -6,6 +6,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"istio.io/api/annotation"
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
@@ -127,6 +128,23 @@ func (w *walker) embedded(text *yaml.Node, s *schema, path string) any {
 		return nil
 	}
 	return v
+}
+
+// proxyAnnotation checks the proxy configuration that an annotation of the metadata carries, which is YAML in a string.
+func (c *Catalogue) proxyAnnotation(w *walker, meta *yaml.Node, at string) {
+	text := childNode(childNode(meta, "annotations"), annotation.ProxyConfig.Name)
+	if text == nil {
+		return
+	}
+	c.mu.Lock()
+	s := *c.protos.message((&meshconfig.ProxyConfig{}).ProtoReflect().Descriptor())
+	c.mu.Unlock()
+	s.lenient = true
+	at += ".annotations." + annotation.ProxyConfig.Name
+	proxy := &meshconfig.ProxyConfig{}
+	if v := w.embedded(text, &s, at); v != nil && w.decode(v, proxy) {
+		w.proxyConfig(proxy, at)
+	}
 }
 
 // meshConfig checks the values of mesh configuration.

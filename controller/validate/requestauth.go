@@ -194,7 +194,7 @@ func (c *collector) expression(text, at string) {
 	case depth != 0 || quote != 0:
 		c.add(Error, at, "is not an expression: a bracket or a quotation mark is not closed")
 	default:
-		c.add(Info, at, "not checked: the names and types in the expression")
+		c.skipped(at, "not checked: the names and types in the expression")
 	}
 }
 

@@ -1,6 +1,7 @@
 package validate
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -15,8 +16,13 @@ import (
 
 // must records an Error when err is not nil.
 func (c *collector) must(field string, err error) {
-	if err != nil {
-		c.add(Error, field, "%s", err)
+	if err == nil {
+		return
+	}
+	c.add(Error, field, "%s", err)
+	var h hinted
+	if errors.As(err, &h) {
+		c.hint("%s", h.hint)
 	}
 }
 

@@ -77,6 +77,7 @@ func (c *collector) entryPorts(spec *networking.ServiceEntry) []string {
 	}
 	if tcp && len(spec.GetAddresses()) == 0 && spec.GetResolution() == networking.ServiceEntry_NONE {
 		c.add(Warning, "spec.addresses", "is empty: with a TCP port and resolution NONE every address on that port belongs to this entry")
+		c.code(CodeEntryAddress)
 	}
 	return names
 }

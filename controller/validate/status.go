@@ -5,13 +5,14 @@ import "strings"
 // Reasons of a Status.
 const (
 	ReasonAccepted    = "Accepted"
-	ReasonInvalid     = "Invalid"          // not enforceable as written
-	ReasonEnforced    = "Enforced"         // as written
-	ReasonPartially   = "PartiallyIgnored" // what TCP connections have not was treated as the documents say
-	ReasonDeniesAll   = "DeniesAll"        // refuses everything, because it is not enforceable as written
-	ReasonStrict      = "TreatedAsStrict"  // counts as STRICT, because it is not enforceable as written
-	ReasonShadowed    = "Shadowed"         // an older policy of the same level counts
-	ReasonNoWorkload  = "NoWorkload"       // a service that it targets does not exist or has no workload
+	ReasonInvalid     = "Invalid"             // not enforceable as written
+	ReasonNotEnforced = "AcceptedNotEnforced" // right as written, and the mesh does not do all of it yet
+	ReasonEnforced    = "Enforced"            // as written
+	ReasonPartially   = "PartiallyIgnored"    // what TCP connections have not was treated as the documents say
+	ReasonDeniesAll   = "DeniesAll"           // refuses everything, because it is not enforceable as written
+	ReasonStrict      = "TreatedAsStrict"     // counts as STRICT, because it is not enforceable as written
+	ReasonShadowed    = "Shadowed"            // an older policy of the same level counts
+	ReasonNoWorkload  = "NoWorkload"          // a service that it targets does not exist or has no workload
 	ReasonUnsupported = "NotSupported"
 	ReasonDryRun      = "DryRun" // recorded only, as its annotation asks
 )

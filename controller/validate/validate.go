@@ -42,6 +42,8 @@ type Finding struct {
 	Message   string
 
 	Unsupported bool   // the field is right, but this mesh cannot do it
+	Skipped     bool   // says what was not checked, nothing about the object
+	Code        string // of the kind of finding, as Istio's analyzers number them; "" when it has none of its own
 	Hint        string // what to write instead; "" when there is nothing to say
 	File        string // where the object was read; "" when it did not come from a file
 	Line        int    // of Field in File, from 1; 0 when there is no file
@@ -138,6 +140,15 @@ func (c *collector) unsupported(field, format string, args ...any) {
 	c.found[len(c.found)-1].Unsupported = true
 }
 
+// skipped records an Info about what was not checked.
+func (c *collector) skipped(field, format string, args ...any) {
+	c.add(Info, field, format, args...)
+	c.found[len(c.found)-1].Skipped = true
+}
+
+// code numbers the finding that was added last.
+func (c *collector) code(code string) { c.found[len(c.found)-1].Code = code }
+
 // hint explains the finding that was added last.
 func (c *collector) hint(format string, args ...any) {
 	c.found[len(c.found)-1].Hint = fmt.Sprintf(format, args...)
@@ -145,9 +156,7 @@ func (c *collector) hint(format string, args ...any) {
 
 func (c *collector) each(values []string, field string, check func(string) error) {
 	for i, v := range values {
-		if err := check(v); err != nil {
-			c.add(Error, fmt.Sprintf("%s[%d]", field, i), "%s", err)
-		}
+		c.must(indexed(field, i), check(v))
 	}
 }
 

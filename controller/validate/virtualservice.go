@@ -43,6 +43,7 @@ func virtualServiceRules(c *collector, spec *networking.VirtualService) {
 		c.httpRoute(r, gateways, at)
 		if last >= 0 {
 			c.add(Warning, at, "is never reached: %s has no condition", indexed("spec.http", last))
+			c.code(CodeUnreachable)
 		} else if len(r.GetMatch()) == 0 {
 			last = i
 		}

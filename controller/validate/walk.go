@@ -19,6 +19,10 @@ type walker struct {
 	budget  *int // nodes that may still be visited: aliases are followed as often as they are written
 	broken  bool // something has the wrong type: decoding it further makes no sense
 	stack   []rung
+
+	group string         // of the API that the object belongs to
+	whole map[string]any // the object, once its form was checked
+	body  any            // the spec of a kind of the mesh, or the typed object of another one; nil when it was not read
 }
 
 // rung is an object around the place where the walker stands.
