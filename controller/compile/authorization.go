@@ -21,12 +21,14 @@ const annotationDryRun = "istio.io/dry-run"
 // policy compiles one AuthorizationPolicy with the meaning it has on TCP.
 func (c *Compiler) policy(n model.Name) ([]Resource, validate.Status) {
 	p := c.reg.Policy(n)
+	st := newStatus(model.KindAuthorizationPolicy, n)
+	if request, ok := model.StandsFor(n); ok {
+		st = newStatus(model.KindRequestAuthentication, request)
+	}
 	if p == nil {
-		st := newStatus(model.KindAuthorizationPolicy, n)
 		st.Gone = true
 		return nil, st
 	}
-	st := newStatus(model.KindAuthorizationPolicy, n)
 	st.Generation = p.Generation
 	st = st.Judge(p.Findings, validate.ReasonDeniesAll,
 		"the policy cannot be enforced as written and denies every connection to its workloads")
@@ -50,11 +52,19 @@ func (c *Compiler) policy(n model.Name) ([]Resource, validate.Status) {
 			}
 		}
 	}
+	if valid(p.Findings) && !st.Accepted { // the mesh, not the policy, is at fault
+		st.Accepted, st.AcceptedBy = true, validate.ReasonNotEnforced
+	}
 	c.judgeTargets(p, &st)
 	if out.DryRun {
 		st.Enforced, st.EnforcedBy = false, validate.ReasonDryRun
 	}
 	return []Resource{{Type: api.AuthorizationType, Name: n.String(), Message: out}}, st
+}
+
+// valid reports whether all that keeps a policy from being enforced is what this mesh cannot do.
+func valid(findings []validate.Finding) bool {
+	return !slices.ContainsFunc(findings, func(f validate.Finding) bool { return f.Severity == validate.Error && !f.Unsupported })
 }
 
 // judgeTargets says which services of the policy lead to no workload; it is not enforced when none of its targets does.

@@ -95,6 +95,8 @@ type PeerAuthentication struct {
 // AuthorizationPolicy with what is wrong with it and the workloads it is for.
 type AuthorizationPolicy struct {
 	*securityv1.AuthorizationPolicy
+	// Stands says what the policy stands for: "" for itself, KindRequestAuthentication for one that nodes cannot enforce.
+	Stands   Kind
 	Findings []validate.Finding
 	// Targets are alternatives; none means the whole namespace, or the mesh for the root namespace.
 	Targets []Target

@@ -88,6 +88,8 @@ func (r *Registry) Apply(events []Event) *Dirty {
 			r.applyPeer(e, d)
 		case KindAuthorizationPolicy:
 			r.applyPolicy(e, d)
+		case KindRequestAuthentication:
+			r.applyRequest(e, d)
 		}
 	}
 	r.settleMesh(d)
@@ -352,14 +354,17 @@ func (r *Registry) applyPolicy(e Event, d *Dirty) {
 	if e.Object == nil {
 		return
 	}
-	p := newAuthorization(e.Object.(*securityv1.AuthorizationPolicy), e.Issues)
-	r.policies[e.Name] = p
+	r.addPolicy(e.Name, newAuthorization(e.Object.(*securityv1.AuthorizationPolicy), e.Issues), d)
+}
+
+func (r *Registry) addPolicy(n Name, p *AuthorizationPolicy, d *Dirty) {
+	r.policies[n] = p
 	for _, t := range p.Targets {
 		if t.Service != "" {
-			link(r.policiesOf, Name{e.Name.Namespace, t.Service}, e.Name, true)
-			d.targets[Name{e.Name.Namespace, t.Service}] = true
+			link(r.policiesOf, Name{n.Namespace, t.Service}, n, true)
+			d.targets[Name{n.Namespace, t.Service}] = true
 		} else {
-			r.policiesByPair.add(e.Name, t.Labels)
+			r.policiesByPair.add(n, t.Labels)
 		}
 	}
 	r.dirtyTargets(p, d)
