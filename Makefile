@@ -123,7 +123,7 @@ generate:
 	go build -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go; \
 	for p in controller/api/workloadapi/workload controller/api/securityapi/authorization controller/api/settings/settings nodeagent/zds/zdsapi/zds; do \
 		protoc --plugin=bin/protoc-gen-go -I "$$(dirname $$p)" --go_out=. --go_opt=module=github.com/undermesh/undermesh "$$(basename $$p).proto"; done; \
-	go run ./deploy/gen; go run ./controller/model/support/gen; go test ./deploy -update >/dev/null
+	go run ./deploy/gen; go run ./test/enforcement; go test ./deploy -update >/dev/null
 
 ## check-generate  fails when a generated file is not what "make generate" makes
 check-generate: generate

@@ -1,4 +1,5 @@
-// Command gen writes docs/enforcement.md from the table of package support. Run it with "make generate".
+// Command enforcement writes docs/enforcement.md from the table of package controller/model/support. Run it with "make
+// generate".
 package main
 
 import (
@@ -10,7 +11,7 @@ import (
 
 func main() {
 	if err := os.WriteFile("docs/enforcement.md", []byte(support.Markdown()), 0o644); err != nil {
-		fmt.Fprintln(os.Stderr, "gen: write documentation:", err)
+		fmt.Fprintln(os.Stderr, "enforcement: write documentation:", err)
 		os.Exit(1)
 	}
 }
