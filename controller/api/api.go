@@ -72,6 +72,10 @@ const (
 // come in several responses. Other clients, Istio's ztunnel among them, take the first one for everything.
 const DiscoveryParts = "undermesh/parts"
 
+// DiscoveryShort in a client's Node.client_features says that it knows package short: resources that it follows by wildcard
+// come without aliases and type URL, and without what their names say already.
+const DiscoveryShort = "undermesh/short"
+
 // Names in the cluster that the documents' commands rely on (DESIGN §5).
 const (
 	DefaultRootNamespace = "istio-system"

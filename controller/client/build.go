@@ -65,14 +65,21 @@ func empty() *Snapshot {
 }
 
 func (s *Snapshot) with(generation uint64, upserts []parsed, removed []Key) *Snapshot {
+	return s.withBatches(generation, batch{upserts, removed})
+}
+
+// withBatches applies each batch, upserts before removals, in order.
+func (s *Snapshot) withBatches(generation uint64, batches ...batch) *Snapshot {
 	next := *s
 	next.generation = generation
 	b := &builder{s: &next, edit: new(owner), fresh: map[name]bool{}}
-	for _, p := range upserts {
-		b.put(p)
-	}
-	for _, k := range removed {
-		b.remove(k)
+	for _, part := range batches {
+		for _, p := range part.good {
+			b.put(p)
+		}
+		for _, k := range part.removed {
+			b.remove(k)
+		}
 	}
 	return &next
 }

@@ -244,7 +244,7 @@ func (c *Client) node() *core.Node {
 	if parts := strings.Split(c.cfg.NodeID, "~"); len(parts) == 4 {
 		pod, namespace, _ = strings.Cut(parts[2], ".")
 	}
-	return &core.Node{Id: c.cfg.NodeID, ClientFeatures: []string{api.DiscoveryParts}, Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{
+	return &core.Node{Id: c.cfg.NodeID, ClientFeatures: []string{api.DiscoveryParts, api.DiscoveryShort}, Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{
 		"NAME":         structpb.NewStringValue(pod),
 		"NAMESPACE":    structpb.NewStringValue(namespace),
 		"INSTANCE_IPS": structpb.NewStringValue(strings.Join(c.cfg.IPs, ",")),

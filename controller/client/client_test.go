@@ -89,9 +89,13 @@ func TestSnapshotWaitsForEveryType(t *testing.T) {
 		t.Fatal("no snapshot after all types")
 	}
 	before := c.Snapshot()
-	c.handle(response(t, api.MeshSettingsType, "4", nil)) // nothing in it
+	c.handle(response(t, api.MeshSettingsType, "3", nil)) // nothing in it
 	if c.Snapshot() != before {
 		t.Error("an empty response made a new snapshot")
+	}
+	c.handle(response(t, api.MeshSettingsType, "4", nil)) // another replica's count
+	if c.Snapshot().Generation() != 4 || before.Generation() != 3 {
+		t.Error("the generation of the controller that is followed now is not taken over")
 	}
 	set := Resource{Name: "h", Message: &settings.WorkloadSettings{TunnelPort: 9}}
 	c.handle(response(t, api.WorkloadSettingsType, "5", nil, set))
@@ -112,6 +116,56 @@ func TestSnapshotWaitsForEveryType(t *testing.T) {
 	}
 	if ack := c.handle(response(t, "x", "8", nil)); ack.GetErrorDetail() == nil {
 		t.Error("a type that was not asked for is accepted")
+	}
+}
+
+// TestPartsAreOneState: what comes in many responses is derived and published once; a removal and a return in between
+// count in their order.
+func TestPartsAreOneState(t *testing.T) {
+	c := New(Config{Types: []string{api.AddressType}})
+	changed, stop := c.Watch()
+	defer stop()
+	hear := func(from string, removed []string, rs ...Resource) {
+		t.Helper()
+		r := response(t, api.AddressType, "3", removed, rs...)
+		r.ControlPlane = &core.ControlPlane{Identifier: from}
+		if ack := c.handle(r); ack.GetErrorDetail() != nil {
+			t.Fatal(ack)
+		}
+	}
+	addressed := func(n, ip string) Resource {
+		w := pod("foo", n, ip).Message.(*workloadapi.Workload)
+		return Resource{Name: w.GetUid(), Message: &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}}
+	}
+	a, b := addressed("a", "10.0.0.1"), addressed("b", "10.0.0.2")
+	hear(api.DiscoveryPart, nil, a, b)
+	hear(api.DiscoveryPart, []string{a.Name, b.Name})
+	if c.Snapshot() != nil || c.state.current.workloads.size != 0 {
+		t.Error("a part was derived or published")
+	}
+	hear(api.DiscoveryWhole, nil, a)
+	<-changed
+	if s := c.Snapshot(); s.WorkloadByUID(a.Name) == nil || s.WorkloadByUID(b.Name) != nil || len(changed) != 0 {
+		t.Errorf("workloads %v", s.Workloads())
+	}
+}
+
+// TestShortContents: what a resource's name says is filled in, and the content's type is the response's.
+func TestShortContents(t *testing.T) {
+	c := New(Config{Types: []string{api.AddressType}})
+	r := response(t, api.AddressType, "1", nil, Resource{Name: "K//Pod/foo/a", Message: &workloadapi.Address{
+		Type: &workloadapi.Address_Workload{Workload: &workloadapi.Workload{Addresses: [][]byte{{10, 0, 0, 1}}}}}})
+	r.Resources[0].Resource.TypeUrl = ""
+	if ack := c.handle(r); ack.GetErrorDetail() != nil {
+		t.Fatal(ack)
+	}
+	w := c.Snapshot().WorkloadByName("foo", "a")
+	if w == nil || w.GetUid() != "K//Pod/foo/a" || w.GetClusterId() != "K" || w.Identity.Namespace != "foo" {
+		t.Errorf("workload %v", w)
+	}
+	r.Resources[0].Resource.TypeUrl = api.AuthorizationType
+	if ack := c.handle(r); ack.GetErrorDetail() == nil {
+		t.Error("a content of another type is accepted")
 	}
 }
 

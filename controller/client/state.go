@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/securityapi"
 	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/api/short"
 	"github.com/undermesh/undermesh/controller/api/workloadapi"
 )
 
@@ -27,12 +29,19 @@ type state struct {
 	arrived  map[string]bool              // types that were answered once, on any stream
 	versions map[string]map[string]string // type -> resource name -> version
 	answered map[string]bool              // types that were answered on this stream
-	current  *Snapshot                    // with every response so far, maybe in the middle of a change
-	dirty    bool                         // current was not published
+	current  *Snapshot                    // as of the last response that completed a state
+	pending  []batch                      // the responses since, which are not a state yet
+	fresh    bool                         // nothing was published yet
+}
+
+// batch is what one response brought.
+type batch struct {
+	good    []parsed
+	removed []Key
 }
 
 func newState(types []string) state {
-	s := state{types: types, arrived: map[string]bool{}, answered: map[string]bool{}, versions: map[string]map[string]string{}, current: empty()}
+	s := state{types: types, arrived: map[string]bool{}, answered: map[string]bool{}, versions: map[string]map[string]string{}, current: empty(), fresh: true}
 	for _, t := range types {
 		s.versions[t] = map[string]string{}
 	}
@@ -46,7 +55,8 @@ func (s *state) begin() { clear(s.answered) }
 // belongs to it), whether there is one to publish, and an error that names each resource that was refused.
 //
 // A policy and the workloads that name it come in two responses. One that is narrowed from a namespace to a selector would
-// hold for nobody between the two, however long that is when the stream breaks there: so nothing is published then.
+// hold for nobody between the two, however long that is when the stream breaks there: so nothing is published then. Nor is
+// anything derived before: the first answers come in hundreds of responses.
 func (s *state) apply(resp *discovery.DeltaDiscoveryResponse) (*Snapshot, bool, error) {
 	typ := resp.GetTypeUrl()
 	versions, ok := s.versions[typ]
@@ -69,17 +79,23 @@ func (s *state) apply(resp *discovery.DeltaDiscoveryResponse) (*Snapshot, bool, 
 		removed = append(removed, Key{Type: typ, Name: n})
 		delete(versions, n)
 	}
-	first := !s.arrived[typ]
 	s.arrived[typ], s.answered[typ] = true, true
-	if len(good)+len(removed) > 0 || first {
-		s.current = s.current.with(s.current.generation, good, removed)
-		s.current.generation = s.generation(resp)
-		s.dirty = true
+	if len(good)+len(removed) > 0 {
+		s.pending = append(s.pending, batch{good, removed})
 	}
-	if !s.dirty || !s.whole(resp) {
+	if !s.whole(resp) {
 		return nil, false, errors.Join(bad...)
 	}
-	s.dirty = false
+	generation, stamped := stamp(resp)
+	if len(s.pending) == 0 && !s.fresh && (!stamped || generation == s.current.generation) {
+		return nil, false, errors.Join(bad...)
+	}
+	s.current = s.current.withBatches(s.current.generation, s.pending...) // none: another controller's count of the same state
+	if !stamped {
+		generation = cmp.Or(s.current.mesh.GetGeneration(), s.current.generation+1)
+	}
+	s.current.generation = generation
+	s.pending, s.fresh = nil, false
 	return s.current, true, errors.Join(bad...)
 }
 
@@ -101,16 +117,10 @@ func (s *state) whole(resp *discovery.DeltaDiscoveryResponse) bool {
 	return true
 }
 
-// generation is what the controller stamped the response with, or the mesh settings; a foreign controller stamps
-// neither, then changes are counted.
-func (s *state) generation(resp *discovery.DeltaDiscoveryResponse) uint64 {
-	if g, err := strconv.ParseUint(resp.GetSystemVersionInfo(), 10, 64); err == nil {
-		return g
-	}
-	if g := s.current.mesh.GetGeneration(); g > 0 {
-		return g
-	}
-	return s.current.generation + 1
+// stamp is the controller's generation; a foreign one stamps none, then the mesh settings may have one, or changes count.
+func stamp(resp *discovery.DeltaDiscoveryResponse) (uint64, bool) {
+	g, err := strconv.ParseUint(resp.GetSystemVersionInfo(), 10, 64)
+	return g, err == nil
 }
 
 // newMessage returns an empty message of a resource type, nil for an unknown one.
@@ -133,12 +143,13 @@ func decode(typ string, r *discovery.Resource) (parsed, error) {
 	if r.GetResource() == nil || r.GetName() == "" {
 		return parsed{}, fmt.Errorf("decode resource %q: no name or no content", r.GetName())
 	}
-	if got := r.GetResource().GetTypeUrl(); got != typ {
+	if got := r.GetResource().GetTypeUrl(); got != typ && got != "" { // short contents need none
 		return parsed{}, fmt.Errorf("decode resource %q: type %q in a response of %q", r.GetName(), got, typ)
 	}
 	if err := proto.Unmarshal(r.GetResource().GetValue(), msg); err != nil {
 		return parsed{}, fmt.Errorf("decode resource %q: %w", r.GetName(), err)
 	}
+	short.Restore(r.GetName(), msg)
 	return parse(Resource{Name: r.GetName(), Message: msg})
 }
 

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/undermesh/undermesh/controller/api/securityapi"
+	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/xds"
 )
@@ -24,7 +25,7 @@ type publisher struct {
 func (p publisher) apply(d compile.Delta) {
 	upserts := make([]xds.Resource, len(d.Upserts))
 	for i, r := range d.Upserts {
-		upserts[i] = xds.Resource{Type: r.Type, Name: r.Name, Aliases: r.Aliases, Message: r.Message}
+		upserts[i] = xds.Resource{Type: r.Type, Name: r.Name, Aliases: r.Aliases, Message: served(r.Message)}
 	}
 	removed := make([]xds.Key, len(d.Removed))
 	for i, k := range d.Removed {
@@ -58,6 +59,18 @@ func (p publisher) apply(d compile.Delta) {
 	if err := p.store.Apply(d.Generation, good, removed); err != nil {
 		p.log.Error("change is not served", "generation", d.Generation, "err", err)
 	}
+}
+
+// served is the message as nodes get it. Every response says its generation: settings of the mesh that say it too would be
+// sent with every change of anything else.
+func served(m proto.Message) proto.Message {
+	mesh, ok := m.(*settings.MeshSettings)
+	if !ok {
+		return m
+	}
+	mesh = proto.CloneOf(mesh)
+	mesh.Generation = 0
+	return mesh
 }
 
 // denyAll is a policy for the same workloads that refuses every connection, with nothing in it that users wrote freely.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/securityapi"
+	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/api/workloadapi"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/xds"
@@ -58,6 +59,22 @@ func TestUnencodablePolicyDenies(t *testing.T) {
 			len(auth.GetGroups()) == 1 && len(auth.GetGroups()[0].GetRules()) == 0
 		if denies != (principal != "ok") {
 			t.Errorf("%q: served %v", principal, auth)
+		}
+	}
+}
+
+// TestGenerationIsNoChange: the mesh's settings are not sent again because something else changed.
+func TestGenerationIsNoChange(t *testing.T) {
+	store := &recorder{Store: xds.NewStore(xds.StoreConfig{Clock: clock.System()}), served: map[string]proto.Message{}}
+	p := publisher{store, slog.New(slog.DiscardHandler)}
+	for g := range uint64(2) {
+		m := &settings.MeshSettings{TrustDomain: "td", Generation: g}
+		p.apply(compile.Delta{Generation: g, Upserts: []compile.Resource{{Type: api.MeshSettingsType, Name: api.MeshSettingsName, Message: m}}})
+		if m.GetGeneration() != g {
+			t.Error("the compiler's message was modified")
+		}
+		if got := store.served[api.MeshSettingsName].(*settings.MeshSettings); got.GetGeneration() != 0 || got.GetTrustDomain() != "td" {
+			t.Errorf("served %v", got)
 		}
 	}
 }

@@ -26,6 +26,7 @@ type conn struct {
 	nonces uint64
 	open   bool // the last response promised that more follows
 	parts  bool // the client takes an answer in several responses
+	short  bool // the client takes short contents
 	woken  bool // something changed, and was not pushed because a response is unacknowledged
 
 	mu     sync.Mutex // protects status.ID, NodeName, Types
@@ -48,6 +49,7 @@ func (c *conn) request(req *discovery.DeltaDiscoveryRequest) error {
 	sub := c.subs[typ]
 	if sub == nil {
 		sub = newSubscription(req)
+		sub.short = c.short
 		c.subs[typ] = sub
 	}
 	c.acknowledge(sub, req)
@@ -95,6 +97,7 @@ func (c *conn) identify(n *core.Node) error {
 			len(id), len(name), maxName)
 	}
 	c.parts = slices.Contains(n.GetClientFeatures(), api.DiscoveryParts)
+	c.short = slices.Contains(n.GetClientFeatures(), api.DiscoveryShort)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.status.ID, c.status.NodeName = strings.Clone(id), strings.Clone(name)

@@ -1,15 +1,17 @@
 // Package xds serves the mesh to its nodes by delta ADS (DESIGN §5).
 //
 // A Store holds the newest encoded form of every resource in one change log a type; a connected client is a cursor into
-// it. Invariants: a resource is encoded once however many clients there are; a client that is slow gets the newest
+// it. Invariants: a resource is encoded once however many clients there are (and once more while there are some that do not
+// know short contents); a client that is slow gets the newest
 // version of what changed and no history, so that it holds back nobody and costs no memory; nothing is served before the
 // first Apply; within a change what a workload refers to is sent before the workload, and removed after it.
 package xds
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
-	"encoding/hex"
+	"encoding/base64"
 	"fmt"
 	"slices"
 	"strconv"
@@ -21,6 +23,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/short"
+	"github.com/undermesh/undermesh/controller/api/workloadapi"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
@@ -44,8 +48,14 @@ type StoreConfig struct {
 	Clock       clock.Clock
 	Debounce    time.Duration // clients are told after so long without a change; default 10 ms
 	MaxDebounce time.Duration // and at the latest so long after the first; default 100 ms
-	Interval    time.Duration // but not again before so long after the last time: at most 20 pushes in 1 s; default 60 ms
+	Interval    time.Duration // but not again before so long after the last time; default 60 ms
+	// MaxInterval is what Interval grows to, doubled each time, while many resources change between two times: then a
+	// storm is few pushes however long the CPUs need for it. Default 1 s.
+	MaxInterval time.Duration
 }
+
+// many resources that changed since clients were told last are a storm. A mesh of 100,000 pods sees a few changes a second.
+const many = 32
 
 // Store is the newest state of all resources. It is safe for concurrent use.
 type Store struct {
@@ -60,6 +70,8 @@ type Store struct {
 	timer      clock.Timer // nil when no wake-up is pending
 	deadline   time.Time   // of the pending wake-up
 	woken      time.Time   // when clients were told last
+	wokenSeq   uint64      // what had changed by then
+	interval   time.Duration
 }
 
 // log is one type: two rings in the order of the last change, next of the root is the oldest, prev the newest.
@@ -71,15 +83,18 @@ type log struct {
 	dead    int
 	floor   uint64 // removals up to here are forgotten
 
-	whole    []*discovery.Resource // all that exists, as it was at wholeSeq; never modified
-	wholeSeq uint64
+	whole    [2][]*discovery.Resource // all that exists in full and in short, as it was at wholeSeq; never modified
+	wholeSeq [2]uint64
 }
 
+// entry is one resource. What it points to is immutable and shared.
 type entry struct {
 	prev, next *entry
 	seq        uint64
-	name       string
-	res        *discovery.Resource // immutable and shared; nil for a tombstone
+	typ, name  string
+	aliases    []string            // sorted
+	short      *discovery.Resource // as clients of package short get it, without aliases; nil for a tombstone
+	full       *discovery.Resource // as others get it; nil before the first one asked
 }
 
 // cursor is one client's place in the logs.
@@ -99,7 +114,10 @@ func NewStore(cfg StoreConfig) *Store {
 	if cfg.Interval == 0 {
 		cfg.Interval = 60 * time.Millisecond
 	}
-	return &Store{cfg: cfg, logs: map[string]*log{}, cursors: map[*cursor]struct{}{}}
+	if cfg.MaxInterval == 0 {
+		cfg.MaxInterval = time.Second
+	}
+	return &Store{cfg: cfg, interval: cfg.Interval, logs: map[string]*log{}, cursors: map[*cursor]struct{}{}}
 }
 
 // Apply makes the upserts and removals the newest state, as one change: a client sees all of it or none. What equals the
@@ -118,7 +136,7 @@ func (s *Store) Apply(generation uint64, upserts []Resource, removed []Key) erro
 	before, first := s.seq, !s.synced
 	s.generation, s.synced = generation, true
 	for i, r := range upserts {
-		s.putLocked(r.Type, encoded[i])
+		s.putLocked(r.Type, encoded[i], r.Aliases)
 	}
 	for _, k := range removed {
 		s.removeLocked(k)
@@ -130,21 +148,52 @@ func (s *Store) Apply(generation uint64, upserts []Resource, removed []Key) erro
 	return nil
 }
 
+// versionBytes of a content's hash make its version. Two contents of one resource that are taken for one leave a client
+// that resumes with the older; whoever writes a resource can only do that to his own.
+const versionBytes = 12
+
+// encode returns the short form.
 func encode(r Resource) (*discovery.Resource, error) {
 	if r.Type == "" || r.Name == "" || r.Message == nil {
 		return nil, fmt.Errorf("encode resource %q: type, name or message is missing", r.Name)
 	}
-	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(r.Message)
+	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(short.Shorten(r.Name, r.Message))
 	if err != nil {
 		return nil, fmt.Errorf("encode resource %s %q: %w", r.Type, r.Name, err)
 	}
 	sum := sha256.Sum256(raw)
-	aliases := slices.Clone(r.Aliases)
-	slices.Sort(aliases)
 	return &discovery.Resource{
-		Name: r.Name, Aliases: slices.Compact(aliases), Version: hex.EncodeToString(sum[:16]),
-		Resource: &anypb.Any{TypeUrl: r.Type, Value: raw},
+		Name: r.Name, Version: base64.RawURLEncoding.EncodeToString(sum[:versionBytes]), Resource: &anypb.Any{Value: raw},
 	}, nil
+}
+
+// form is the resource as a client gets it.
+func (e *entry) form(shortened bool) *discovery.Resource {
+	if shortened {
+		return e.short
+	}
+	if e.full == nil {
+		e.full = &discovery.Resource{Name: e.name, Aliases: e.aliases, Version: e.short.GetVersion(),
+			Resource: &anypb.Any{TypeUrl: e.typ, Value: inFull(e.typ, e.name, e.short.GetResource().GetValue())}}
+	}
+	return e.full
+}
+
+// inFull is the content with what its name says. The store encoded it itself: what it cannot decode was never shortened.
+func inFull(typ, name string, raw []byte) []byte {
+	if typ != api.AddressType {
+		return raw
+	}
+	m := &workloadapi.Address{}
+	if proto.Unmarshal(raw, m) != nil {
+		return raw
+	}
+	short.Restore(name, m)
+	full, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		return raw
+	}
+	return full
 }
 
 func (s *Store) logLocked(typ string) *log {
@@ -158,24 +207,27 @@ func (s *Store) logLocked(typ string) *log {
 	return l
 }
 
-func (s *Store) putLocked(typ string, res *discovery.Resource) {
+func (s *Store) putLocked(typ string, res *discovery.Resource, aliases []string) {
+	aliases = slices.Clone(aliases)
+	slices.Sort(aliases)
+	aliases = slices.Compact(aliases)
 	l := s.logLocked(typ)
 	e := l.entries[res.GetName()]
 	if e == nil {
-		e = &entry{name: res.GetName()}
+		e = &entry{typ: typ, name: res.GetName()}
 		l.entries[e.name] = e
 	} else {
-		if e.res != nil && e.res.GetVersion() == res.GetVersion() && slices.Equal(e.res.GetAliases(), res.GetAliases()) {
+		if e.short != nil && bytes.Equal(e.short.GetResource().GetValue(), res.GetResource().GetValue()) && slices.Equal(e.aliases, aliases) {
 			return
 		}
-		if e.res == nil {
+		if e.short == nil {
 			l.dead--
 		}
 		l.unalias(e)
 		e.unlink()
 	}
-	e.res = res
-	for _, a := range res.GetAliases() {
+	e.short, e.full, e.aliases = res, nil, aliases
+	for _, a := range aliases {
 		if l.aliases[a] == nil {
 			l.aliases[a] = map[*entry]struct{}{}
 		}
@@ -187,12 +239,12 @@ func (s *Store) putLocked(typ string, res *discovery.Resource) {
 func (s *Store) removeLocked(k Key) {
 	l := s.logLocked(k.Type)
 	e := l.entries[k.Name]
-	if e == nil || e.res == nil {
+	if e == nil || e.short == nil {
 		return
 	}
 	l.unalias(e)
 	e.unlink()
-	e.res = nil
+	e.short, e.full, e.aliases = nil, nil, nil
 	l.dead++
 	s.appendLocked(&l.gone, e)
 }
@@ -210,7 +262,7 @@ func (e *entry) unlink() {
 }
 
 func (l *log) unalias(e *entry) {
-	for _, a := range e.res.GetAliases() {
+	for _, a := range e.aliases {
 		if delete(l.aliases[a], e); len(l.aliases[a]) == 0 {
 			delete(l.aliases, a)
 		}
@@ -240,10 +292,10 @@ func (s *Store) compactLocked() {
 }
 
 // scheduleLocked wakes the clients after the quiet time, but no later than MaxDebounce after the first change, and not
-// sooner than Interval after the last time: a change that comes alone goes out at once, a storm in few pushes.
+// sooner than the interval after the last time: a change that comes alone goes out at once, a storm in few pushes.
 func (s *Store) scheduleLocked() {
 	now := s.cfg.Clock.Now()
-	soonest := s.woken.Add(s.cfg.Interval).Sub(now)
+	soonest := s.woken.Add(s.interval).Sub(now)
 	if s.timer == nil {
 		s.deadline = now.Add(max(s.cfg.MaxDebounce, soonest))
 		s.timer = s.cfg.Clock.AfterFunc(max(s.cfg.Debounce, soonest), s.wakeAll)
@@ -255,7 +307,14 @@ func (s *Store) scheduleLocked() {
 func (s *Store) wakeAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.timer, s.woken = nil, s.cfg.Clock.Now()
+	now := s.cfg.Clock.Now()
+	switch quiet := now.Sub(s.woken) > 2*s.interval; {
+	case s.seq-s.wokenSeq >= many && !quiet:
+		s.interval = min(2*s.interval, s.cfg.MaxInterval)
+	case s.seq-s.wokenSeq < many || quiet:
+		s.interval = s.cfg.Interval
+	}
+	s.timer, s.woken, s.wokenSeq = nil, now, s.seq
 	for c := range s.cursors {
 		c.signal()
 	}

@@ -22,6 +22,7 @@ const (
 type subscription struct {
 	typ      string
 	wildcard bool
+	short    bool                // the client takes short contents
 	names    map[string]struct{} // asked for: names and aliases
 	sent     map[string]struct{} // on demand only: resources that the client holds
 	asked    map[string]struct{} // names whose answer is due, whatever the client holds
@@ -85,6 +86,7 @@ type delta struct {
 	upserts []*discovery.Resource
 	removed []string
 	first   bool
+	short   bool // which form upserts have
 }
 
 // How much of a type one response holds, in bytes: what is encoded and not sent yet is memory of each client, and clients
@@ -145,7 +147,7 @@ func (s *Store) collect(c *cursor, subs []*subscription) (out collected, err err
 	}
 	for _, sub := range subs {
 		l := s.logLocked(sub.typ)
-		d := delta{sub: sub, first: !sub.answered}
+		d := delta{sub: sub, first: !sub.answered, short: sub.short && sub.wildcard}
 		pos, seen := c.pos[sub.typ]
 		switch {
 		case !sub.answered:
@@ -175,22 +177,22 @@ func (l *log) initial(d *delta) {
 	sub := d.sub
 	switch {
 	case sub.wildcard && len(sub.known) == 0:
-		d.upserts = l.all()
+		d.upserts = l.all(d.short)
 	case sub.wildcard:
 		for e := l.live.next; e != &l.live; e = e.next {
-			if sub.known[e.name] != e.res.GetVersion() {
-				d.upserts = append(d.upserts, e.res)
+			if sub.known[e.name] != e.short.GetVersion() {
+				d.upserts = append(d.upserts, e.form(d.short))
 			}
 		}
 	}
 	for n := range sub.known {
 		switch e := l.entries[n]; {
-		case e == nil || e.res == nil:
+		case e == nil || e.short == nil:
 			d.removed = append(d.removed, n)
 		case !sub.wildcard:
 			sub.sent[n] = struct{}{}
-			if e.res.GetVersion() != sub.known[n] {
-				d.upserts = append(d.upserts, e.res)
+			if e.short.GetVersion() != sub.known[n] {
+				d.upserts = append(d.upserts, e.form(d.short))
 			}
 		}
 	}
@@ -198,21 +200,25 @@ func (l *log) initial(d *delta) {
 }
 
 // all is everything that exists, oldest change first. Clients that start together share the list, which nobody may modify.
-func (l *log) all() []*discovery.Resource {
-	if newest := max(l.live.prev.seq, l.gone.prev.seq, l.floor); l.whole == nil || l.wholeSeq != newest {
-		l.whole, l.wholeSeq = make([]*discovery.Resource, 0, len(l.entries)-l.dead), newest
+func (l *log) all(shortened bool) []*discovery.Resource {
+	i := 0
+	if shortened {
+		i = 1
+	}
+	if newest := max(l.live.prev.seq, l.gone.prev.seq, l.floor); l.whole[i] == nil || l.wholeSeq[i] != newest {
+		l.whole[i], l.wholeSeq[i] = make([]*discovery.Resource, 0, len(l.entries)-l.dead), newest
 		for e := l.live.next; e != &l.live; e = e.next {
-			l.whole = append(l.whole, e.res)
+			l.whole[i] = append(l.whole[i], e.form(shortened))
 		}
 	}
-	return slices.Clip(l.whole)
+	return slices.Clip(l.whole[i])
 }
 
 // since walks back from the newest change.
 func (l *log) since(pos uint64, d *delta) {
 	for e := l.live.prev; e != &l.live && e.seq > pos; e = e.prev {
-		if d.sub.covers(e.res) {
-			d.upserts = append(d.upserts, e.res)
+		if d.sub.covers(e) {
+			d.upserts = append(d.upserts, e.form(d.short))
 			if !d.sub.wildcard {
 				d.sub.sent[e.name] = struct{}{}
 			}
@@ -245,14 +251,14 @@ func (l *log) answerAsked(d *delta) {
 		if !sub.wildcard {
 			sub.sent[e.name] = struct{}{}
 		}
-		if known, ok := sub.known[e.name]; !have[e.name] && !(ok && known == e.res.GetVersion()) {
+		if known, ok := sub.known[e.name]; !have[e.name] && !(ok && known == e.short.GetVersion()) {
 			have[e.name] = true
-			d.upserts = append(d.upserts, e.res)
+			d.upserts = append(d.upserts, e.form(d.short))
 		}
 	}
 	for _, n := range asked {
 		found := false
-		if e := l.entries[n]; e != nil && e.res != nil {
+		if e := l.entries[n]; e != nil && e.short != nil {
 			add(e)
 			found = true
 		}
@@ -267,17 +273,17 @@ func (l *log) answerAsked(d *delta) {
 	sub.known = nil
 }
 
-func (sub *subscription) covers(r *discovery.Resource) bool {
+func (sub *subscription) covers(e *entry) bool {
 	if sub.wildcard {
 		return true
 	}
-	if _, ok := sub.names[r.GetName()]; ok {
+	if _, ok := sub.names[e.name]; ok {
 		return true
 	}
-	if _, ok := sub.sent[r.GetName()]; ok {
+	if _, ok := sub.sent[e.name]; ok {
 		return true
 	}
-	return slices.ContainsFunc(r.GetAliases(), func(a string) bool { _, ok := sub.names[a]; return ok })
+	return slices.ContainsFunc(e.aliases, func(a string) bool { _, ok := sub.names[a]; return ok })
 }
 
 func (sub *subscription) holds(n string) bool {

@@ -146,12 +146,12 @@ func TestListIsShared(t *testing.T) {
 	st, _ := newServer(t)
 	apply(t, st, 1, []Resource{wl("a", "10.0.0.1"), wl("b", "10.0.0.2")})
 	l := st.logs[api.AddressType]
-	first, again := l.all(), l.all()
+	first, again := l.all(false), l.all(false)
 	if len(first) != 2 || &first[0] != &again[0] || cap(first) != 2 {
 		t.Errorf("lists of %d and %d, capacity %d", len(first), len(again), cap(first))
 	}
 	apply(t, st, 2, nil, Key{api.AddressType, uid + "a"})
-	if now := l.all(); len(now) != 1 || len(first) != 2 || first[0] == nil {
+	if now := l.all(false); len(now) != 1 || len(first) != 2 || first[0] == nil {
 		t.Errorf("after a removal: %d, the old list has %d", len(now), len(first))
 	}
 }

@@ -317,7 +317,7 @@ func TestStormIsFewPushes(t *testing.T) {
 		if pushes > 20 || pushes < 10 {
 			t.Errorf("%d pushes of 80 changes in 1 s", pushes)
 		}
-		if now := st.logs[api.AddressType].entries[uid+"a"].res.GetVersion(); now != want {
+		if now := st.logs[api.AddressType].entries[uid+"a"].short.GetVersion(); now != want {
 			t.Errorf("the client has version %s, the newest is %s", want, now)
 		}
 	})
@@ -371,8 +371,8 @@ func TestFanOut(t *testing.T) {
 		want := map[string]string{}
 		l := st.logs[api.AuthorizationType]
 		for n, e := range l.entries {
-			if e.res != nil {
-				want[n] = e.res.GetVersion()
+			if e.short != nil {
+				want[n] = e.short.GetVersion()
 			}
 		}
 		for i, f := range all {

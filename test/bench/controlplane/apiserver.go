@@ -120,10 +120,21 @@ func (w *watcher) take() [][]byte {
 	return out
 }
 
+// groups are the API groups: those of the mesh are not served, so that all its kinds are known to be empty.
+var groups = map[string]any{
+	"/api": metav1.APIVersions{TypeMeta: metav1.TypeMeta{Kind: "APIVersions"}, Versions: []string{"v1"}},
+	"/apis": metav1.APIGroupList{TypeMeta: metav1.TypeMeta{Kind: "APIGroupList", APIVersion: "v1"}, Groups: []metav1.APIGroup{{
+		Name: "discovery.k8s.io", Versions: []metav1.GroupVersionForDiscovery{{GroupVersion: "discovery.k8s.io/v1", Version: "v1"}}}}},
+}
+
 // ServeHTTP implements http.Handler.
 func (s *apiServer) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 	c := s.collections[req.URL.Path] // the map itself never changes
 	rw.Header().Set("Content-Type", "application/json")
+	if list := groups[req.URL.Path]; list != nil {
+		_ = json.NewEncoder(rw).Encode(list)
+		return
+	}
 	if c == nil {
 		rw.WriteHeader(http.StatusNotFound)
 		_ = json.NewEncoder(rw).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},

@@ -58,8 +58,9 @@ func newClient(i int, dial dialFunc) *client.Client {
 
 // thin speaks the same protocol and keeps nothing but counts, so that a thousand of them fit beside the controller.
 type thin struct {
-	dial dialFunc
-	id   int
+	dial     dialFunc
+	id       int
+	features []string // that it says it has; default a node's
 
 	synced    chan struct{} // closed when every type was answered
 	bytes     atomic.Int64  // of responses, as gRPC messages
@@ -70,7 +71,7 @@ type thin struct {
 }
 
 func newThin(i int, dial dialFunc) *thin {
-	return &thin{dial: dial, id: i, synced: make(chan struct{})}
+	return &thin{dial: dial, id: i, features: []string{api.DiscoveryParts, api.DiscoveryShort}, synced: make(chan struct{})}
 }
 
 // raw passes messages on as bytes.
@@ -100,7 +101,7 @@ func (t *thin) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open stream: %w", err)
 	}
-	node := &core.Node{Id: nodeID(t.id), ClientFeatures: []string{api.DiscoveryParts}}
+	node := &core.Node{Id: nodeID(t.id), ClientFeatures: t.features}
 	for _, typ := range followed {
 		if err := send(stream, &discovery.DeltaDiscoveryRequest{Node: node, TypeUrl: typ}); err != nil {
 			return err

@@ -25,6 +25,7 @@ type cell struct {
 	wire, whole     time.Duration // full sync: of the responses; until a node's client has its snapshot; medians
 	resources       int64
 	bytes           int64         // of the first responses together
+	foreign         int64         // of those to a client of Istio's
 	join            time.Duration // until the last of the clients that were added had everything
 	rss, peak       int64         // bytes, with all clients; the peak since the process began
 	p50, p99, last  time.Duration // event to snapshot at one client; last: p99 of the slowest client
@@ -87,6 +88,13 @@ func measure(ctx context.Context, round int, sz size, counts []int, ld load) (ce
 		show(&out)
 		cells = append(cells, &out)
 	}
+	last := cell{round: round, size: sz}
+	if err := b.foreignSync(&last); err != nil {
+		return cells, err
+	}
+	for _, c := range cells {
+		c.foreign = last.foreign
+	}
 	return cells, nil
 }
 
@@ -117,23 +125,13 @@ func (b *bench) dial() (*thin, error) {
 func (b *bench) syncs(out *cell) error {
 	var wire, whole []time.Duration
 	for range b.load.syncs {
-		t, err := b.dial()
+		t, took, err := b.thinSync()
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithCancel(b.ctx)
-		begin, done := time.Now(), make(chan error, 1)
-		go func() { done <- t.run(ctx) }()
-		err = b.wait(t.synced, done)
-		wire = append(wire, time.Since(begin))
-		cancel()
-		if err != nil {
-			return err
-		}
-		<-done
+		wire = append(wire, took)
 		out.resources, out.bytes = t.resources.Load(), t.bytes.Load()
-		took, err := b.fullSync(t.dial)
-		if err != nil {
+		if took, err = b.fullSync(t.dial); err != nil {
 			return err
 		}
 		whole = append(whole, took)
@@ -143,6 +141,36 @@ func (b *bench) syncs(out *cell) error {
 	}
 	out.wire, out.whole = quantile(wire, 0.5), quantile(whole, 0.5)
 	return nil
+}
+
+// foreignSync measures what a client of Istio's is sent. It comes last: what it needs stays in the controller's memory.
+func (b *bench) foreignSync(out *cell) error {
+	t, _, err := b.thinSync(func(t *thin) { t.features = nil })
+	if err == nil {
+		out.foreign = t.bytes.Load()
+	}
+	return err
+}
+
+func (b *bench) thinSync(edit ...func(*thin)) (*thin, time.Duration, error) {
+	t, err := b.dial()
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, e := range edit {
+		e(t)
+	}
+	ctx, cancel := context.WithCancel(b.ctx)
+	begin, done := time.Now(), make(chan error, 1)
+	go func() { done <- t.run(ctx) }()
+	err = b.wait(t.synced, done)
+	took := time.Since(begin)
+	cancel()
+	if err != nil {
+		return nil, 0, err
+	}
+	<-done
+	return t, took, nil
 }
 
 func (b *bench) fullSync(dial dialFunc) (time.Duration, error) {

@@ -37,6 +37,7 @@ var figures = []figure{
 	{"full sync, ms: responses", func(c *cell) float64 { return ms(c.wire) }},
 	{"snapshot", func(c *cell) float64 { return ms(c.whole) }},
 	{"B a resource", (*cell).perResource},
+	{"B to a client of Istio's", func(c *cell) float64 { return float64(c.foreign) / float64(max(1, c.resources)) }},
 	{"clients joined at once, ms", func(c *cell) float64 { return ms(c.join) }},
 	{"event to client p50, ms", func(c *cell) float64 { return ms(c.p50) }},
 	{"p99", func(c *cell) float64 { return ms(c.p99) }},
