@@ -103,7 +103,12 @@ func TestControllerRights(t *testing.T) {
 		{"Role", "create", "coordination.k8s.io", "leases", "", true},
 		{"Role", "get", "", "secrets", "another", false},
 		{"Role", "list", "", "secrets", "", false},
-		{"Role", "update", "", "secrets", "istio-ca-secret", false},
+		{"Role", "update", "", "secrets", "istio-ca-secret", true}, // by a rotation
+		{"Role", "update", "", "secrets", "istio-ca-rotation", true},
+		{"Role", "update", "", "secrets", "cacerts", false},
+		{"Role", "get", "", "secrets", "external-ca-cert", false}, // nothing of an external signer unless there is one
+		{"ClusterRole", "create", "certificates.k8s.io", "certificatesigningrequests", "", false},
+		{"ClusterRole", "approve", "certificates.k8s.io", "signers", "", false},
 		{"Role", "update", "", "configmaps", "istio", false},
 		{"Role", "update", "coordination.k8s.io", "leases", "another", false},
 	} {

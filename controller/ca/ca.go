@@ -3,27 +3,20 @@
 //
 // Invariants: a certificate is signed only for the caller's own identity, or for one that the NodeAuthorizer grants to a
 // trusted node proxy; keys of workloads never come here; every signature and every refusal is one log line; what is
-// missing or malformed is refused.
+// missing or malformed is refused, and what was good before stays in force; a root is replaced only after everybody had time
+// to trust the next one, and the old one is trusted until nothing that it signed is valid any more.
 package ca
 
 import (
-	"bytes"
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
-	"net"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/ztunnel/clock"
@@ -46,7 +39,7 @@ const (
 // ErrNotLoaded is returned while the root has not been loaded.
 var ErrNotLoaded = errors.New("the signing key is not loaded")
 
-// ErrOtherRoot is returned when the stored root is not the one that signs here.
+// ErrOtherRoot is returned when the stored root is not the one that signs here, and no rotation leads to it.
 var ErrOtherRoot = errors.New("the stored root is not the one that this controller signs with")
 
 // Store persists the self-signed root. Data has the keys FileCACert and FileCAKey.
@@ -64,8 +57,16 @@ type NodeAuthorizer interface {
 
 // Config configures an Authority. Clock, Authenticator, NodeAuthorizer, and Store or PlugIn are required.
 type Config struct {
-	Store  Store
-	PlugIn map[string][]byte // the cacerts files by name; nil: self-signed
+	Store Store
+	// PlugIn returns the cacerts files by name, nil when there are none: self-signed then. It is asked at each Sync.
+	PlugIn func(ctx context.Context) (map[string][]byte, error)
+	// Rotation is what replicas agree upon while a root is replaced; nil: a root is never replaced.
+	Rotation RotationStore
+	// Spread is how long a new root is published before it signs; default 5 min. Kubelets take up to 2 min to bring a changed
+	// ConfigMap into pods.
+	Spread time.Duration
+	// External signs the workloads' certificates; nil: the authority's own key does.
+	External *External
 
 	// TrustDomain is asked at every signature; nil means cluster.local, an answer "" that it is not known yet.
 	TrustDomain func() string
@@ -80,6 +81,8 @@ type Config struct {
 
 	Clock clock.Clock
 	Log   *slog.Logger // default: discard
+	// Metrics is where the collectors are registered; nil: nowhere.
+	Metrics prometheus.Registerer
 }
 
 func (c Config) withDefaults() Config {
@@ -94,6 +97,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxTTL == 0 {
 		c.MaxTTL = 90 * 24 * time.Hour
+	}
+	if c.Spread == 0 {
+		c.Spread = 5 * time.Minute
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -112,103 +118,53 @@ func (c Config) Validate() error {
 		return errors.New("check ca config: NodeAuthorizer: missing")
 	case c.Store == nil && c.PlugIn == nil:
 		return errors.New("check ca config: Store: missing, and no PlugIn")
+	case c.Spread < 0:
+		return fmt.Errorf("check ca config: Spread: %s is negative", c.Spread)
 	case c.DefaultTTL > c.MaxTTL:
 		return fmt.Errorf("check ca config: DefaultTTL: %s is more than MaxTTL %s", c.DefaultTTL, c.MaxTTL)
 	}
 	return nil
 }
 
-// issuer is a signing certificate with its key and what is sent behind a leaf.
-type issuer struct {
-	cert  *x509.Certificate
-	key   crypto.Signer
-	chain []*x509.Certificate // from cert to the root, both included
-	roots []byte              // PEM: what peers trust
-
-	stored map[string][]byte // what the Store has of it; nil for a plugged-in one
-}
-
 // Authority is the CA. It is safe for concurrent use after Load.
 type Authority struct {
-	cfg Config
+	cfg     Config
+	metrics *metrics
 
-	mu     sync.RWMutex // protects below
-	issuer *issuer      // nil until Load
+	syncing  sync.Mutex          // one Sync at a time, protects below; order: syncing before mu
+	wanted   *issuer             // what the Secrets ask for: the last that was good
+	external []*x509.Certificate // roots of the external signer: the last that were good
+
+	mu        sync.RWMutex        // protects below
+	issuer    *issuer             // in force; nil until Load
+	signers   []*x509.Certificate // roots of the external signer; nil: there is none
+	bundle    []byte              // PEM: every root that is trusted, the one that signs workloads first
+	record    *Record             // as last seen; nil: there is none
+	published publication
+}
+
+// publication is when a bundle was first given to the nodes.
+type publication struct {
+	bundle string
+	at     time.Time
 }
 
 // New returns an authority that cannot sign before Load.
-func New(cfg Config) *Authority { return &Authority{cfg: cfg.withDefaults()} }
+func New(cfg Config) *Authority {
+	cfg = cfg.withDefaults()
+	return &Authority{cfg: cfg, metrics: newMetrics()}
+}
 
 // Load reads the plugged-in certificates, or reads the self-signed root from the Store and makes it there when there is
-// none; of several controllers that make it at once all take the one that was stored.
+// none; of several controllers that make it at once all take the one that was stored. It succeeds once.
 func (a *Authority) Load(ctx context.Context) error {
 	if err := a.cfg.Validate(); err != nil {
 		return err
 	}
-	iss, err := a.load(ctx)
-	if err != nil {
+	if err := a.Sync(ctx, false); err != nil {
 		return err
 	}
-	a.cfg.Log.Info("signing certificate loaded", "subject", iss.cert.Subject.String(), "plugged_in", a.cfg.PlugIn != nil,
-		"not_after", iss.cert.NotAfter)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.issuer = iss
-	return nil
-}
-
-func (a *Authority) load(ctx context.Context) (*issuer, error) {
-	now := a.cfg.Clock.Now()
-	if a.cfg.PlugIn != nil {
-		iss, err := parsePlugIn(a.cfg.PlugIn, now)
-		if err != nil {
-			return nil, fmt.Errorf("check cacerts: %w", err)
-		}
-		return iss, nil
-	}
-	data, err := a.cfg.Store.Load(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("load root: %w", err)
-	}
-	if data == nil {
-		if data, err = selfSigned(a.cfg.TrustDomain(), now); err != nil {
-			return nil, fmt.Errorf("make root: %w", err)
-		}
-		if data, err = a.cfg.Store.CreateOnce(ctx, data); err != nil {
-			return nil, fmt.Errorf("store root: %w", err)
-		}
-	}
-	iss, err := parseRoot(data, now)
-	if err != nil {
-		return nil, fmt.Errorf("check stored root: %w", err)
-	}
-	iss.stored = data
-	return iss, nil
-}
-
-// Keep stores the self-signed root again if it is gone from the Store: the next controller that starts would make another
-// one, and the mesh would fall apart into those who trust the one and those who trust the other. It reports whether it did.
-// Returns ErrOtherRoot if another root is stored, and ErrNotLoaded before Load.
-func (a *Authority) Keep(ctx context.Context) (restored bool, err error) {
-	iss, err := a.current()
-	if err != nil || iss.stored == nil {
-		return false, err
-	}
-	data, err := a.cfg.Store.Load(ctx)
-	if err != nil {
-		return false, fmt.Errorf("load root: %w", err)
-	}
-	if data == nil {
-		if data, err = a.cfg.Store.CreateOnce(ctx, iss.stored); err != nil {
-			return false, fmt.Errorf("store root: %w", err)
-		}
-		restored = true
-	}
-	block, _ := pem.Decode(data[FileCACert])
-	if block == nil || !bytes.Equal(block.Bytes, iss.cert.Raw) {
-		return false, ErrOtherRoot
-	}
-	return restored, nil
+	return a.metrics.register(a.cfg.Metrics, a)
 }
 
 func (a *Authority) current() (*issuer, error) {
@@ -220,124 +176,21 @@ func (a *Authority) current() (*issuer, error) {
 	return a.issuer, nil
 }
 
-// RootPEM is what peers must trust. Returns ErrNotLoaded before Load.
+// RootPEM is what peers must trust, the root that signs workloads first. Returns ErrNotLoaded before Load.
 func (a *Authority) RootPEM() ([]byte, error) {
-	iss, err := a.current()
-	if err != nil {
-		return nil, err
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	if a.issuer == nil {
+		return nil, ErrNotLoaded
 	}
-	return iss.roots, nil
+	return a.bundle, nil
 }
 
-func selfSigned(organization string, now time.Time) (map[string][]byte, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("generate key: %w", err)
+// Distributed is told that the nodes were given the roots of RootPEM: from then on they have Config.Spread to take them in.
+func (a *Authority) Distributed(roots []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.published.bundle != string(roots) {
+		a.published = publication{string(roots), a.cfg.Clock.Now()}
 	}
-	serial, err := newSerial()
-	if err != nil {
-		return nil, err
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{Organization: []string{organization}},
-		NotBefore: now.Add(-backdate), NotAfter: now.Add(rootLifetime),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		return nil, fmt.Errorf("sign certificate: %w", err)
-	}
-	raw, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("encode key: %w", err)
-	}
-	return map[string][]byte{
-		FileCACert: encodeCert(der),
-		FileCAKey:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}),
-	}, nil
-}
-
-func encodeCert(der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-}
-
-func newSerial() (*big.Int, error) {
-	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-	if err != nil {
-		return nil, fmt.Errorf("make serial number: %w", err)
-	}
-	return n.Add(n, big.NewInt(1)), nil
-}
-
-// sign issues a leaf; it never outlives the signing certificate.
-func (iss *issuer) sign(tmpl *x509.Certificate, public crypto.PublicKey, now time.Time, ttl time.Duration) (*x509.Certificate, error) {
-	var err error
-	if tmpl.SerialNumber, err = newSerial(); err != nil {
-		return nil, err
-	}
-	tmpl.NotBefore, tmpl.NotAfter = now.Add(-backdate), now.Add(ttl)
-	if tmpl.NotAfter.After(iss.cert.NotAfter) {
-		tmpl.NotAfter = iss.cert.NotAfter
-	}
-	if !tmpl.NotAfter.After(now) {
-		return nil, fmt.Errorf("sign certificate: the signing certificate expired at %s", iss.cert.NotAfter)
-	}
-	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
-	tmpl.BasicConstraintsValid = true
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, iss.cert, public, iss.key)
-	if err != nil {
-		return nil, fmt.Errorf("sign certificate: %w", err)
-	}
-	return x509.ParseCertificate(der)
-}
-
-// ServingCertificate returns a tls.Config.GetCertificate for the controller's own listeners. names are DNS names or
-// addresses. The certificate is made when first needed and again at half of its life.
-func (a *Authority) ServingCertificate(names []string) func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	var mu sync.Mutex
-	var current *tls.Certificate
-	var renew time.Time
-	var from *issuer
-	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		iss, err := a.current()
-		if err != nil {
-			return nil, err
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		now := a.cfg.Clock.Now()
-		if current != nil && from == iss && now.Before(renew) {
-			return current, nil
-		}
-		next, err := iss.serving(names, now)
-		if err != nil {
-			return nil, fmt.Errorf("make serving certificate: %w", err)
-		}
-		current, from, renew = next, iss, now.Add(next.Leaf.NotAfter.Sub(now)/2)
-		return current, nil
-	}
-}
-
-func (iss *issuer) serving(names []string, now time.Time) (*tls.Certificate, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("generate key: %w", err)
-	}
-	tmpl := &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	for _, n := range names {
-		if ip := net.ParseIP(n); ip != nil {
-			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
-		} else {
-			tmpl.DNSNames = append(tmpl.DNSNames, n)
-		}
-	}
-	leaf, err := iss.sign(tmpl, key.Public(), now, servingTTL)
-	if err != nil {
-		return nil, err
-	}
-	out := &tls.Certificate{PrivateKey: key, Leaf: leaf, Certificate: [][]byte{leaf.Raw}}
-	for _, c := range iss.chain {
-		out.Certificate = append(out.Certificate, c.Raw)
-	}
-	return out, nil
 }

@@ -8,12 +8,10 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"net/url"
 	"strings"
 	"sync"
@@ -204,7 +202,7 @@ func TestMT16CertificateForTheCallersNode(t *testing.T) {
 	if n := strings.Count(logs.String(), "certificate signed"); n != 4 {
 		t.Errorf("%d audit lines, want 4", n)
 	}
-	if !strings.Contains(logs.String(), "caller=istio-system/ztunnel node=node1 identity="+httpbinID) {
+	if !strings.Contains(logs.String(), `caller=istio-system/ztunnel pod="" node=node1 peer=unknown identity=`+httpbinID) {
 		t.Errorf("the audit line lacks the caller or the identity:\n%s", logs)
 	}
 }
@@ -309,39 +307,20 @@ func TestRootIsMadeOnce(t *testing.T) {
 	}
 }
 
-// cacerts makes root -> intermediate files as the documents' Makefile does.
+// cacerts are valid for two days.
 func cacerts(t testing.TB) map[string][]byte {
 	t.Helper()
-	files, err := selfSigned("root", start)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := parseRoot(files, start)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := newKey(t)
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "Intermediate CA"}, NotBefore: start, NotAfter: start.Add(48 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}, root.cert, key.Public(), root.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca := encodeCert(der)
-	return map[string][]byte{
-		FileCACert: ca, FileRootCert: root.roots, FileCertChain: append(bytes.Clone(ca), root.roots...),
-		FileCAKey: pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw}),
-	}
+	files, _ := hierarchy(t, start, 48*time.Hour)
+	return files
+}
+
+func plugged(files map[string][]byte) func(context.Context) (map[string][]byte, error) {
+	return func(context.Context) (map[string][]byte, error) { return files, nil }
 }
 
 func TestMT18PlugInCA(t *testing.T) {
 	files := cacerts(t)
-	a, _, _ := newAuthority(t, func(c *Config) { c.PlugIn = files })
+	a, _, _ := newAuthority(t, func(c *Config) { c.PlugIn = plugged(files) })
 	chain, err := ask(t, a, "app", "", csrFor(t, newKey(t), &x509.CertificateRequest{}, sleepID), 72*3600)
 	if err != nil {
 		t.Fatal(err)
@@ -436,13 +415,16 @@ func FuzzStaticTokens(f *testing.F) {
 // TestRootIsKept: the Secret is deleted under a running controller.
 func TestRootIsKept(t *testing.T) {
 	store := &memory{}
-	a, _, _ := newAuthority(t, func(c *Config) { c.Store = store })
-	if restored, err := a.Keep(t.Context()); restored || err != nil {
-		t.Errorf("nothing is missing: %v, %v", restored, err)
+	a, _, logs := newAuthority(t, func(c *Config) { c.Store = store })
+	if err := a.Sync(t.Context(), true); err != nil || strings.Contains(logs.String(), "stored again") {
+		t.Errorf("nothing is missing: %v, %s", err, logs)
 	}
 	store.data = nil
-	if restored, err := a.Keep(t.Context()); !restored || err != nil {
-		t.Errorf("gone: %v, %v", restored, err)
+	if err := a.Sync(t.Context(), false); err != nil || store.data != nil {
+		t.Errorf("a follower stored it: %v", err)
+	}
+	if err := a.Sync(t.Context(), true); err != nil || !strings.Contains(logs.String(), "stored again") {
+		t.Errorf("gone: %v, %s", err, logs)
 	}
 	next, _, _ := newAuthority(t, func(c *Config) { c.Store = store })
 	old, _ := a.RootPEM()
@@ -451,13 +433,17 @@ func TestRootIsKept(t *testing.T) {
 	}
 	store.data = nil
 	newAuthority(t, func(c *Config) { c.Store = store }) // it was faster
-	for _, data := range []map[string][]byte{store.data, {}} {
-		store.data = data
-		if _, err := a.Keep(t.Context()); !errors.Is(err, ErrOtherRoot) {
-			t.Errorf("another root: %v", err)
-		}
+	if err := a.Sync(t.Context(), true); !errors.Is(err, ErrOtherRoot) {
+		t.Errorf("another root: %v", err)
 	}
-	if _, err := New(Config{Store: store}).Keep(t.Context()); !errors.Is(err, ErrNotLoaded) {
+	if now, err := a.RootPEM(); err != nil || !bytes.Equal(now, old) {
+		t.Errorf("another root is in force: %v", err)
+	}
+	store.data = map[string][]byte{}
+	if err := a.Sync(t.Context(), true); err == nil || !strings.Contains(err.Error(), FileCACert) {
+		t.Errorf("an empty root: %v", err)
+	}
+	if _, err := New(Config{Store: store}).RootPEM(); !errors.Is(err, ErrNotLoaded) {
 		t.Errorf("before Load: %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -10,12 +11,15 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
+var plugInFiles = []string{FileCACert, FileCAKey, FileRootCert, FileCertChain}
+
 // parsePlugIn checks the cacerts files (MT-18). Its errors begin with the file's name.
 func parsePlugIn(files map[string][]byte, now time.Time) (*issuer, error) {
-	for _, f := range []string{FileCACert, FileCAKey, FileRootCert, FileCertChain} {
+	for _, f := range plugInFiles {
 		if len(files[f]) == 0 {
 			return nil, fmt.Errorf("%s: missing or empty", f)
 		}
@@ -36,7 +40,10 @@ func parsePlugIn(files map[string][]byte, now time.Time) (*issuer, error) {
 		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	}
-	for _, c := range roots {
+	for i, c := range roots {
+		if !c.IsCA || !c.BasicConstraintsValid || c.CheckSignatureFrom(c) != nil {
+			return nil, fmt.Errorf("%s: certificate %d (%s) is not a self-signed CA", FileRootCert, i+1, c.Subject)
+		}
 		opts.Roots.AddCert(c)
 	}
 	for _, c := range between {
@@ -46,8 +53,24 @@ func parsePlugIn(files map[string][]byte, now time.Time) (*issuer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: does not lead to %s by way of %s: %w", FileCACert, FileRootCert, FileCertChain, err)
 	}
-	iss.chain, iss.roots = chains[0], files[FileRootCert]
+	iss.chain, iss.plugged, iss.roots = shortest(chains), true, nil
+	for _, c := range roots {
+		iss.roots = append(iss.roots, encodeCert(c.Raw)...)
+	}
 	return iss, nil
+}
+
+// shortest is the chain that is sent: the order of those that Verify finds is not fixed.
+func shortest(chains [][]*x509.Certificate) []*x509.Certificate {
+	return slices.MinFunc(chains, func(a, b []*x509.Certificate) int { return cmp.Compare(len(a), len(b)) })
+}
+
+// parseIssuer checks files of either kind.
+func parseIssuer(files map[string][]byte, now time.Time) (*issuer, error) {
+	if _, plugged := files[FileRootCert]; plugged {
+		return parsePlugIn(files, now)
+	}
+	return parseRoot(files, now)
 }
 
 // parseRoot checks the persisted self-signed root.
@@ -85,7 +108,7 @@ func parseSigner(files map[string][]byte, now time.Time) (*issuer, error) {
 	if !ok || !public.Equal(cert.PublicKey) {
 		return nil, fmt.Errorf("%s: is not the key of %s", FileCAKey, FileCACert)
 	}
-	return &issuer{cert: cert, key: key}, nil
+	return &issuer{cert: cert, key: key, files: files}, nil
 }
 
 func parseCerts(raw []byte) ([]*x509.Certificate, error) {

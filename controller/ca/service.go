@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 	securityv1 "istio.io/api/security/v1alpha1"
@@ -52,68 +53,100 @@ func refuse(code codes.Code, format string, args ...any) error {
 	return &refusal{code, fmt.Errorf(format, args...)}
 }
 
+// asked is one request, as far as it was understood: what the audit line says.
+type asked struct {
+	caller   Caller
+	identity string // what was asked for
+	ttl      time.Duration
+	reached  stage
+}
+
 // CreateCertificate signs a CSR for the caller's identity, or for the one that a trusted node proxy impersonates. The
-// answer is the chain, leaf first and root last (MT-16, MT-18).
+// answer is the chain, leaf first and root last (MT-16, MT-18). Each call is one line of the log.
 func (s service) CreateCertificate(ctx context.Context, req *securityv1.IstioCertificateRequest) (*securityv1.IstioCertificateResponse, error) {
-	caller, id, leaf, chain, err := s.a.create(ctx, req)
-	log := s.a.cfg.Log.With("caller", caller.String(), "node", caller.Node, "identity", id)
+	q := &asked{identity: "unknown"}
+	chain, err := s.a.create(ctx, req, q)
+	from := "unknown"
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		from = p.Addr.String()
+	}
+	log := s.a.cfg.Log.With("caller", q.caller.String(), "pod", q.caller.PodName, "node", q.caller.Node, "peer", from, "identity", q.identity)
 	if err != nil {
-		log.Warn("certificate refused", "err", err)
 		code := codes.Internal
 		if r := (*refusal)(nil); errors.As(err, &r) {
 			code = r.code
 		}
-		return nil, status.Errorf(code, "caller %s, requested identity %s: %v", caller, id, err)
+		s.a.metrics.answered(q.reached, code)
+		log.Warn("certificate refused", "reason", code.String(), "err", err)
+		return nil, status.Errorf(code, "caller %s, requested identity %s: %v", q.caller, q.identity, err)
 	}
-	log.Info("certificate signed", "serial", leaf.SerialNumber.Text(16), "not_after", leaf.NotAfter)
-	return &securityv1.IstioCertificateResponse{CertChain: chain}, nil
+	s.a.metrics.answered(q.reached, codes.OK)
+	leaf, root := chain[0], chain[len(chain)-1]
+	log.Info("certificate signed", "serial", leaf.SerialNumber.Text(16), "not_after", leaf.NotAfter, "ttl", q.ttl,
+		"root", Fingerprint(encodeCert(root.Raw)))
+	out := &securityv1.IstioCertificateResponse{}
+	for _, c := range chain {
+		out.CertChain = append(out.CertChain, string(encodeCert(c.Raw)))
+	}
+	return out, nil
 }
 
-func (a *Authority) create(ctx context.Context, req *securityv1.IstioCertificateRequest) (
-	caller Caller, requested string, leaf *x509.Certificate, chain []string, err error,
-) {
-	requested = "unknown"
+func (a *Authority) create(ctx context.Context, req *securityv1.IstioCertificateRequest, q *asked) ([]*x509.Certificate, error) {
 	token := bearer(ctx)
 	if token == "" {
-		return caller, requested, nil, nil, refuse(codes.Unauthenticated, "authenticate caller: no bearer token")
+		return nil, refuse(codes.Unauthenticated, "authenticate caller: no bearer token")
 	}
-	if caller, err = a.cfg.Authenticator.Authenticate(ctx, token); err != nil {
+	caller, err := a.cfg.Authenticator.Authenticate(ctx, token)
+	if err != nil {
 		code := codes.Unavailable // it could not be told: the caller is to come again
 		if errors.Is(err, ErrBadToken) {
 			code = codes.Unauthenticated
 		}
-		return Caller{}, requested, nil, nil, refuse(code, "authenticate caller: %w", err)
+		return nil, refuse(code, "authenticate caller: %w", err)
 	}
-	id, err := a.identity(ctx, caller, req.GetMetadata())
-	requested = id
-	if err != nil {
-		return caller, requested, nil, nil, err
+	q.caller, q.reached = caller, stageIdentity
+	if q.identity, err = a.identity(ctx, caller, req.GetMetadata()); err != nil {
+		return nil, err
 	}
-	csr, err := parseCSR(req.GetCsr(), id)
+	q.reached = stageRequest
+	csr, err := parseCSR(req.GetCsr(), q.identity)
 	if err != nil {
-		return caller, requested, nil, nil, refuse(codes.InvalidArgument, "check csr: %w", err)
+		return nil, refuse(codes.InvalidArgument, "check csr: %w", err)
 	}
-	ttl, err := a.ttl(req.GetValidityDuration())
-	if err != nil {
-		return caller, requested, nil, nil, err
+	if q.ttl, err = a.ttl(req.GetValidityDuration()); err != nil {
+		return nil, err
 	}
-	iss, err := a.current()
-	if err != nil {
-		return caller, requested, nil, nil, refuse(codes.Unavailable, "%w", err)
+	q.reached = stageSign
+	return a.issue(ctx, csr, q)
+}
+
+// issue signs with the authority's own key, or has it signed elsewhere. It returns the chain, leaf first and root last.
+func (a *Authority) issue(ctx context.Context, csr *x509.CertificateRequest, q *asked) ([]*x509.Certificate, error) {
+	now := a.cfg.Clock.Now()
+	a.mu.RLock()
+	iss, roots := a.issuer, a.signers
+	external := a.record.usesExternal(roots, now)
+	a.mu.RUnlock()
+	if iss == nil {
+		return nil, refuse(codes.Unavailable, "%w", ErrNotLoaded)
+	}
+	if external {
+		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr.Raw})
+		chain, err := a.cfg.External.sign(ctx, string(text), q.identity, csr.PublicKey, q.ttl, roots)
+		if err != nil {
+			return nil, refuse(codes.Unavailable, "%w", err)
+		}
+		return chain, nil
 	}
 	// Only the key and the SAN are taken from the CSR; without a subject the SAN is critical.
-	leaf, err = iss.sign(&x509.Certificate{
+	leaf, err := iss.sign(&x509.Certificate{
 		URIs:        []*url.URL{csr.URIs[0]},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, csr.PublicKey, a.cfg.Clock.Now(), ttl)
+	}, csr.PublicKey, now, q.ttl)
 	if err != nil {
-		return caller, requested, nil, nil, err
+		return nil, err
 	}
-	chain = []string{string(encodeCert(leaf.Raw))}
-	for _, c := range iss.chain {
-		chain = append(chain, string(encodeCert(c.Raw)))
-	}
-	return caller, requested, leaf, chain, nil
+	return append([]*x509.Certificate{leaf}, iss.chain...), nil
 }
 
 // identity returns the SPIFFE ID that the caller may have a certificate for. With an error it is what was asked for.

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"k8s.io/client-go/kubernetes"
@@ -23,8 +24,12 @@ import (
 // AuthorityConfig configures the certificate authority of a Server.
 type AuthorityConfig struct {
 	Store ca.Store
-	// PlugIn returns the files of cacerts, nil when there are none; it may be nil. It is asked once, at the start.
-	PlugIn        func(ctx context.Context) (map[string][]byte, error)
+	// PlugIn returns the files of cacerts, nil when there are none; it may be nil. It is asked every SyncPeriod.
+	PlugIn func(ctx context.Context) (map[string][]byte, error)
+	// Rotation is what replicas agree upon while a root is replaced; nil: none ever is.
+	Rotation ca.RotationStore
+	// External signs workloads' certificates; nil: the authority's own key does.
+	External      *ca.External
 	Authenticator ca.Authenticator
 	// Direct answers for pods whose events have not arrived yet; nil: there is nothing to ask.
 	Direct kubernetes.Interface
@@ -33,22 +38,29 @@ type AuthorityConfig struct {
 	TrustedNodeAccounts []string
 	// ServingNames are the DNS names and addresses of the server's own certificate.
 	ServingNames []string
-	Retry        time.Duration // between attempts to load; default 1 s
+	// DNS is where the certificates of the mesh configuration are kept; nil: nowhere.
+	DNS        *ca.DNSConfig
+	Retry      time.Duration // between attempts to load; default 1 s
+	SyncPeriod time.Duration // between looks at the stores; default 5 s
 }
 
-// authority loads the CA, however long it takes, and makes it available.
+// authority loads the CA, however long it takes, makes it available and keeps it up to date.
 type authority struct {
-	cfg    AuthorityConfig
-	ca     ca.Config
-	log    *slog.Logger
-	clock  clock.Clock
-	ready  chan struct{} // closed when loaded is set
-	loaded atomic.Pointer[ca.Authority]
+	cfg     AuthorityConfig
+	ca      *ca.Authority
+	log     *slog.Logger
+	clock   clock.Clock
+	ready   chan struct{} // closed when loaded is set
+	loaded  atomic.Pointer[ca.Authority]
+	leading atomic.Bool
 }
 
-func newAuthority(cfg AuthorityConfig, sc Config, trustDomain func() string) *authority {
+func newAuthority(cfg AuthorityConfig, sc Config, trustDomain func() string, metrics prometheus.Registerer) *authority {
 	if cfg.Retry <= 0 {
 		cfg.Retry = time.Second
+	}
+	if cfg.SyncPeriod <= 0 {
+		cfg.SyncPeriod = 5 * time.Second
 	}
 	if cfg.TrustedNodeAccounts == nil {
 		root := sc.Compile.InstallNamespace
@@ -59,48 +71,105 @@ func newAuthority(cfg AuthorityConfig, sc Config, trustDomain func() string) *au
 	}
 	return &authority{
 		cfg: cfg, log: sc.Log, clock: sc.Clock, ready: make(chan struct{}),
-		ca: ca.Config{Store: cfg.Store, TrustDomain: trustDomain, Authenticator: cfg.Authenticator,
+		ca: ca.New(ca.Config{Store: cfg.Store, PlugIn: cfg.PlugIn, Rotation: cfg.Rotation, External: cfg.External,
+			TrustDomain: trustDomain, Authenticator: cfg.Authenticator,
 			NodeAuthorizer:      nodeAuthorizer{runsOn{index: sc.Index, direct: cfg.Direct}},
-			TrustedNodeAccounts: cfg.TrustedNodeAccounts, DefaultTTL: sc.Compile.CertTTL, Clock: sc.Clock, Log: sc.Log},
+			TrustedNodeAccounts: cfg.TrustedNodeAccounts, DefaultTTL: sc.Compile.CertTTL, Clock: sc.Clock, Log: sc.Log,
+			Metrics: metrics}),
 	}
 }
 
-// load tries until it succeeds or ctx ends.
-func (a *authority) load(ctx context.Context) error {
+// run looks at the stores until ctx ends. A state that lasts is one line of the log.
+func (a *authority) run(ctx context.Context) error {
+	said := ""
 	for {
-		loaded, err := a.try(ctx)
-		if err == nil {
-			a.loaded.Store(loaded)
-			close(a.ready)
-			return nil
+		err := a.sync(ctx)
+		text := ""
+		if err != nil {
+			text = err.Error()
 		}
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return nil
+		case err == nil && said != "":
+			a.log.Info("certificate authority is in order again")
+		case errors.Is(err, ca.ErrConflict): // another replica was first: the next look shows what it did
+			text = said
+		case err != nil && text != said:
+			a.log.Error("certificate authority: what was good before stays in force", "err", err)
 		}
-		a.log.Error("load certificate authority", "err", err)
-		if !pause(ctx, a.clock, a.cfg.Retry) {
+		said = text
+		period := a.cfg.SyncPeriod
+		if a.loaded.Load() == nil {
+			period = a.cfg.Retry
+		}
+		if !pause(ctx, a.clock, period) {
 			return nil
 		}
 	}
 }
 
-func (a *authority) try(ctx context.Context) (*ca.Authority, error) {
-	cfg := a.ca
-	if a.cfg.PlugIn != nil {
-		files, err := a.cfg.PlugIn(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("read plugged-in certificates: %w", err)
-		}
-		cfg.PlugIn = files
+// sync loads the authority, or brings it up to date.
+func (a *authority) sync(ctx context.Context) error {
+	if a.loaded.Load() != nil {
+		return a.ca.Sync(ctx, a.leading.Load())
 	}
-	out := ca.New(cfg)
-	return out, out.Load(ctx)
+	if a.leading.Load() { // it may be for the leader to decide with which root to start
+		if err := a.ca.Sync(ctx, true); err != nil {
+			return err
+		}
+	}
+	if err := a.ca.Load(ctx); err != nil {
+		return err
+	}
+	a.loaded.Store(a.ca)
+	close(a.ready)
+	return nil
+}
+
+// lead lets this replica decide until ctx ends.
+func (a *authority) lead(ctx context.Context) error {
+	a.leading.Store(true)
+	defer a.leading.Store(false)
+	<-ctx.Done()
+	return nil
+}
+
+// dnsPeriod is how often the Secrets of DNS certificates are looked at: a deleted one is back within 10 s (MT-21).
+const dnsPeriod = 4 * time.Second
+
+// keepDNS makes and renews the DNS certificates that the mesh configuration asks for, until ctx ends.
+func (a *authority) keepDNS(ctx context.Context, mesh func() *model.Mesh) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-a.ready:
+	}
+	said := ""
+	for {
+		var wanted []ca.DNSCertificate
+		if m := mesh(); m != nil {
+			for _, c := range m.Config.GetCertificates() {
+				wanted = append(wanted, ca.DNSCertificate{SecretName: c.GetSecretName(), DNSNames: c.GetDnsNames()})
+			}
+		}
+		text := ""
+		if err := a.ca.KeepDNS(ctx, *a.cfg.DNS, wanted); err != nil {
+			if text = err.Error(); text != said && ctx.Err() == nil {
+				a.log.Error("DNS certificates are not as the mesh configuration wants them", "err", err)
+			}
+		}
+		said = text
+		if !pause(ctx, a.clock, dnsPeriod) {
+			return nil
+		}
+	}
 }
 
 // options are the transport's credentials and the check of callers. What is discovered is every workload and policy of the
 // mesh: it is for the proxies of nodes, and nobody else connects.
 func (a *authority) options(loaded *ca.Authority) []grpc.ServerOption {
-	creds := credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
+	creds := credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: api.TLS12Suites(), NextProtos: []string{"h2"},
 		GetCertificate: loaded.ServingCertificate(a.cfg.ServingNames)})
 	auth := xds.StreamAuth(xds.Auth{Log: a.log, Accounts: a.cfg.TrustedNodeAccounts, BadToken: ca.ErrBadToken,
 		Authenticate: func(ctx context.Context, token string) (string, error) {

@@ -22,7 +22,6 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/undermesh/undermesh/controller/api"
-	"github.com/undermesh/undermesh/controller/ca"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/status"
 	"github.com/undermesh/undermesh/controller/validate"
@@ -118,7 +117,7 @@ func New(cfg Config) (*Server, error) {
 	s.engine = &engine{log: cfg.Log, clock: cfg.Clock, out: publisher{s.store, cfg.Log}, status: report, index: cfg.Index,
 		metrics: m, compiler: compile.New(cfg.Compile), logged: map[string]string{}}
 	if cfg.Authority != nil {
-		s.ca = newAuthority(*cfg.Authority, cfg, s.trustDomain)
+		s.ca = newAuthority(*cfg.Authority, cfg, s.trustDomain, s.registry)
 	}
 	return s, nil
 }
@@ -165,7 +164,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	disco := xds.NewServer(xds.Config{Store: s.store, Clock: s.cfg.Clock, Log: s.cfg.Log, Registerer: s.registry})
 	if s.ca != nil {
-		g.Go(func() error { return s.ca.load(ctx) })
+		g.Go(func() error { return s.ca.run(ctx) })
 	}
 	g.Go(func() error { return s.cfg.Source.Run(ctx, s.engine.apply) })
 	g.Go(func() error { return s.cfg.Lead(ctx, s.lead) })
@@ -267,7 +266,10 @@ func (s *Server) lead(ctx context.Context) error {
 		g.Go(func() error { return s.publishRoots(ctx) })
 	}
 	if s.ca != nil {
-		g.Go(func() error { return s.keepRoot(ctx) })
+		g.Go(func() error { return s.ca.lead(ctx) })
+		if s.cfg.Authority.DNS != nil {
+			g.Go(func() error { return s.ca.keepDNS(ctx, s.engine.mesh.Load) })
+		}
 	}
 	g.Go(func() error { // a leader without work still holds its office
 		<-ctx.Done()
@@ -291,43 +293,14 @@ func (s *Server) publishRoots(ctx context.Context) error {
 		if err == nil {
 			err = s.cfg.Publish(ctx, roots)
 		}
+		if err == nil {
+			s.ca.ca.Distributed(roots)
+		}
 		if err != nil && ctx.Err() == nil {
 			s.cfg.Log.Warn("publish root certificates", "err", err)
 			wait = time.Second
 		}
 		if !pause(ctx, s.cfg.Clock, wait) {
-			return nil
-		}
-	}
-}
-
-// keepRoot watches over the stored root for as long as this replica signs with it.
-func (s *Server) keepRoot(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-s.ca.ready:
-	}
-	last := "" // said
-	for {
-		restored, err := s.ca.loaded.Load().Keep(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, ca.ErrOtherRoot):
-			if err.Error() != last {
-				s.cfg.Log.Error("another root is stored: replicas that start now divide the mesh", "err", err)
-			}
-		case err != nil:
-			s.cfg.Log.Warn("check stored root", "err", err)
-		case restored:
-			s.cfg.Log.Warn("stored root was gone and is there again")
-		}
-		last = ""
-		if err != nil {
-			last = err.Error()
-		}
-		if !pause(ctx, s.cfg.Clock, publishPeriod) {
 			return nil
 		}
 	}

@@ -33,6 +33,8 @@ type Options struct {
 	readyAddr     string
 	identity      string
 	tlsNames      string
+	dnsNames      string
+	signer        string // of Kubernetes' certificates API; "": the controller's own key
 }
 
 func port(n int) string { return ":" + strconv.Itoa(n) }
@@ -58,6 +60,7 @@ func Parse(name string, args []string, out io.Writer) (Options, error) {
 	fs.StringVar(&o.readyAddr, "ready-addr", ":8080", "`address` of /ready")
 	fs.StringVar(&o.identity, "identity", "", "`name` of this replica; default: POD_NAME, or the host name")
 	fs.StringVar(&o.tlsNames, "tls-names", "", "further `names`, separated by commas, of the server's certificate")
+	fs.StringVar(&o.dnsNames, "dns-certificate-names", "", "further `names`, separated by commas, that the mesh configuration's certificates may have; *.SUFFIX for all below one")
 	fs.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 		fs.SetOutput(out)
@@ -65,6 +68,10 @@ func Parse(name string, args []string, out io.Writer) (Options, error) {
 		return o, err
 	} else if err != nil {
 		return o, fmt.Errorf("%w (-help lists the flags)", err)
+	}
+	var err error
+	if o.signer, err = externalSigner(os.Getenv("EXTERNAL_CA"), os.Getenv("K8S_SIGNER")); err != nil {
+		return o, err
 	}
 	if o.identity == "" {
 		o.identity = os.Getenv("POD_NAME")
@@ -79,6 +86,21 @@ func Parse(name string, args []string, out io.Writer) (Options, error) {
 	return o, o.check(fs.NArg())
 }
 
+// externalSigner reads the documents' variables (MT-20).
+func externalSigner(externalCA, signer string) (string, error) {
+	switch {
+	case externalCA == "" && signer == "":
+		return "", nil
+	case externalCA != "ISTIOD_RA_KUBERNETES_API":
+		return "", fmt.Errorf("variable EXTERNAL_CA: %q is not known (have ISTIOD_RA_KUBERNETES_API)", externalCA)
+	case signer == "":
+		return "", errors.New("variable K8S_SIGNER: missing, and EXTERNAL_CA is set")
+	case signer == "kubernetes.io/legacy-unknown":
+		return "", errors.New("variable K8S_SIGNER: kubernetes.io/legacy-unknown is gone from Kubernetes' certificates API since 1.22: name a signer of your own")
+	}
+	return signer, nil
+}
+
 func (o Options) check(rest int) error {
 	switch {
 	case rest > 0:
@@ -87,6 +109,8 @@ func (o Options) check(rest int) error {
 		return errors.New("-token-file and -cert-dir need -config")
 	case o.configDir != "" && !isDirectory(o.configDir):
 		return fmt.Errorf("-config %s: is not a directory", o.configDir)
+	case o.configDir != "" && o.signer != "":
+		return errors.New("EXTERNAL_CA needs an API server, and -config is set")
 	case o.configDir != "" && o.kubeconfig != "":
 		return errors.New("-config and -kubeconfig exclude each other")
 	case o.configDir != "" && o.xdsAddr != "" && (o.tokenFile == "" || o.certDir == ""):

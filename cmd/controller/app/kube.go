@@ -19,10 +19,14 @@ import (
 	"github.com/undermesh/undermesh/controller/server"
 	"github.com/undermesh/undermesh/controller/status"
 	"github.com/undermesh/undermesh/controller/watch"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
 // plugInSecret holds an operator's own signing certificate (MT-18).
 const plugInSecret = "cacerts"
+
+// externalSecret holds the root of an external signer (MT-20).
+const externalSecret = "external-ca-cert"
 
 // forKubernetes serves the objects of an API server. Nothing is asked of it here: it may be away.
 func forKubernetes(cfg *server.Config, o Options) error {
@@ -48,8 +52,14 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	cfg.Compile.RequireMesh = true // the chart makes the ConfigMap
 	cfg.Status = status.Kubernetes{Client: dyn, Clock: cfg.Clock}
 	cfg.Lead = server.ByLease(client, o.rootNamespace, o.identity, cfg.Log)
+	secrets := client.CoreV1().Secrets(o.rootNamespace)
+	external, err := o.external(client, cfg.Clock)
+	if err != nil {
+		return err
+	}
 	cfg.Authority = &server.AuthorityConfig{
-		Store:         ca.SecretStore{Client: client.CoreV1().Secrets(o.rootNamespace)},
+		Store: ca.SecretStore{Client: secrets}, Rotation: ca.RotationSecret{Client: secrets}, External: external,
+		DNS:           &ca.DNSConfig{Client: secrets, Namespace: o.rootNamespace, ClusterDomain: o.clusterDomain, Allowed: list(o.dnsNames)},
 		PlugIn:        func(ctx context.Context) (map[string][]byte, error) { return plugIn(ctx, client, o.rootNamespace) },
 		Authenticator: ca.NewTokenReview(reviews.AuthenticationV1().TokenReviews(), cfg.Clock),
 		Direct:        client, ServingNames: o.servingNames(),
@@ -63,6 +73,21 @@ func forKubernetes(cfg *server.Config, o Options) error {
 		return publishRoots(ctx, client, o.rootNamespace, roots)
 	}
 	return nil
+}
+
+// external is nil when the controller's own key signs.
+func (o Options) external(client kubernetes.Interface, c clock.Clock) (*ca.External, error) {
+	if o.signer == "" {
+		return nil, nil
+	}
+	return ca.NewExternal(ca.ExternalConfig{Client: client.CertificatesV1().CertificateSigningRequests(), Signer: o.signer, Clock: c,
+		Roots: func(ctx context.Context) ([]byte, error) {
+			s, err := client.CoreV1().Secrets(o.rootNamespace).Get(ctx, externalSecret, metav1.GetOptions{})
+			if err != nil {
+				return nil, fmt.Errorf("read secret %s/%s: %w", o.rootNamespace, externalSecret, err)
+			}
+			return s.Data[ca.FileRootCert], nil
+		}})
 }
 
 // reviewClient asks about tokens only. Strangers cause these requests: with the limiter of the other client they would hold

@@ -86,12 +86,17 @@ func (o Options) servingNames() []string {
 	if host, _, err := net.SplitHostPort(o.xdsAddr); err == nil && host != "" {
 		names = append(names, host)
 	}
-	for name := range strings.SplitSeq(o.tlsNames, ",") {
-		if name = strings.TrimSpace(name); name != "" {
-			names = append(names, name)
+	return append(names, list(o.tlsNames)...)
+}
+
+// list reads words separated by commas.
+func list(text string) (out []string) {
+	for word := range strings.SplitSeq(text, ",") {
+		if word = strings.TrimSpace(word); word != "" {
+			out = append(out, word)
 		}
 	}
-	return names
+	return out
 }
 
 // writeFile makes the file appear whole; a file that is the same already is left alone.
