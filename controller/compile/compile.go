@@ -96,7 +96,7 @@ func New(cfg Config) *Compiler {
 	cfg = cfg.withDefaults()
 	return &Compiler{
 		cfg: cfg, reg: model.New(model.Config{Mesh: cfg.Mesh, InstallNamespace: cfg.InstallNamespace,
-			RequireMesh: cfg.RequireMesh}),
+			RequireMesh: cfg.RequireMesh, ClusterDomain: cfg.ClusterDomain}),
 		owned: map[owner][]Key{}, refs: map[Key]int{}, out: map[Key]Resource{}, findings: map[owner][]validate.Finding{},
 		counts: map[validate.Severity]int{},
 	}
@@ -121,7 +121,7 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 		return Delta{}
 	}
 	if c.generation == 0 || dirty.Mesh {
-		ch.set(owner{kind: model.KindConfigMap}, c.reg.MeshFindings(), c.strictPolicies())
+		ch.set(owner{kind: model.KindConfigMap}, c.reg.MeshFindings(), append(c.strictPolicies(), c.fixedClusters()...))
 	}
 	for n := range dirty.Services {
 		res, found := c.service(n)

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"sigs.k8s.io/yaml"
 
+	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/model"
@@ -54,7 +55,26 @@ func copyFile(t *testing.T, from string) (dir string) {
 func render(t *testing.T, c *compile.Compiler, d compile.Delta) string {
 	t.Helper()
 	var b strings.Builder
+	b.WriteString(renderResources(t, c, func(typ string) bool { return !envoyTyped(typ) }))
+	for _, s := range d.Status {
+		fmt.Fprintf(&b, "# status %s accepted=%t (%s) enforced=%t (%s) %s\n", s.Key(), s.Accepted, s.AcceptedBy,
+			s.Enforced, s.EnforcedBy, s.Message)
+	}
+	for _, f := range c.Findings() {
+		fmt.Fprintf(&b, "# finding %s\n", f.Error())
+	}
+	return b.String()
+}
+
+func envoyTyped(typ string) bool { return typ == api.ClusterType || typ == api.RouteType }
+
+func renderResources(t *testing.T, c *compile.Compiler, wanted func(typ string) bool) string {
+	t.Helper()
+	var b strings.Builder
 	for _, r := range c.Resources() {
+		if !wanted(r.Type) {
+			continue
+		}
 		data, err := protojson.Marshal(r.Message)
 		if err != nil {
 			t.Fatal(err)
@@ -73,16 +93,27 @@ func render(t *testing.T, c *compile.Compiler, d compile.Delta) string {
 		}
 		b.Write(text)
 	}
-	for _, s := range d.Status {
-		fmt.Fprintf(&b, "# status %s accepted=%t (%s) enforced=%t (%s) %s\n", s.Key(), s.Accepted, s.AcceptedBy,
-			s.Enforced, s.EnforcedBy, s.Message)
-	}
-	for _, f := range c.Findings() {
-		fmt.Fprintf(&b, "# finding %s\n", f.Error())
-	}
 	return b.String()
 }
 
+func compareGolden(t *testing.T, golden, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("differs from %s (run with -update and review):\n%s", golden, got)
+	}
+}
+
+// TestGolden compiles each input. What nodes carry connections by and what they carry HTTP by are two files: the second is
+// long, and says of every port of every service the same.
 func TestGolden(t *testing.T) {
 	inputs, err := filepath.Glob("testdata/*.yaml")
 	if err != nil || len(inputs) == 0 {
@@ -92,20 +123,9 @@ func TestGolden(t *testing.T) {
 		t.Run(filepath.Base(input), func(t *testing.T) {
 			events := read(t, copyFile(t, input))
 			c := compile.New(compile.Config{})
-			got := render(t, c, c.Apply(events))
-			golden := strings.TrimSuffix(input, ".yaml") + ".golden"
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("differs from %s (run with -update and review):\n%s", golden, got)
-			}
+			got, base := render(t, c, c.Apply(events)), strings.TrimSuffix(input, ".yaml")
+			compareGolden(t, base+".golden", got)
+			compareGolden(t, base+".envoy.golden", renderResources(t, c, envoyTyped))
 			if d := c.Apply(events); !d.Empty() && (len(d.Upserts) != 1 || d.Upserts[0].Name != "mesh") || len(d.Removed) > 0 {
 				t.Errorf("the second compilation changed %v %v", d.Upserts, d.Removed)
 			}

@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	networking "istio.io/api/networking/v1alpha3"
 	securitybeta "istio.io/api/security/v1beta1"
 	typebeta "istio.io/api/type/v1beta1"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -54,7 +56,8 @@ func (g generator) meta(n model.Name) metav1.ObjectMeta {
 
 func (g generator) event() model.Event {
 	kinds := []model.Kind{model.KindPod, model.KindPod, model.KindPod, model.KindService, model.KindEndpointSlice,
-		model.KindNode, model.KindConfigMap, model.KindPeerAuthentication, model.KindAuthorizationPolicy}
+		model.KindNode, model.KindConfigMap, model.KindPeerAuthentication, model.KindAuthorizationPolicy, model.KindSidecar,
+		model.KindDestinationRule, model.KindVirtualService}
 	e := model.Event{Kind: kinds[g.IntN(len(kinds))],
 		Name: model.Name{Namespace: g.pick("foo", "bar", "istio-system"), Name: g.pick("x", "y", "z", "w")}}
 	switch e.Kind {
@@ -90,6 +93,7 @@ func (g generator) object(kind model.Kind, n model.Name) any {
 		return p
 	case model.KindService:
 		s := &corev1.Service{ObjectMeta: g.meta(n)}
+		s.Annotations = map[string]string{model.AnnotationExportTo: g.pick("", "", ".", "*", "~", "foo,bar")}
 		s.Spec = corev1.ServiceSpec{Selector: g.selector(), ClusterIP: "10.96.0." + strconv.Itoa(g.IntN(9)),
 			Type:  corev1.ServiceType(g.pick("ClusterIP", "ClusterIP", "ExternalName")),
 			Ports: []corev1.ServicePort{{Name: g.pick("http", "foo"), Port: 80}, {Name: "n", Port: 81, TargetPort: intstr.FromString("main")}}}
@@ -116,6 +120,8 @@ func (g generator) object(kind model.Kind, n model.Name) any {
 			"\nrootNamespace: " + g.pick("istio-system", "bar") + "\noutboundTrafficPolicy: {mode: " + g.pick("ALLOW_ANY", "REGISTRY_ONLY") + "}\n"}}
 	case model.KindPeerAuthentication:
 		return g.peer(n)
+	case model.KindSidecar, model.KindDestinationRule, model.KindVirtualService:
+		return g.traffic(kind, n)
 	}
 	return g.policy(n)
 }
@@ -151,6 +157,24 @@ func (g generator) policy(n model.Name) any {
 	p.Spec.Rules = []*securitybeta.Rule{{From: []*securitybeta.Rule_From{{Source: &securitybeta.Source{
 		Principals: []string{g.pick("cluster.local/ns/foo/sa/x", "*", "a*b")}}}}}}
 	return p
+}
+
+// traffic makes objects that say how workloads call.
+func (g generator) traffic(kind model.Kind, n model.Name) any {
+	switch kind {
+	case model.KindSidecar:
+		s := &networkingv1.Sidecar{ObjectMeta: g.meta(n)}
+		if labels := g.selector(); labels != nil {
+			s.Spec.WorkloadSelector = &networking.WorkloadSelector{Labels: labels}
+		}
+		for range g.IntN(3) {
+			s.Spec.Egress = append(s.Spec.Egress, &networking.IstioEgressListener{Hosts: []string{g.pick("*/*", "./*", "foo/*", "~/*")}})
+		}
+		return s
+	case model.KindDestinationRule:
+		return &networkingv1.DestinationRule{ObjectMeta: g.meta(n), Spec: networking.DestinationRule{Host: g.pick("x", "y", "*.local")}}
+	}
+	return &networkingv1.VirtualService{ObjectMeta: g.meta(n), Spec: networking.VirtualService{Hosts: []string{g.pick("x", "y")}}}
 }
 
 // state is what nodes would hold after all deltas.

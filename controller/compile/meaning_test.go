@@ -17,7 +17,9 @@ func snapshot(t *testing.T, input string) *client.Snapshot {
 	c.Apply(read(t, copyFile(t, input)))
 	var all []client.Resource
 	for _, r := range c.Resources() {
-		all = append(all, client.Resource{Name: r.Name, Message: r.Message})
+		if client.Understands(r.Type) {
+			all = append(all, client.Resource{Name: r.Name, Message: r.Message})
+		}
 	}
 	s, err := client.NewSnapshot(all...)
 	if err != nil {

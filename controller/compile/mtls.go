@@ -70,8 +70,9 @@ func (c *Compiler) composeMTLS(p *model.Pod, bound map[uint32]bool) mtls {
 	return out
 }
 
-// attachMTLS makes the workload name its settings and its strict policy and returns both when they are not fixed ones.
-func (c *Compiler) attachMTLS(w *workloadapi.Workload, m mtls) []Resource {
+// attachMTLS makes the workload name its settings, with its scope in them, and its strict policy and returns both when they
+// are not fixed ones.
+func (c *Compiler) attachMTLS(w *workloadapi.Workload, m mtls, scope string) []Resource {
 	var shared []Resource
 	strict := m.mode == settings.MtlsMode_MTLS_STRICT
 	var exceptions []uint32
@@ -87,7 +88,7 @@ func (c *Compiler) attachMTLS(w *workloadapi.Workload, m mtls) []Resource {
 		slices.Sort(w.AuthorizationPolicies)
 		shared = append(shared, policy)
 	}
-	set := &settings.WorkloadSettings{Mtls: m.mode, PortMtls: maps.Clone(m.ports)}
+	set := &settings.WorkloadSettings{Mtls: m.mode, PortMtls: maps.Clone(m.ports), Scope: scope}
 	if proto.Equal(set, &settings.WorkloadSettings{}) {
 		return shared // the defaults need no resource
 	}

@@ -49,7 +49,7 @@ func (c *Compiler) service(n model.Name) ([]Resource, []validate.Finding) {
 		out.Addresses = append(out.Addresses, &workloadapi.NetworkAddress{Network: c.cfg.Network, Address: ip.AsSlice()})
 		aliases = append(aliases, c.cfg.Network+"/"+ip.String())
 	}
-	set := &settings.ServiceSettings{}
+	set := &settings.ServiceSettings{ExportTo: c.reg.ExportTo(s)}
 	for i, p := range s.Spec.Ports {
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
 			continue
@@ -77,8 +77,8 @@ func (c *Compiler) service(n model.Name) ([]Resource, []validate.Finding) {
 	if !proto.Equal(set, &settings.ServiceSettings{}) {
 		out.Extensions = append(out.Extensions, extension(api.ServiceSettingsExtension, set))
 	}
-	return []Resource{{Type: api.AddressType, Name: c.serviceKey(s), Aliases: aliases,
-		Message: &workloadapi.Address{Type: &workloadapi.Address_Service{Service: out}}}}, found
+	return append(c.calls(c.callee(s)), Resource{Type: api.AddressType, Name: c.serviceKey(s), Aliases: aliases,
+		Message: &workloadapi.Address{Type: &workloadapi.Address_Service{Service: out}}}), found
 }
 
 // numericTarget is 0 for a named target port: each workload says what it is there.

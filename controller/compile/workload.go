@@ -54,7 +54,8 @@ func (c *Compiler) pod(n model.Name) []Resource {
 		w.AuthorizationPolicies = append(w.AuthorizationPolicies, name.String())
 	}
 	mtls := c.composeMTLS(p, boundPorts(w))
-	shared := c.attachMTLS(w, mtls)
+	scope, scopes := c.scopeOf(p.Namespace, p.Labels)
+	shared := append(scopes, c.attachMTLS(w, mtls, scope)...)
 	return append(shared, Resource{Type: api.AddressType, Name: w.GetUid(), Aliases: aliases,
 		Message: &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}})
 }

@@ -14,6 +14,7 @@ type Config struct {
 	Mesh             Mesh   // defaults
 	InstallNamespace string // where the mesh's ConfigMap is
 	RequireMesh      bool   // the installation makes that ConfigMap: without it the configuration is not known
+	ClusterDomain    string // of short host names; default cluster.local
 }
 
 // Registry is the state of all objects.
@@ -38,6 +39,7 @@ type Registry struct {
 	policiesOf     map[Name]map[Name]bool // service → policies that target it
 	peersByPair    selectorIndex
 	without        map[Name]string // service that policies target → why it has no workload, "" when it has one
+	traffic        traffic
 }
 
 // Dirty names what must be compiled again.
@@ -65,7 +67,7 @@ func New(cfg Config) *Registry {
 		policies: map[Name]*AuthorizationPolicy{}, podsByLabel: labelIndex{}, podsByNode: map[string]map[Name]*Pod{},
 		podsByIP: map[netip.Addr]map[Name]*Pod{}, nodesByIP: map[netip.Addr]map[string]bool{}, servicesByPair: selectorIndex{}, slicesByIP: map[netip.Addr]map[Name]bool{},
 		slicesOf: map[Name]map[Name]bool{}, policiesByPair: selectorIndex{}, policiesOf: map[Name]map[Name]bool{},
-		peersByPair: selectorIndex{}, without: map[Name]string{}}
+		peersByPair: selectorIndex{}, without: map[Name]string{}, traffic: newTraffic()}
 }
 
 // Apply takes in the events and returns what depends on them, on the objects as they were and as they are.
@@ -90,6 +92,8 @@ func (r *Registry) Apply(events []Event) *Dirty {
 			r.applyPolicy(e, d)
 		case KindRequestAuthentication:
 			r.applyRequest(e, d)
+		case KindDestinationRule, KindVirtualService, KindSidecar:
+			r.applyTraffic(e, d)
 		}
 	}
 	r.settleMesh(d)

@@ -27,7 +27,7 @@ import (
 type Config struct {
 	Store      *Store
 	Clock      clock.Clock
-	Types      []string              // served; default the four types of controller/api
+	Types      []string              // served; default all types of controller/api
 	Log        *slog.Logger          // default: discard
 	Registerer prometheus.Registerer // nil: metrics are not exported
 }
@@ -46,7 +46,8 @@ type Server struct {
 // NewServer returns a server to be registered with a grpc.Server.
 func NewServer(cfg Config) *Server {
 	if cfg.Types == nil {
-		cfg.Types = []string{api.MeshSettingsType, api.WorkloadSettingsType, api.AuthorizationType, api.AddressType}
+		cfg.Types = []string{api.MeshSettingsType, api.WorkloadSettingsType, api.AuthorizationType, api.AddressType,
+			api.ScopeType, api.ClusterType, api.RouteType}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

@@ -83,7 +83,9 @@ func (w *world) publish(batch []change) {
 	comp.Apply(slices.Collect(maps.Values(w.published)))
 	var list []client.Resource
 	for _, r := range comp.Resources() {
-		list = append(list, client.Resource{Name: r.Name, Message: r.Message})
+		if client.Understands(r.Type) {
+			list = append(list, client.Resource{Name: r.Name, Message: r.Message})
+		}
 	}
 	snap, err := client.NewSnapshot(list...)
 	if err != nil {

@@ -1,0 +1,131 @@
+package compile
+
+import (
+	"math"
+	"time"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	upstream "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/undermesh/undermesh/controller/api"
+)
+
+// defaultConnectTimeout is MeshConfig's default for connectTimeout.
+const defaultConnectTimeout = 10 * time.Second
+
+// httpOptions is the name under which a cluster says which HTTP it speaks to its endpoints.
+const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+// callee is a service as its callers know it, of Kubernetes or of a ServiceEntry.
+type callee struct {
+	hostname string
+	domains  []string // under which every namespace may call it, beside the hostname and the addresses
+	vips     []string
+	ports    []calleePort
+	// direct: the caller chooses the endpoint, as the clients of a headless service do; nothing is balanced.
+	direct bool
+}
+
+type calleePort struct {
+	number   uint32
+	protocol string // declared; "" for none
+}
+
+// calls returns the clusters of the service's ports and the routes of those that carry HTTP or may.
+func (c *Compiler) calls(s callee) []Resource {
+	var out []Resource
+	for _, p := range s.ports {
+		cl := c.cluster(s, p)
+		out = append(out, Resource{Type: api.ClusterType, Name: cl.GetName(), Message: cl})
+		if carriesHTTP(p.protocol) {
+			r := c.route(s, p)
+			out = append(out, Resource{Type: api.RouteType, Name: r.GetName(), Message: r})
+		}
+	}
+	return out
+}
+
+// carriesHTTP reports whether a port of the protocol has routes: of what declares nothing the first bytes decide.
+func carriesHTTP(protocol string) bool {
+	switch protocol {
+	case "", "http", "http2", "grpc", "grpc-web":
+		return true
+	}
+	return false
+}
+
+func (c *Compiler) cluster(s callee, p calleePort) *cluster.Cluster {
+	out := &cluster.Cluster{
+		Name:           api.ClusterName(p.number, "", s.hostname),
+		ConnectTimeout: durationpb.New(c.connectTimeout()),
+		LbPolicy:       cluster.Cluster_ROUND_ROBIN, // SR-02: in turn
+		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
+			MaxConnections: unlimited(), MaxPendingRequests: unlimited(), MaxRequests: unlimited(), MaxRetries: unlimited(),
+			TrackRemaining: true,
+		}}},
+	}
+	if s.direct {
+		out.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST}
+		out.LbPolicy = cluster.Cluster_CLUSTER_PROVIDED
+	} else {
+		out.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_EDS}
+		out.EdsClusterConfig = &cluster.Cluster_EdsClusterConfig{ServiceName: out.GetName(), EdsConfig: &core.ConfigSource{
+			ResourceApiVersion:    core.ApiVersion_V3,
+			ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}},
+		}}
+	}
+	if o := upstreamHTTP(p.protocol); o != nil {
+		out.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: packed(o)}
+	}
+	return out
+}
+
+func unlimited() *wrapperspb.UInt32Value { return wrapperspb.UInt32(math.MaxUint32) }
+
+// upstreamHTTP is nil for HTTP/1.1 and for what is not HTTP.
+func upstreamHTTP(protocol string) *upstream.HttpProtocolOptions {
+	switch protocol {
+	case "http2", "grpc":
+		return &upstream.HttpProtocolOptions{UpstreamProtocolOptions: &upstream.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &upstream.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &upstream.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
+					Http2ProtocolOptions: &core.Http2ProtocolOptions{}}}}}
+	case "": // as the caller speaks
+		return &upstream.HttpProtocolOptions{UpstreamProtocolOptions: &upstream.HttpProtocolOptions_UseDownstreamProtocolConfig{
+			UseDownstreamProtocolConfig: &upstream.HttpProtocolOptions_UseDownstreamHttpConfig{
+				HttpProtocolOptions: &core.Http1ProtocolOptions{}, Http2ProtocolOptions: &core.Http2ProtocolOptions{}}}}
+	}
+	return nil
+}
+
+func (c *Compiler) connectTimeout() time.Duration {
+	if t := c.reg.Mesh().Config.GetConnectTimeout(); t.AsDuration() > 0 {
+		return t.AsDuration()
+	}
+	return defaultConnectTimeout
+}
+
+// fixedClusters are those that stand for no service; they are always there.
+func (c *Compiler) fixedClusters() []Resource {
+	passthrough := &cluster.Cluster{
+		Name: api.PassthroughCluster, ConnectTimeout: durationpb.New(c.connectTimeout()),
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST}, LbPolicy: cluster.Cluster_CLUSTER_PROVIDED,
+		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptions: packed(upstreamHTTP(""))},
+	}
+	hole := &cluster.Cluster{
+		Name: api.BlackHoleCluster, ConnectTimeout: durationpb.New(c.connectTimeout()),
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
+	}
+	return []Resource{
+		{Type: api.ClusterType, Name: passthrough.GetName(), Message: passthrough},
+		{Type: api.ClusterType, Name: hole.GetName(), Message: hole},
+	}
+}
+
+// packed wraps a message of ours, which always marshals.
+func packed(m proto.Message) *anypb.Any { return extension("", m).GetConfig() }

@@ -1,0 +1,195 @@
+package model
+
+import (
+	"slices"
+	"time"
+
+	networking "istio.io/api/networking/v1alpha3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+
+	"github.com/undermesh/undermesh/controller/api"
+)
+
+// meshGateway is the name under which a VirtualService binds to the calls of workloads.
+const meshGateway = "mesh"
+
+// DestinationRule is a rule with its host in full.
+type DestinationRule struct {
+	*networkingv1.DestinationRule
+	Host string
+}
+
+// VirtualService is a VirtualService with its hosts in full.
+type VirtualService struct {
+	*networkingv1.VirtualService
+	Hosts []string
+	Mesh  bool // it applies to calls of workloads (SR-15), not only to gateways
+}
+
+// traffic holds the objects that say how workloads call, by namespace.
+type traffic struct {
+	rules    map[string]map[Name]*DestinationRule
+	virtual  map[Name]*VirtualService
+	sidecars map[string]map[Name]*Sidecar
+}
+
+func newTraffic() traffic {
+	return traffic{rules: map[string]map[Name]*DestinationRule{}, virtual: map[Name]*VirtualService{},
+		sidecars: map[string]map[Name]*Sidecar{}}
+}
+
+func (r *Registry) applyTraffic(e Event, d *Dirty) {
+	t := &r.traffic
+	switch e.Kind {
+	case KindDestinationRule:
+		unlink(t.rules, e.Name.Namespace, e.Name)
+		if o, ok := e.Object.(*networkingv1.DestinationRule); ok {
+			link(t.rules, e.Name.Namespace, e.Name, &DestinationRule{o, r.resolve(o.Spec.GetHost(), o.Namespace)})
+		}
+	case KindVirtualService:
+		delete(t.virtual, e.Name)
+		if o, ok := e.Object.(*networkingv1.VirtualService); ok {
+			t.virtual[e.Name] = r.newVirtual(o)
+		}
+	case KindSidecar:
+		if old := t.sidecars[e.Name.Namespace][e.Name]; old != nil {
+			r.dirtySidecar(old, d)
+			unlink(t.sidecars, e.Name.Namespace, e.Name)
+		}
+		if o, ok := e.Object.(*networkingv1.Sidecar); ok {
+			now := newSidecar(o)
+			link(t.sidecars, e.Name.Namespace, e.Name, now)
+			r.dirtySidecar(now, d)
+		}
+	}
+}
+
+func (r *Registry) resolve(host, namespace string) string {
+	domain := r.cfg.ClusterDomain
+	if domain == "" {
+		domain = api.DefaultClusterDomain
+	}
+	return ResolveHost(host, namespace, domain)
+}
+
+func (r *Registry) newVirtual(o *networkingv1.VirtualService) *VirtualService {
+	out := &VirtualService{VirtualService: o,
+		Mesh: len(o.Spec.GetGateways()) == 0 || slices.Contains(o.Spec.GetGateways(), meshGateway)}
+	for _, h := range o.Spec.GetHosts() {
+		out.Hosts = append(out.Hosts, r.resolve(h, o.Namespace))
+	}
+	return out
+}
+
+// DestinationRules returns the rules that a workload of the namespace, with the labels, follows when it calls the host of a
+// service in serviceNamespace ("" when it is not known). They are those of the first place that has any for it (SR-17):
+// the caller's namespace, unless that is the root namespace; the service's namespace; the root namespace. Of the last two
+// only what is exported to the caller counts. All have one host, the most specific; those that select the workload come
+// first, then the oldest.
+func (r *Registry) DestinationRules(namespace string, labels map[string]string, serviceNamespace, host string) []*DestinationRule {
+	root := r.mesh.now.RootNamespace
+	places := []string{namespace, serviceNamespace, root}
+	if namespace == root {
+		places = places[1:]
+	}
+	for i, place := range places {
+		if place == "" || slices.Contains(places[:i], place) {
+			continue
+		}
+		if found := r.rulesIn(place, namespace, labels, host); len(found) > 0 {
+			return found
+		}
+	}
+	return nil
+}
+
+func (r *Registry) rulesIn(place, namespace string, labels map[string]string, host string) []*DestinationRule {
+	var found []*DestinationRule
+	for _, rule := range r.traffic.rules[place] {
+		selector := rule.Spec.GetWorkloadSelector().GetMatchLabels()
+		exported := NewExportTo(rule.Spec.GetExportTo(), place, r.mesh.now.Config.GetDefaultDestinationRuleExportTo())
+		switch {
+		case !HostMatches(rule.Host, host):
+		case len(selector) > 0 && (place != namespace || !Matches(selector, labels)): // it is for workloads of its namespace
+		case place != namespace && !exported.Visible(namespace):
+		default:
+			found = append(found, rule)
+		}
+	}
+	slices.SortFunc(found, func(a, b *DestinationRule) int {
+		if d := moreSpecific(a.Host, b.Host); d != 0 {
+			return d
+		}
+		if sa, sb := selects(a.Spec.GetWorkloadSelector().GetMatchLabels()), selects(b.Spec.GetWorkloadSelector().GetMatchLabels()); sa != sb {
+			return sb - sa
+		}
+		return byAge(a.CreationTimestamp.Time, b.CreationTimestamp.Time, a.DestinationRule.Name, b.DestinationRule.Name)
+	})
+	for i, rule := range found {
+		if rule.Host != found[0].Host {
+			return found[:i]
+		}
+	}
+	return found
+}
+
+func selects(selector map[string]string) int {
+	if len(selector) > 0 {
+		return 1
+	}
+	return 0
+}
+
+func byAge(a, b time.Time, aName, bName string) int {
+	if olderThan(a, b, Name{Name: aName}, Name{Name: bName}) {
+		return -1
+	}
+	return 1
+}
+
+// VirtualServices returns those that apply to the calls of workloads in the namespace to the host: bound to the mesh
+// (SR-15), exported to the namespace, and with the most specific host that covers it; oldest first.
+func (r *Registry) VirtualServices(namespace, host string) []*VirtualService {
+	type match struct {
+		*VirtualService
+		host string
+	}
+	var found []match
+	for n, v := range r.traffic.virtual {
+		if !v.Mesh || !NewExportTo(v.Spec.GetExportTo(), n.Namespace, r.mesh.now.Config.GetDefaultVirtualServiceExportTo()).Visible(namespace) {
+			continue
+		}
+		best := ""
+		for _, h := range v.Hosts {
+			if HostMatches(h, host) && (best == "" || moreSpecific(h, best) < 0) {
+				best = h
+			}
+		}
+		if best != "" {
+			found = append(found, match{v, best})
+		}
+	}
+	slices.SortFunc(found, func(a, b match) int {
+		if d := moreSpecific(a.host, b.host); d != 0 {
+			return d
+		}
+		return byAge(a.CreationTimestamp.Time, b.CreationTimestamp.Time, nameOf(a.VirtualService).String(), nameOf(b.VirtualService).String())
+	})
+	var out []*VirtualService
+	for _, m := range found {
+		if m.host == found[0].host {
+			out = append(out, m.VirtualService)
+		}
+	}
+	return out
+}
+
+func nameOf(v *VirtualService) Name { return Name{v.Namespace, v.VirtualService.Name} }
+
+// outboundMode is a Sidecar's policy for hosts in no registry; ok is false when it leaves that to the mesh.
+func outboundMode(p *networking.OutboundTrafficPolicy) (registryOnly, ok bool) {
+	if p == nil {
+		return false, false
+	}
+	return p.GetMode() == networking.OutboundTrafficPolicy_REGISTRY_ONLY, true
+}

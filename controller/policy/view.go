@@ -1,0 +1,148 @@
+package policy
+
+import (
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/settings"
+)
+
+// View is how a workload sees the mesh. The zero Scope is everything that is exported to the namespace.
+type View struct {
+	Namespace     string
+	ClusterDomain string          // default cluster.local
+	Scope         *settings.Scope // nil: the default one
+}
+
+// Callee is a service as it may be seen.
+type Callee struct {
+	Namespace, Hostname string
+	ExportTo            []string // settings.ServiceSettings.export_to
+}
+
+// Sees reports whether the service is exported to the view's namespace and in its scope on the port (SR-16, IN-36).
+func (v View) Sees(s Callee, port uint32) bool {
+	if len(s.ExportTo) > 0 && !slices.Contains(s.ExportTo, v.Namespace) {
+		return false
+	}
+	if len(v.Scope.GetEgress()) == 0 {
+		return true
+	}
+	e := v.egress(port)
+	return slices.ContainsFunc(e.GetHosts(), func(h string) bool { return v.covers(h, s) })
+}
+
+// egress is the item for the port, else the one for all other ports, nil when there is none.
+func (v View) egress(port uint32) *settings.Egress {
+	var rest *settings.Egress
+	for _, e := range v.Scope.GetEgress() {
+		switch e.GetPort() {
+		case port:
+			return e
+		case 0:
+			rest = e
+		}
+	}
+	return rest
+}
+
+// covers decides one NAMESPACE/HOST of an Egress.
+func (v View) covers(item string, s Callee) bool {
+	namespace, host, ok := strings.Cut(item, "/")
+	switch {
+	case !ok:
+		return false
+	case namespace == ".":
+		namespace = v.Namespace
+	case namespace == "*":
+		namespace = s.Namespace
+	}
+	if namespace != s.Namespace { // "~" is the name of none
+		return false
+	}
+	host = strings.ToLower(host)
+	if suffix, wild := strings.CutPrefix(host, "*"); wild {
+		return strings.HasSuffix(s.Hostname, suffix)
+	}
+	return host == s.Hostname
+}
+
+// OutboundPolicy says what becomes of hosts that are in no registry, or not seen.
+func (v View) OutboundPolicy(mesh *settings.MeshSettings) settings.OutboundPolicy {
+	if v.Scope != nil && v.Scope.OutboundPolicy != nil {
+		return v.Scope.GetOutboundPolicy()
+	}
+	return mesh.GetOutboundPolicy()
+}
+
+// Hosts returns what an authority ("reviews:9080", "reviews.default", "API.example.com.") may name in the view's namespace,
+// best first: itself, the service that it is short for, and the patterns that cover it, the longest first. The port that it
+// may carry is left out.
+func (v View) Hosts(authority string) []string {
+	host := authority
+	if h, _, err := net.SplitHostPort(authority); err == nil {
+		host = h
+	}
+	host = strings.TrimSuffix(strings.ToLower(strings.Trim(host, "[]")), ".")
+	if host == "" {
+		return nil
+	}
+	out := []string{host}
+	if full := v.full(host); full != host {
+		out = append(out, full)
+	}
+	if net.ParseIP(host) != nil {
+		return out
+	}
+	for rest := host; ; {
+		_, after, more := strings.Cut(rest, ".")
+		if !more {
+			break
+		}
+		out, rest = append(out, "*."+after), after
+	}
+	return append(out, "*")
+}
+
+// full is the service that a short name means; names that mean no service are returned as they are.
+func (v View) full(host string) string {
+	domain := v.ClusterDomain
+	if domain == "" {
+		domain = api.DefaultClusterDomain
+	}
+	labels := strings.Split(host, ".")
+	switch {
+	case net.ParseIP(host) != nil:
+		return host
+	case len(labels) == 1:
+		return host + "." + v.Namespace + ".svc." + domain
+	case len(labels) == 2:
+		return host + ".svc." + domain
+	case len(labels) == 3 && labels[2] == "svc":
+		return host + "." + domain
+	}
+	return host
+}
+
+// RouteKeys are the names of the shared RouteConfigurations that a request may go by, in the order in which they are looked
+// for: the first that exists, and that the view sees, counts. Without any the destination address decides.
+func (v View) RouteKeys(port uint32, authority string) []string {
+	hosts := v.Hosts(authority)
+	out := make([]string, len(hosts))
+	for i, h := range hosts {
+		out[i] = api.RouteName(port, h)
+	}
+	return out
+}
+
+// RouteConfigName is Istio's name of the RouteConfiguration that callers of the port go by: the port for declared HTTP, the
+// service and the port where the first bytes decide.
+func RouteConfigName(s Callee, port uint32, declared bool) string {
+	if declared {
+		return strconv.Itoa(int(port))
+	}
+	return s.Hostname + ":" + strconv.Itoa(int(port))
+}
