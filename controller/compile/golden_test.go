@@ -113,23 +113,30 @@ func compareGolden(t *testing.T, golden, got string) {
 }
 
 // TestGolden compiles each input. What nodes carry connections by and what they carry HTTP by are two files: the second is
-// long, and says of every port of every service the same.
+// long, says of every port of every service the same, and is there for some inputs only.
 func TestGolden(t *testing.T) {
 	inputs, err := filepath.Glob("testdata/*.yaml")
 	if err != nil || len(inputs) == 0 {
 		t.Fatal("no inputs", err)
 	}
+	envoys := 0
 	for _, input := range inputs {
 		t.Run(filepath.Base(input), func(t *testing.T) {
 			events := read(t, copyFile(t, input))
 			c := compile.New(compile.Config{})
 			got, base := render(t, c, c.Apply(events)), strings.TrimSuffix(input, ".yaml")
 			compareGolden(t, base+".golden", got)
-			compareGolden(t, base+".envoy.golden", renderResources(t, c, envoyTyped))
+			if _, err := os.Stat(base + ".envoy.golden"); err == nil {
+				compareGolden(t, base+".envoy.golden", renderResources(t, c, envoyTyped))
+				envoys++
+			}
 			if d := c.Apply(events); !d.Empty() && (len(d.Upserts) != 1 || d.Upserts[0].Name != "mesh") || len(d.Removed) > 0 {
 				t.Errorf("the second compilation changed %v %v", d.Upserts, d.Removed)
 			}
 		})
+	}
+	if envoys == 0 {
+		t.Error("no input has a golden file of clusters and routes")
 	}
 }
 

@@ -66,7 +66,7 @@ func (r *Registry) applyMesh(e Event, d *Dirty) {
 	}
 	was := r.mesh.now
 	if !r.mesh.known && r.mesh.started || now.TrustDomain != was.TrustDomain || now.RootNamespace != was.RootNamespace ||
-		!slices.Equal(now.TrustDomainAliases, was.TrustDomainAliases) {
+		!slices.Equal(now.TrustDomainAliases, was.TrustDomainAliases) || !now.sameCalls(was) {
 		d.All = true
 	}
 	if !r.mesh.present || !now.equal(was) {

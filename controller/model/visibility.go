@@ -3,6 +3,8 @@ package model
 import (
 	"slices"
 	"strings"
+
+	"google.golang.org/protobuf/proto"
 )
 
 // AnnotationExportTo says on a Service what exportTo says on other objects, separated by commas.
@@ -55,6 +57,16 @@ func trimmed(values []string) []string {
 
 // Visible reports whether the object is seen from the namespace.
 func (e ExportTo) Visible(from string) bool { return e == nil || slices.Contains(e, from) }
+
+// sameCalls reports whether both say the same of how services are seen and called.
+func (m Mesh) sameCalls(o Mesh) bool {
+	a, b := m.Config, o.Config
+	return slices.Equal(a.GetDefaultServiceExportTo(), b.GetDefaultServiceExportTo()) &&
+		slices.Equal(a.GetDefaultVirtualServiceExportTo(), b.GetDefaultVirtualServiceExportTo()) &&
+		slices.Equal(a.GetDefaultDestinationRuleExportTo(), b.GetDefaultDestinationRuleExportTo()) &&
+		a.GetConnectTimeout().AsDuration() == b.GetConnectTimeout().AsDuration() &&
+		proto.Equal(a.GetDefaultHttpRetryPolicy(), b.GetDefaultHttpRetryPolicy())
+}
 
 // ExportTo returns from where the service is seen (IN-36: from everywhere unless it or MeshConfig says otherwise).
 func (r *Registry) ExportTo(s *Service) ExportTo {
