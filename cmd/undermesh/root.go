@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
@@ -57,7 +58,7 @@ func newRoot(name string, in io.Reader, out, errw io.Writer) *cobra.Command {
 	p.StringVarP(&f.namespace, "namespace", "n", "", "namespace to look at (default: all)")
 	verbs := []*cobra.Command{
 		f.installCommand(), f.uninstallCommand(), f.precheckCommand(), f.versionCommand(), f.podsCommand(),
-		f.manifestCommand(), f.profileCommand(), f.meshCommand(), f.validateCommand(),
+		f.manifestCommand(), f.profileCommand(), f.meshCommand(), f.validateCommand(), f.analyzeCommand(),
 	}
 	root.AddCommand(verbs...)
 	x := &cobra.Command{Use: "experimental", Aliases: []string{"x"}, Short: "The documents' names for some verbs"}
@@ -109,12 +110,19 @@ type cluster struct {
 	kube    kubernetes.Interface
 	dynamic dynamic.Interface
 	mapper  meta.ResettableRESTMapper
+	names   metadata.Interface // lists objects without their content
+	home    string             // the namespace of the kubeconfig's context; "" for none
 }
 
 func (f *frame) connect() (*cluster, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = f.kubeconfig
-	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context}).ClientConfig()
+	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context})
+	cfg, err := loader.ClientConfig()
+	if err != nil {
+		return nil, kubeconfigError(rules, err)
+	}
+	home, _, err := loader.Namespace()
 	if err != nil {
 		return nil, kubeconfigError(rules, err)
 	}
@@ -128,7 +136,11 @@ func (f *frame) connect() (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make client: %w", err)
 	}
-	return &cluster{kube: kube, dynamic: dyn, mapper: restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(kube.Discovery()))}, nil
+	names, err := metadata.NewForConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("make client: %w", err)
+	}
+	return &cluster{kube: kube, dynamic: dyn, names: names, home: home, mapper: restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(kube.Discovery()))}, nil
 }
 
 // kubeconfigError names the files that were looked for: client-go only says that it has no configuration.

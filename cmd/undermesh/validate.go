@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"io/fs"
@@ -23,7 +24,8 @@ Each finding is one line on the standard output:
   FILE:LINE: SEVERITY KIND NAMESPACE/NAME FIELD: MESSAGE (HINT)
 
 SEVERITY is error (cannot be done as written), warning (works, but perhaps not as meant) or info. Objects of kinds that this
-program does not know are counted and named as "not checked". The last line, on the standard error, is the sum.
+program does not know are counted and named as "not checked". What the files refer to and do not hold is an info, as it may
+be somewhere else; with --all-objects it is an error. The last line, on the standard error, is the sum.
 
 Exit code 0: no error was found (with --fail-on=warning: no warning either). Exit code 1: something was found, or a file
 could not be read.`
@@ -40,6 +42,7 @@ type checkedObject struct {
 	File      string `json:"file"`
 	Line      int    `json:"line"`
 	Severity  string `json:"severity"`
+	Code      string `json:"code"`
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name,omitempty"`
@@ -51,6 +54,7 @@ type checkedObject struct {
 func (f *frame) validateCommand() *cobra.Command {
 	var files []string
 	var failOn string
+	var all bool
 	cmd := &cobra.Command{
 		Use:     "validate -f FILE|DIR|-",
 		Aliases: []string{"v"},
@@ -70,17 +74,18 @@ func (f *frame) validateCommand() *cobra.Command {
 			if len(files) == 0 {
 				return fmt.Errorf("flag -f: name a file, a directory or -")
 			}
-			return f.validate(files, limit)
+			return f.validate(files, limit, all)
 		},
 	}
 	cmd.Flags().StringSliceVarP(&files, "filename", "f", nil, "file, directory (its *.yaml, *.yml and *.json, also below) or - for the standard input; may be repeated")
 	cmd.Flags().StringVar(&failOn, "fail-on", "error", "lowest severity that makes the exit code 1: error or warning")
+	cmd.Flags().BoolVar(&all, "all-objects", false, "the files hold every object there is: what they refer to and do not hold is an error, not an info")
 	f.outputFlag(cmd)
 	return cmd
 }
 
 // validate checks files and prints what was found. It returns an error when something of the severity limit was.
-func (f *frame) validate(names []string, limit validate.Severity) error {
+func (f *frame) validate(names []string, limit validate.Severity, all bool) error {
 	if !slices.Contains([]string{"", "json", "yaml"}, f.output) {
 		return fmt.Errorf("flag -o: %q is not a format (have json, yaml)", f.output)
 	}
@@ -93,22 +98,29 @@ func (f *frame) validate(names []string, limit validate.Severity) error {
 		return err
 	}
 	sum := checked{Findings: []checkedObject{}, NotChecked: []string{}}
-	count := map[validate.Severity]int{}
-	for _, path := range paths {
+	set := catalogue.NewSet(validate.SetConfig{All: all, RootNamespace: f.istioNamespace})
+	var found []validate.Finding
+	order := map[string]int{}
+	for i, path := range paths {
 		data, err := f.readManifest(path)
 		if err != nil {
 			return err
 		}
-		report := catalogue.File(path, data)
+		report := set.File(path, data)
+		order[path] = i
 		sum.Files++
 		sum.Objects += report.Objects
 		sum.NotChecked = append(sum.NotChecked, report.NotChecked...)
-		for _, x := range report.Findings {
-			count[x.Severity]++
-			sum.Findings = append(sum.Findings, checkedObject{x.File, x.Line, x.Severity.String(), x.Kind, x.Namespace, x.Name, x.Field, x.Message, x.Hint})
-			if f.output == "" {
-				fmt.Fprintln(f.out, x.String())
-			}
+		found = append(found, report.Findings...)
+	}
+	found = append(found, set.Together()...)
+	slices.SortStableFunc(found, func(a, b validate.Finding) int { return cmp.Or(order[a.File]-order[b.File], a.Line-b.Line) })
+	count := map[validate.Severity]int{}
+	for _, x := range found {
+		count[x.Severity]++
+		sum.Findings = append(sum.Findings, checkedObject{x.File, x.Line, x.Severity.String(), x.CodeOf(), x.Kind, x.Namespace, x.Name, x.Field, x.Message, x.Hint})
+		if f.output == "" {
+			fmt.Fprintln(f.out, x.String())
 		}
 	}
 	if f.output != "" {

@@ -56,7 +56,7 @@ func TestValidateFindings(t *testing.T) {
 	}
 	out, _, err = runValidate(t, "undermesh", misspelt, "-f", "-", "-o", "json")
 	var sum checked
-	if jsonErr := json.Unmarshal([]byte(out), &sum); jsonErr != nil || err == nil || sum.Objects != 1 || sum.Findings[0].Line != 12 {
+	if jsonErr := json.Unmarshal([]byte(out), &sum); jsonErr != nil || err == nil || sum.Objects != 1 || sum.Findings[1].Line != 12 || sum.Findings[1].Code != "IST0106" {
 		t.Errorf("json: %v, %v, %+v", err, jsonErr, sum)
 	}
 }

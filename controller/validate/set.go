@@ -99,6 +99,7 @@ func texts(v any) map[string]string {
 // ports and what is said about them. What was found about an object has the place of the object.
 func (s *Set) Together() []Finding {
 	s.found = nil
+	s.twice()
 	v := newView(s)
 	v.virtualServices()
 	v.destinationRules()
@@ -116,6 +117,21 @@ func (s *Set) Together() []Finding {
 			strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name), strings.Compare(a.Field, b.Field))
 	})
 	return s.found
+}
+
+// twice reports objects that stand in two files.
+func (s *Set) twice() {
+	first := map[objectID]*member{}
+	for _, m := range s.order {
+		if m.file == "" || m.name == "" {
+			continue // of the cluster, which a file may well change
+		}
+		if other := first[m.objectID]; other != nil && other.file != m.file {
+			s.add(m, Warning, CodeWarning, "metadata.name", "an object of this kind and name stands in %s already; the last one counts", other.file)
+		} else if other == nil {
+			first[m.objectID] = m
+		}
+	}
 }
 
 // add records a finding about an object. Without all objects it is an Info.

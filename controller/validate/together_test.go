@@ -250,6 +250,12 @@ func TestTogetherReplaces(t *testing.T) {
 	}
 	again := strings.ReplaceAll(write(network+"VirtualService", "reviews", "{hosts: [reviews], http: [{route: [{destination: {host: gone}}]}]}"), "networking.istio.io/v1\n", "networking.istio.io/v1alpha3\n")
 	found, _ := judge(t, c, SetConfig{All: true}, bookinfo, again)
+	if !strings.Contains(text(found), "warning VirtualService shop/reviews metadata.name: an object of this kind and name stands in f0 already") {
+		t.Error(text(found))
+	}
+	if found, _ := judge(t, c, SetConfig{All: true}, bookinfo); len(found) > 0 {
+		t.Error(text(found))
+	}
 	if got := text(found); strings.Contains(got, CodeMeshHosts) || !strings.Contains(got, `Referenced host not found: "gone"`) {
 		t.Error(got)
 	}
