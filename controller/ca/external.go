@@ -96,6 +96,8 @@ func (e *External) sign(ctx context.Context, pem, id string, public crypto.Publi
 	case e.slots <- struct{}{}:
 		defer func() { <-e.slots }()
 	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
 		return nil, fmt.Errorf("ask signer %s: %d requests are under way: %w", e.signer, externalNow, context.Cause(ctx))
 	}
 	answer, err := e.request(ctx, pem, ttl)

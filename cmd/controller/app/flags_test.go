@@ -41,3 +41,21 @@ func TestServingNames(t *testing.T) {
 		t.Errorf("got %s\nwant %s", got, want)
 	}
 }
+
+func TestExternalSigner(t *testing.T) {
+	for _, tc := range []struct{ ca, signer, want, err string }{
+		{"", "", "", ""},
+		{"ISTIOD_RA_KUBERNETES_API", "example.com/foo", "example.com/foo", ""},
+		{"ISTIOD_RA_KUBERNETES_API", "", "", "K8S_SIGNER: missing"},
+		{"", "example.com/foo", "", "EXTERNAL_CA"},
+		{"VAULT", "example.com/foo", "", `EXTERNAL_CA: "VAULT"`},
+		{"ISTIOD_RA_KUBERNETES_API", "kubernetes.io/legacy-unknown", "", "since 1.22"},
+	} {
+		t.Setenv("EXTERNAL_CA", tc.ca)
+		t.Setenv("K8S_SIGNER", tc.signer)
+		o, err := Parse("test", nil, &strings.Builder{})
+		if o.signer != tc.want || (err != nil) != (tc.err != "") || err != nil && !strings.Contains(err.Error(), tc.err) {
+			t.Errorf("%+v: %q, %v", tc, o.signer, err)
+		}
+	}
+}
