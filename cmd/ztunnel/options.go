@@ -26,6 +26,7 @@ type options struct {
 	podName, namespace string
 	instanceIP         string
 	domain             string
+	resolvConf         string
 	adminAddr          string
 	statsAddr          string
 	readyAddr          string
@@ -57,6 +58,7 @@ func parse(args []string, getenv func(string) string, usage io.Writer) (options,
 	f.StringVar(&o.namespace, "pod-namespace", env("POD_NAMESPACE", api.DefaultRootNamespace), "`namespace` of this pod [POD_NAMESPACE]")
 	f.StringVar(&o.instanceIP, "instance-ip", env("INSTANCE_IP", "127.0.0.1"), "`address` of this pod [INSTANCE_IP]")
 	f.StringVar(&o.domain, "cluster-domain", api.DefaultClusterDomain, "DNS `suffix` of the cluster")
+	f.StringVar(&o.resolvConf, "resolv-conf", "/etc/resolv.conf", "`path` of the file with the name servers that hosts of ServiceEntries are resolved by")
 	f.StringVar(&o.adminAddr, "admin-addr", fmt.Sprintf("127.0.0.1:%d", api.PortAdmin), "loopback `address` of the admin endpoints")
 	f.StringVar(&o.statsAddr, "stats-addr", fmt.Sprintf(":%d", api.PortStats), "`address` of /metrics")
 	f.StringVar(&o.readyAddr, "ready-addr", fmt.Sprintf(":%d", api.PortReadiness), "`address` of /healthz/ready")

@@ -29,7 +29,7 @@ type pods struct {
 func newPods(w *worker) (*pods, error) {
 	cfg := proxy.Config{
 		Snapshot: w.mesh.Snapshot, Changed: w.mesh.Watch, Identity: w.ids, Clock: w.clock, Telemetry: w.stats,
-		Log: w.log.With("component", "proxy"), ClusterID: w.o.clusterID, DrainTimeout: w.o.drainTimeout,
+		Log: w.log.With("component", "proxy"), ClusterID: w.o.clusterID, Names: w.names.proxy(), DrainTimeout: w.o.drainTimeout,
 		MaxConns: w.limits.conns, MaxConnsPerPod: w.limits.podConns,
 		// Two thirds of it are for TLS, and must be longer than identity waits for a certificate (10 s): otherwise the log
 		// says that the handshake was cancelled, and not why there is no certificate.

@@ -63,6 +63,7 @@ type worker struct {
 	mesh     *client.Client
 	ids      *identity.Manager
 	stats    *telemetry.Registry
+	names    *names
 	pods     *pods
 	admin    *admin.Admin
 }
@@ -111,6 +112,7 @@ func run(ctx context.Context, o options, log *slog.Logger, level *slog.LevelVar,
 	g.Support("xds", w.mesh.Run)
 	g.Support("identity", w.ids.Run)
 	g.Support("telemetry", w.stats.Run)
+	g.Support("names", w.names.run)
 	w.pods.add(g)
 	log.Info("ztunnel started", "node", o.nodeName, "xds", o.xdsAddr, "zds", o.zdsPath, "pid", os.Getpid())
 	err = g.Run(ctx)
@@ -144,6 +146,9 @@ func (w *worker) wire(ca grpc.ClientConnInterface) error {
 		if err := w.registry.Register(c); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
 		}
+	}
+	if w.names, err = newNames(w); err != nil {
+		return err
 	}
 	w.pods, err = newPods(w)
 	return err

@@ -54,6 +54,7 @@ func empty() *Snapshot {
 		workloads:  newPmap[string, *Workload](seed),
 		byIP:       newPmap[ipKey, []*Workload](seed),
 		byName:     newPmap[name, []*Workload](seed),
+		byHostname: newPmap[string, []*Workload](seed),
 		services:   newPmap[name, *Service](seed),
 		byVIP:      newPmap[ipKey, []*Service](seed),
 		members:    newPmap[name, *members](seed),
@@ -194,6 +195,7 @@ func (b *builder) putWorkload(w *Workload) {
 	}
 	n := name{w.GetNamespace(), w.GetName()}
 	s.byName = s.byName.set(e, n, insert(s.byName.at(n), w, byUID))
+	b.putHostname(w)
 	for key := range w.GetServices() {
 		m := b.memberSet(parseName(key))
 		m.set = m.set.set(e, uid, w)
@@ -219,6 +221,7 @@ func (b *builder) removeWorkload(uid string) {
 	}
 	n := name{w.GetNamespace(), w.GetName()}
 	s.byName = put(s.byName, e, n, drop(s.byName.at(n), w))
+	b.dropHostname(w)
 	for key := range w.GetServices() {
 		n := parseName(key)
 		m := b.memberSet(n)

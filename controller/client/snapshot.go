@@ -66,8 +66,9 @@ type Snapshot struct {
 	mesh       *settings.MeshSettings
 
 	workloads  pmap[string, *Workload]
-	byIP       pmap[ipKey, []*Workload] // sorted by preference; host-network workloads are not listed
-	byName     pmap[name, []*Workload]  // sorted by uid
+	byIP       pmap[ipKey, []*Workload]  // sorted by preference; host-network workloads are not listed
+	byName     pmap[name, []*Workload]   // sorted by uid
+	byHostname pmap[string, []*Workload] // sorted by uid
 	services   pmap[name, *Service]
 	byVIP      pmap[ipKey, []*Service] // sorted by namespace/hostname
 	prefixes   []vipPrefix             // longest first

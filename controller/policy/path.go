@@ -81,6 +81,8 @@ func PathFor(q PathQuery) Path {
 	switch {
 	case q.Snapshot == nil:
 		return reject(reason.NotReady, "no snapshot of the mesh yet")
+	case dst == nil && q.Service != nil:
+		return as(Passthrough, "the service's connections go where they were dialled")
 	case dst == nil && q.Snapshot.Mesh().GetOutboundPolicy() == settings.OutboundPolicy_REGISTRY_ONLY:
 		return reject(reason.OutboundBlocked, "the destination is in no registry and the outbound policy is REGISTRY_ONLY")
 	case dst == nil:

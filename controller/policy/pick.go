@@ -23,7 +23,8 @@ type Choice struct {
 // mode STRICT: only endpoints that match every scope. FAILOVER takes those that match the longest run of scopes. Among
 // the equally good ones chance decides, in proportion to their capacity; with ClientIP affinity a rendezvous hash of the
 // client's address does, so that a client stays where it is while that endpoint lives. source may be nil: it then
-// matches no scope. It returns reason.NoEndpoint when nothing qualifies, else reason.None.
+// matches no scope. The address of a workload without one is what its hostname resolves to. It returns reason.NoEndpoint
+// when nothing qualifies, else reason.None.
 func Pick(s *client.Snapshot, svc *client.Service, servicePort uint16, source *client.Workload, clientIP netip.Addr, r Rand) (Choice, reason.Reason) {
 	if s == nil || svc == nil {
 		return Choice{}, reason.NoEndpoint
@@ -79,7 +80,7 @@ func (p *picker) target(w *client.Workload) uint16 {
 func (p *picker) rank(w *client.Workload) int {
 	lb := p.svc.GetLoadBalancing()
 	switch {
-	case len(w.Addrs) == 0 || weight(w) == 0 || p.target(w) == 0:
+	case len(w.Addrs) == 0 && w.GetHostname() == "" || weight(w) == 0 || p.target(w) == 0:
 		return -1
 	case w.GetStatus() != workloadapi.WorkloadStatus_HEALTHY &&
 		lb.GetHealthPolicy() != workloadapi.LoadBalancing_ALLOW_ALL:

@@ -56,6 +56,8 @@ type Config struct {
 	Log       *slog.Logger // default: discard
 	// Tunnel holds the limits of tunnel connections. Its Clock, Log and DrainTimeout are set from this Config.
 	Tunnel hbone.Config
+	// Names resolves the hostnames of workloads without an address; nil: nobody does, and they have no endpoint.
+	Names Names
 	// Rand picks endpoints. Default math/rand/v2.
 	Rand policy.Rand
 

@@ -18,9 +18,12 @@ type route struct {
 	snap   *client.Snapshot
 	source *client.Workload
 	svc    *client.Service // nil: not addressed by a service's address
+	label  *client.Service // gives the connection its name and nothing else, when svc is nil
 	addr   netip.AddrPort  // of the endpoint
 	path   policy.Path
 	local  *Pod // the endpoint, when it is served here
+
+	resolved bool // a hostname led here
 }
 
 // outbound carries a connection of one of the pod's own processes.
@@ -95,26 +98,6 @@ func (s *session) route() (*route, error) {
 	return r, nil
 }
 
-// endpoint resolves the original destination: a service's address to one of its workloads, a workload's to itself,
-// everything else to nil.
-func (s *session) endpoint(r *route) (*client.Workload, error) {
-	network := r.source.GetNetwork()
-	r.addr = s.dst
-	if r.svc = r.snap.ServiceByIP(network, s.dst.Addr()); r.svc == nil {
-		return r.snap.WorkloadByIP(network, s.dst.Addr()), nil
-	}
-	choice, why := policy.Pick(r.snap, r.svc, s.dst.Port(), r.source, s.src.Addr(), s.p.cfg.Rand)
-	if why != reason.None {
-		return nil, refusedf(why, "service %s has no endpoint for port %d", r.svc.GetHostname(), s.dst.Port())
-	}
-	addr := addrOf(choice.Workload, s.dst.Addr())
-	if !addr.IsValid() {
-		return choice.Workload, refusedf(reason.NoEndpoint, "workload %s has no address", choice.Workload.GetUid())
-	}
-	r.addr = netip.AddrPortFrom(addr, choice.Port)
-	return choice.Workload, nil
-}
-
 // label fills in the record and the labels of the source reporter.
 func (s *session) label(r *route, w *client.Workload, security telemetry.Security) {
 	var id api.Identity
@@ -122,13 +105,13 @@ func (s *session) label(r *route, w *client.Workload, security telemetry.Securit
 		id = w.Identity
 	}
 	s.line.Dst = r.addr
-	s.destination(w, id, r.svc)
+	s.destination(w, id, r.describeService())
 	var src api.Identity
 	if security != telemetry.NoTLS {
 		src = r.source.Identity
 	}
 	s.labels = []telemetry.Labels{{
-		Reporter: telemetry.Source, Security: security, Service: serviceOf(r.svc),
+		Reporter: telemetry.Source, Security: security, Service: serviceOf(r.describeService()),
 		Source: s.p.peerOf(r.source, src), Destination: s.p.peerOf(w, id),
 	}}
 }

@@ -1,0 +1,224 @@
+package proxy
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/undermesh/undermesh/controller/api/reason"
+	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/controller/policy"
+)
+
+// Names resolves the hostnames of workloads that have no address, in the cluster's view; dns.Resolver is the real one.
+// Methods are safe for concurrent use.
+type Names interface {
+	// Lookup returns at least one address, or an error.
+	Lookup(ctx context.Context, name string) ([]netip.Addr, error)
+	// Names returns the names that resolve to the address, as known now.
+	Names(addr netip.Addr) []string
+}
+
+// endpoint resolves the original destination: a service's address to one of its workloads, a workload's to itself, an address
+// that a declared host resolves to to that host, everything else to nil.
+func (s *session) endpoint(r *route) (*client.Workload, error) {
+	network := r.source.GetNetwork()
+	r.addr = s.dst
+	w := r.snap.WorkloadByIP(network, s.dst.Addr())
+	svc := s.serviceAt(r, network)
+	switch {
+	case svc == nil && w == nil:
+		return s.byName(r), nil
+	case svc == nil:
+		return w, nil
+	case svc.Settings.GetDeclared() && isPod(w):
+		// Nobody takes a pod's connections by declaring its address; a host that goes there anyway gives them its name.
+		if original(svc) {
+			r.label = svc
+		}
+		return w, nil
+	case original(svc):
+		port, ok := servicePort(svc, s.dst.Port())
+		if ok {
+			r.svc, r.addr = svc, netip.AddrPortFrom(s.dst.Addr(), port)
+		}
+		return nil, nil
+	}
+	r.svc = svc
+	return s.pick(r, s.dst)
+}
+
+// isPod tells pods from what users declare.
+func isPod(w *client.Workload) bool {
+	return w != nil && strings.Contains(w.GetUid(), "//Pod/")
+}
+
+func original(svc *client.Service) bool {
+	return svc.Settings.GetResolution() == settings.ServiceSettings_RESOLUTION_ORIGINAL
+}
+
+// servicePort is the port behind a port of the service; false when it has no such port.
+func servicePort(svc *client.Service, port uint16) (target uint16, ok bool) {
+	for _, p := range svc.GetPorts() {
+		if p.GetServicePort() == uint32(port) {
+			if p.GetTargetPort() == 0 {
+				return port, true
+			}
+			return uint16(p.GetTargetPort()), true
+		}
+	}
+	return 0, false
+}
+
+// serviceAt returns the service of the dialled address that the source sees: a Kubernetes service before declared ones, one of
+// its own namespace before others.
+func (s *session) serviceAt(r *route, network string) *client.Service {
+	var best *client.Service
+	for _, svc := range r.snap.ServicesByIP(network, s.dst.Addr()) {
+		switch {
+		case !seenFrom(svc, r.source):
+		case !svc.Settings.GetDeclared():
+			return svc
+		case best == nil, svc.GetNamespace() == r.source.GetNamespace() && best.GetNamespace() != r.source.GetNamespace() && sameNetworks(svc, best):
+			best = svc
+		}
+	}
+	return best
+}
+
+// sameNetworks reports whether two services have the same addresses, so that neither is the more specific one.
+func sameNetworks(a, b *client.Service) bool { return slices.Equal(a.VIPs, b.VIPs) && len(a.VIPs) > 0 }
+
+// seenFrom reports whether the service is exported to the namespace of w.
+func seenFrom(svc *client.Service, w *client.Workload) bool {
+	to := svc.Settings.GetExportTo()
+	return len(to) == 0 || slices.Contains(to, w.GetNamespace())
+}
+
+// pick chooses a workload of r.svc for the port of dst, and says in r.addr where it is.
+func (s *session) pick(r *route, dst netip.AddrPort) (*client.Workload, error) {
+	choice, why := policy.Pick(r.snap, r.svc, dst.Port(), r.source, s.src.Addr(), s.p.cfg.Rand)
+	if why != reason.None {
+		return nil, refusedf(why, "service %s has no endpoint for port %d", r.svc.GetHostname(), dst.Port())
+	}
+	w := choice.Workload
+	if len(w.Addrs) == 0 {
+		return s.resolve(r, w, choice.Port)
+	}
+	r.addr = netip.AddrPortFrom(addrOf(w, dst.Addr()), choice.Port)
+	return w, s.foreignPort(r)
+}
+
+// resolve finds the address of a workload that has a name only (SR-05: the address that the client dialled counts for nothing).
+// A name of something that the mesh knows leads to that, so that no name is a way round its identity and policies.
+func (s *session) resolve(r *route, w *client.Workload, port uint16) (*client.Workload, error) {
+	switch {
+	case s.p.cfg.Names == nil:
+		return w, refusedf(reason.NoEndpoint, "host %s cannot be resolved here", w.GetHostname())
+	case r.resolved:
+		return w, refusedf(reason.NoEndpoint, "host %s leads to a name again", w.GetHostname())
+	}
+	r.resolved = true
+	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.ConnectTimeout)
+	defer cancel()
+	addrs, err := s.p.cfg.Names.Lookup(ctx, w.GetHostname())
+	if err != nil {
+		return w, ended(s.ctx, reason.NoEndpoint, err)
+	}
+	r.addr = netip.AddrPortFrom(s.choose(r, addrs), port)
+	return s.known(r, w)
+}
+
+// choose takes one of the addresses, of the family that was dialled if there is any.
+func (s *session) choose(r *route, addrs []netip.Addr) netip.Addr {
+	var same []netip.Addr
+	for _, a := range addrs {
+		if a.Is4() == s.dst.Addr().Is4() {
+			same = append(same, a)
+		}
+	}
+	if len(same) == 0 {
+		same = addrs
+	}
+	if r.svc.Settings.GetResolution() == settings.ServiceSettings_RESOLUTION_DNS_ROUND_ROBIN {
+		return same[0]
+	}
+	return same[s.p.cfg.Rand.IntN(len(same))]
+}
+
+// known returns what the mesh knows at r.addr instead of w, which only named it.
+func (s *session) known(r *route, w *client.Workload) (*client.Workload, error) {
+	network := r.source.GetNetwork()
+	for _, svc := range r.snap.ServicesByIP(network, r.addr.Addr()) {
+		if !svc.Settings.GetDeclared() { // of Kubernetes: it has addresses and no names
+			r.svc = svc
+			return s.pick(r, r.addr)
+		}
+	}
+	if at := r.snap.WorkloadByIP(network, r.addr.Addr()); at != nil {
+		return at, nil
+	}
+	return w, s.foreignPort(r)
+}
+
+// foreignPort refuses an endpoint that is a listener of the mesh in the client's own pod.
+func (s *session) foreignPort(r *route) error {
+	if s.pod.meshPort(r.source, r.addr.Port()) && (r.addr.Addr().IsLoopback() || s.pod.owns(r.source, r.addr.Addr())) {
+		return refusedf(reason.MeshPort, "port %d is the mesh's own", r.addr.Port())
+	}
+	return nil
+}
+
+// byName finds the declared host that resolves to the dialled address. The connection goes where it was dialled, since that is
+// one of the host's addresses; only an entry of the client's own namespace may change its port.
+func (s *session) byName(r *route) *client.Workload {
+	if s.p.cfg.Names == nil {
+		return nil
+	}
+	var found *client.Workload
+	own := false
+	for _, host := range s.p.cfg.Names.Names(s.dst.Addr()) {
+		for _, w := range r.snap.WorkloadsByHostname(host) {
+			svc, port := s.hostPort(r, w)
+			if svc == nil {
+				continue
+			}
+			mine := svc.GetNamespace() == r.source.GetNamespace()
+			if !mine && port != s.dst.Port() || found != nil && (own || !mine) {
+				continue
+			}
+			found, own = w, mine
+			r.svc, r.addr = svc, netip.AddrPortFrom(s.dst.Addr(), port)
+		}
+	}
+	return found
+}
+
+// hostPort returns the service that w is behind and that the source sees, with w's port for the dialled one.
+func (s *session) hostPort(r *route, w *client.Workload) (*client.Service, uint16) {
+	var best *client.Service
+	var port uint16
+	for key, list := range w.GetServices() {
+		ns, host, _ := strings.Cut(key, "/")
+		svc := r.snap.ServiceByHost(ns, host)
+		if svc == nil || !seenFrom(svc, r.source) || best != nil && best.GetHostname() < host {
+			continue
+		}
+		for _, p := range list.GetPorts() {
+			if p.GetServicePort() == uint32(s.dst.Port()) && p.GetTargetPort() != 0 {
+				best, port = svc, uint16(p.GetTargetPort())
+			}
+		}
+	}
+	return best, port
+}
+
+// describeService is the service that records name.
+func (r *route) describeService() *client.Service {
+	if r.svc != nil {
+		return r.svc
+	}
+	return r.label
+}
