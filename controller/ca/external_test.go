@@ -33,6 +33,7 @@ type signerAPI struct {
 	mu      sync.Mutex
 	objects map[string]*certificatesv1.CertificateSigningRequest
 	made    []*certificatesv1.CertificateSigningRequest
+	most    int // at a time
 }
 
 func (s *signerAPI) Create(_ context.Context, r *certificatesv1.CertificateSigningRequest, _ metav1.CreateOptions) (*certificatesv1.CertificateSigningRequest, error) {
@@ -43,6 +44,7 @@ func (s *signerAPI) Create(_ context.Context, r *certificatesv1.CertificateSigni
 	}
 	s.objects[r.Name] = r.DeepCopy()
 	s.made = append(s.made, r.DeepCopy())
+	s.most = max(s.most, len(s.objects))
 	return r.DeepCopy(), nil
 }
 
@@ -202,8 +204,8 @@ func TestMT20SignerIsSilent(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if len(api.objects) != 0 || len(api.made) != externalNow {
-			t.Errorf("%d requests are left of %d", len(api.objects), len(api.made))
+		if len(api.objects) != 0 || api.most != externalNow {
+			t.Errorf("%d requests are left, %d were there at a time", len(api.objects), api.most)
 		}
 	})
 }
