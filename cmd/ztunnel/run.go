@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/nodeagent/zds"
 	"github.com/undermesh/undermesh/ztunnel/admin"
@@ -43,19 +45,37 @@ func runWorker(o options, stdout io.Writer) error {
 	defer end(nil)
 	level := new(slog.LevelVar)
 	level.Set(o.level)
-	log := slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: level}))
+	stdout = &lineWriter{w: stdout}
+	opts := &slog.HandlerOptions{Level: level}
+	log, text := slog.New(slog.NewJSONHandler(stdout, opts)), slog.New(slog.NewTextHandler(stdout, opts))
 	go func() {
 		<-drain.Lifeline(os.NewFile(drain.LifelineFD, "lifeline"))
 		log.Error("supervisor is gone, draining")
 		end(errors.New("the supervisor is gone"))
 	}()
-	return run(ctx, o, log, level, func() { end(errors.New("told to quit")) })
+	return run(ctx, o, logs{log, text}, level, func() { end(errors.New("told to quit")) })
+}
+
+// logs are two forms of one output.
+type logs struct{ json, text *slog.Logger }
+
+// lineWriter keeps lines whole that several handlers write to one output.
+type lineWriter struct {
+	mu sync.Mutex // protects below
+	w  io.Writer
+}
+
+func (l *lineWriter) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(b)
 }
 
 // worker holds the parts that the wiring connects.
 type worker struct {
 	o        options
 	log      *slog.Logger
+	text     *slog.Logger // the access log, when the mesh wants text
 	clock    clock.Clock
 	registry *prometheus.Registry
 	limits   limits
@@ -69,8 +89,9 @@ type worker struct {
 }
 
 // run wires the parts and runs them until ctx ends and the connections drained.
-func run(ctx context.Context, o options, log *slog.Logger, level *slog.LevelVar, quit func()) error {
-	w := &worker{o: o, log: log, clock: clock.System(), registry: prometheus.NewRegistry()}
+func run(ctx context.Context, o options, out logs, level *slog.LevelVar, quit func()) error {
+	log := out.json
+	w := &worker{o: o, log: log, text: out.text, clock: clock.System(), registry: prometheus.NewRegistry()}
 	var err error
 	if w.limits, err = raiseFiles(); err != nil {
 		return err
@@ -136,7 +157,7 @@ func (w *worker) wire(ca grpc.ClientConnInterface) error {
 	if err != nil {
 		return err
 	}
-	w.stats = telemetry.New(telemetry.Config{Clock: w.clock, AccessLog: w.log})
+	w.stats = telemetry.New(telemetry.Config{Clock: w.clock, AccessLog: w.log, TextLog: w.text, Access: w.access})
 	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "istio_build", Help: "Build of this component.", ConstLabels: prometheus.Labels{"component": "ztunnel", "tag": version()},
 	}, func() float64 { return 1 })
@@ -187,6 +208,23 @@ func (w *worker) trust() identity.Trust {
 		return identity.Trust{}
 	}
 	return identity.Trust{Domain: s.Mesh().GetTrustDomain(), Aliases: s.Mesh().GetTrustDomainAliases()}
+}
+
+// access is what the mesh says of the access log; everything before the first snapshot.
+func (w *worker) access() telemetry.Access {
+	s := w.mesh.Snapshot()
+	if s == nil {
+		return telemetry.Access{}
+	}
+	return accessOf(s.Mesh().GetAccessLog())
+}
+
+// accessOf takes a controller that says nothing, as Istio's does, for one that wants everything.
+func accessOf(a *settings.AccessLog) telemetry.Access {
+	if a == nil {
+		return telemetry.Access{}
+	}
+	return telemetry.Access{Quiet: a.GetFile() == "", Text: a.GetEncoding() == settings.AccessLog_ENCODING_TEXT}
 }
 
 // ttl is the lifetime to ask for; 0 means the default.

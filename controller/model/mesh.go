@@ -2,12 +2,14 @@ package model
 
 import (
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/model/support"
 	"github.com/undermesh/undermesh/controller/validate"
 )
 
@@ -115,7 +117,27 @@ func ParseMesh(cm *corev1.ConfigMap, base Mesh) (Mesh, []validate.Finding) {
 	out.RegistryOnly = in.Given("outboundTrafficPolicy.mode") &&
 		in.Config.GetOutboundTrafficPolicy().GetMode() == meshv1alpha1.MeshConfig_OutboundTrafficPolicy_REGISTRY_ONLY
 	out.LogEncodingGiven = in.Given("accessLogEncoding")
-	return out, found
+	return out, append(found, ineffective(cm, in.Config)...)
+}
+
+// ineffective names what is set and does nothing yet, each top-level field once.
+func ineffective(cm *corev1.ConfigMap, mesh *meshv1alpha1.MeshConfig) []validate.Finding {
+	var out []validate.Finding
+	last := ""
+	for _, f := range support.Ineffective("MeshConfig", mesh) {
+		top := strings.TrimRight(strings.SplitN(f.Path, ".", 2)[0], "[]{}")
+		if top == last {
+			continue
+		}
+		last = top
+		text := "is accepted and not enforced, or not all of it: " + f.Note
+		if f.Milestone != "" {
+			text = "is accepted and not enforced yet, or not all of it"
+		}
+		out = append(out, validate.Finding{Severity: validate.Info, Kind: string(KindConfigMap), Namespace: cm.Namespace, Name: cm.Name,
+			Field: "data." + meshKey + "." + top, Message: text, Unsupported: true})
+	}
+	return out
 }
 
 func (m Mesh) equal(o Mesh) bool {

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/reflect/protoreflect"
 	meshconfig "istio.io/api/mesh/v1alpha1"
 
 	"github.com/undermesh/undermesh/controller/api"
@@ -18,29 +17,6 @@ const AccessLogStdout = "/dev/stdout"
 // builtinProviders are known without being configured.
 var builtinProviders = []string{"prometheus", "stackdriver", "envoy"}
 
-// MeshConfigEnforced lists the fields of MeshConfig that the mesh acts on, each with the rows of the catalogue that it
-// serves. All others are accepted and not enforced.
-var MeshConfigEnforced = map[string]string{
-	"trustDomain":                "MT-22",
-	"trustDomainAliases":         "MT-23",
-	"rootNamespace":              "IN-28",
-	"outboundTrafficPolicy":      "EG-02",
-	"outboundTrafficPolicy.mode": "EG-02",
-	"accessLogFile":              "AL-01 AL-09",
-	"accessLogEncoding":          "AL-07",
-	"certificates":               "MT-21",
-}
-
-// MeshConfigAccepted lists the fields of MeshConfig that the mesh carries to its nodes, which do not act on them yet. A field
-// in neither list is not carried.
-var MeshConfigAccepted = map[string]string{
-	"accessLogFormat":    "AL-08",
-	"enableTracing":      "IN-28",
-	"defaultConfig":      "IN-28",
-	"extensionProviders": "IN-28",
-	"defaultProviders":   "IN-28",
-}
-
 // Mesh is a MeshConfig that was read.
 type Mesh struct {
 	Config *meshconfig.MeshConfig
@@ -49,8 +25,7 @@ type Mesh struct {
 }
 
 // MeshConfig reads and checks the text of the mesh's ConfigMap, whose fields begin with "data.mesh" in the findings. It is
-// good when no finding is an Error; fields that this program does not know are Warnings and are left out, fields that are
-// accepted and not enforced are Infos.
+// good when no finding is an Error; fields that this program does not know are Warnings and are left out.
 func MeshConfig(namespace, name, text string) (Mesh, []Finding) {
 	const at = "data.mesh"
 	budget := len(text) + 100_000
@@ -71,7 +46,9 @@ func MeshConfig(namespace, name, text string) (Mesh, []Finding) {
 	}
 	out.Given = func(path string) bool { return given(v, path) }
 	w.meshConfig(out.Config, at)
-	w.meshLimits(out.Config, at)
+	if f := out.Config.GetAccessLogFile(); f != "" && f != AccessLogStdout {
+		w.add(Warning, at+".accessLogFile", "nodes write to %s only: %q counts as that", AccessLogStdout, f)
+	}
 	return out, w.found
 }
 
@@ -133,27 +110,4 @@ func (w *walker) meshNames(m *meshconfig.MeshConfig, at string) {
 			w.add(Warning, at+".accessLogFormat", "must be a JSON object when accessLogEncoding is JSON: the default format is used")
 		}
 	}
-}
-
-// meshLimits says which of the fields that are set do nothing here, or not all that they could.
-func (w *walker) meshLimits(m *meshconfig.MeshConfig, at string) {
-	if f := m.GetAccessLogFile(); f != "" && f != AccessLogStdout {
-		w.add(Warning, at+".accessLogFile", "nodes write to %s only: %q counts as that", AccessLogStdout, f)
-	}
-	m.ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
-		name := fd.JSONName()
-		if _, ok := MeshConfigEnforced[name]; ok {
-			return true
-		}
-		text := "is accepted and not enforced"
-		if _, ok := MeshConfigAccepted[name]; !ok {
-			text = "is accepted and ignored"
-		}
-		w.add(Info, at+"."+name, "%s", text)
-		w.found[len(w.found)-1].Unsupported = true
-		return true
-	})
-	slices.SortStableFunc(w.found, func(a, b Finding) int {
-		return strings.Compare(a.Field, b.Field)
-	})
 }

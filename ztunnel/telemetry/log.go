@@ -30,8 +30,21 @@ type Line struct {
 	Err                              error
 }
 
-// Log queues a line. It never blocks: when the buffer is full the line is dropped and counted.
+// Access is what the mesh wants logged (MeshConfig accessLogFile and accessLogEncoding).
+type Access struct {
+	Quiet bool // only connections that were refused, that failed, or that a dry-run policy speaks of
+	Text  bool // not as JSON
+}
+
+// plain reports whether there is nothing to say of the connection but that it was.
+func (l Line) plain() bool { return l.Reason == reason.None && l.Err == nil && len(l.DryRun) == 0 }
+
+// Log queues a line, unless the mesh does not want it. It never blocks: when the buffer is full the line is dropped and
+// counted.
 func (r *Registry) Log(l Line) {
+	if l.plain() && r.cfg.Access().Quiet {
+		return
+	}
 	select {
 	case r.lines <- l:
 	default:
@@ -41,16 +54,23 @@ func (r *Registry) Log(l Line) {
 
 // Run writes the queued lines until ctx ends, and then those that wait.
 func (r *Registry) Run(ctx context.Context) error {
-	log := r.cfg.AccessLog.With("scope", "access")
+	jsonLog, textLog := r.cfg.AccessLog.With("scope", "access"), r.cfg.TextLog.With("scope", "access")
+	write := func(l Line) {
+		if r.cfg.Access().Text {
+			l.write(ctx, textLog)
+		} else {
+			l.write(ctx, jsonLog)
+		}
+	}
 	for {
 		select {
 		case l := <-r.lines:
-			l.write(ctx, log)
+			write(l)
 		case <-ctx.Done():
 			for {
 				select {
 				case l := <-r.lines:
-					l.write(ctx, log)
+					write(l)
 				default:
 					return nil
 				}

@@ -18,6 +18,10 @@ type Config struct {
 	Clock clock.Clock
 	// AccessLog receives one line for each connection. Default: discard.
 	AccessLog *slog.Logger
+	// TextLog receives them instead when the mesh asks for text. Default: AccessLog.
+	TextLog *slog.Logger
+	// Access says what the mesh wants logged, asked for each line. Default: everything, to AccessLog.
+	Access func() Access
 	// LogBuffer is the number of lines that may wait for the writer. Default 4096.
 	LogBuffer int
 	// MaxSeries bounds the number of label sets. Default 10,000.
@@ -29,6 +33,12 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.AccessLog == nil {
 		c.AccessLog = slog.New(slog.DiscardHandler)
+	}
+	if c.TextLog == nil {
+		c.TextLog = c.AccessLog
+	}
+	if c.Access == nil {
+		c.Access = func() Access { return Access{} }
 	}
 	if c.LogBuffer == 0 {
 		c.LogBuffer = 4096

@@ -161,6 +161,42 @@ func TestSeriesAreBoundedAndExpire(t *testing.T) {
 	})
 }
 
+// TestAL01AL07AL09Access: what the mesh says of the access log counts from the next line on, and refusals are always logged.
+func TestAL01AL07AL09Access(t *testing.T) {
+	var jsonOut, textOut bytes.Buffer
+	now := Access{}
+	r := New(Config{Clock: clock.System(), AccessLog: slog.New(slog.NewJSONHandler(&jsonOut, nil)),
+		TextLog: slog.New(slog.NewTextHandler(&textOut, nil)), Access: func() Access { return now }})
+	flush := func() {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := r.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	good, refused := Line{SrcWorkload: "good"}, Line{SrcWorkload: "refused", Reason: reason.PolicyDenied}
+	for _, step := range []struct {
+		access     Access
+		json, text int
+	}{
+		{Access{}, 4, 0}, {Access{Quiet: true}, 3, 0}, {Access{Text: true}, 0, 4}, {Access{Quiet: true, Text: true}, 0, 3}, {Access{}, 4, 0},
+	} {
+		now = step.access
+		jsonOut.Reset()
+		textOut.Reset()
+		for _, l := range []Line{good, refused, {Err: errors.New("x")}, {DryRun: []string{"a/b"}}} {
+			r.Log(l)
+		}
+		flush()
+		if j, x := strings.Count(jsonOut.String(), `"msg":"connection complete"`), strings.Count(textOut.String(), `msg="connection complete"`); j != step.json || x != step.text {
+			t.Errorf("%+v: %d lines of JSON and %d of text, want %d and %d", step.access, j, x, step.json, step.text)
+		}
+		if strings.Contains(jsonOut.String()+textOut.String(), "good") == step.access.Quiet || !strings.Contains(jsonOut.String()+textOut.String(), "refused") {
+			t.Errorf("%+v: %s%s", step.access, jsonOut.String(), textOut.String())
+		}
+	}
+}
+
 func TestLinesAreWrittenOrDroppedNeverWaitedFor(t *testing.T) {
 	var out bytes.Buffer
 	r := New(Config{Clock: clock.System(), LogBuffer: 2, AccessLog: slog.New(slog.NewTextHandler(&out, nil))})
