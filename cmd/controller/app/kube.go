@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -18,7 +19,9 @@ import (
 	"github.com/undermesh/undermesh/controller/ca"
 	"github.com/undermesh/undermesh/controller/server"
 	"github.com/undermesh/undermesh/controller/status"
+	"github.com/undermesh/undermesh/controller/validate"
 	"github.com/undermesh/undermesh/controller/watch"
+	"github.com/undermesh/undermesh/controller/webhook"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
@@ -35,7 +38,7 @@ func forKubernetes(cfg *server.Config, o Options) error {
 		return err
 	}
 	rc.QPS, rc.Burst, rc.UserAgent = 80, 160, "undermesh-controller"
-	client, err := kubernetes.NewForConfig(rc)
+	client, err := kubernetes.NewForConfig(protobuf(rc))
 	if err != nil {
 		return fmt.Errorf("make client of API server: %w", err)
 	}
@@ -64,7 +67,19 @@ func forKubernetes(cfg *server.Config, o Options) error {
 		Authenticator: ca.NewTokenReview(reviews.AuthenticationV1().TokenReviews(), cfg.Clock),
 		Direct:        client, ServingNames: o.servingNames(),
 	}
+	admission := func(context.Context, []byte) {}
+	if o.webhookConfig != "" {
+		trust := &webhook.Trust{Client: client.AdmissionregistrationV1().ValidatingWebhookConfigurations(), Name: o.webhookConfig, Log: cfg.Log}
+		admission = trust.Keep
+	}
+	if o.webhookAddr != "" {
+		cfg.WebhookAddr = o.webhookAddr
+		if cfg.Catalogue, err = validate.NewCatalogue(); err != nil {
+			return err
+		}
+	}
 	cfg.Publish = func(ctx context.Context, roots []byte) error {
+		admission(ctx, roots) // before anything is signed with a new root
 		if o.writeRoot != "" {
 			if err := writeFile(o.writeRoot, roots); err != nil {
 				return err
@@ -88,6 +103,15 @@ func (o Options) external(client kubernetes.Interface, c clock.Clock) (*ca.Exter
 			}
 			return s.Data[ca.FileRootCert], nil
 		}})
+}
+
+// protobuf is the configuration for kinds of Kubernetes itself, which cost less to decode than JSON; custom kinds have only
+// that.
+func protobuf(rc *rest.Config) *rest.Config {
+	own := rest.CopyConfig(rc)
+	own.ContentType = runtime.ContentTypeProtobuf
+	own.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	return own
 }
 
 // reviewClient asks about tokens only. Strangers cause these requests: with the limiter of the other client they would hold

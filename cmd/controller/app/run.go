@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 
 	"k8s.io/klog/v2"
@@ -23,6 +24,17 @@ import (
 	"github.com/undermesh/undermesh/controller/watch"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
+
+// gcPercent is how much the heap grows between two collections. The mesh's state is most of it and lives long: Go's own
+// default keeps as much garbage as state, which at 100,000 pods is 0.7 GB.
+const gcPercent = 50
+
+// TuneMemory sets the garbage collector for a process that is the controller and nothing else; GOGC overrides it.
+func TuneMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+}
 
 // Run assembles the controller from the flags and serves until ctx ends.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
