@@ -131,6 +131,14 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 		res, found := c.slice(n)
 		ch.set(owner{model.KindEndpointSlice, n}, found, res)
 	}
+	for n := range dirty.Entries {
+		res, found := c.entry(n)
+		ch.set(owner{model.KindServiceEntry, n}, found, res)
+	}
+	for n := range dirty.Workloads {
+		res, found := c.workloadEntry(n)
+		ch.set(owner{model.KindWorkloadEntry, n}, found, res)
+	}
 	for n := range dirty.Pods {
 		ch.set(owner{model.KindPod, n}, nil, c.pod(n))
 	}

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	networking "istio.io/api/networking/v1alpha3"
 	securitybeta "istio.io/api/security/v1beta1"
+	networking "istio.io/api/networking/v1alpha3"
 	typebeta "istio.io/api/type/v1beta1"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
@@ -56,7 +56,8 @@ func (g generator) meta(n model.Name) metav1.ObjectMeta {
 
 func (g generator) event() model.Event {
 	kinds := []model.Kind{model.KindPod, model.KindPod, model.KindPod, model.KindService, model.KindEndpointSlice,
-		model.KindNode, model.KindConfigMap, model.KindPeerAuthentication, model.KindAuthorizationPolicy, model.KindSidecar,
+		model.KindNode, model.KindConfigMap, model.KindPeerAuthentication, model.KindAuthorizationPolicy,
+		model.KindServiceEntry, model.KindServiceEntry, model.KindWorkloadEntry, model.KindSidecar,
 		model.KindDestinationRule, model.KindVirtualService}
 	e := model.Event{Kind: kinds[g.IntN(len(kinds))],
 		Name: model.Name{Namespace: g.pick("foo", "bar", "istio-system"), Name: g.pick("x", "y", "z", "w")}}
@@ -121,6 +122,10 @@ func (g generator) object(kind model.Kind, n model.Name) any {
 			g.pick("", "defaultServiceExportTo: [\".\"]\n", "connectTimeout: 3s\n", "defaultHttpRetryPolicy: {attempts: 4}\n")}}
 	case model.KindPeerAuthentication:
 		return g.peer(n)
+	case model.KindServiceEntry:
+		return g.entry(n)
+	case model.KindWorkloadEntry:
+		return g.workload(n)
 	case model.KindSidecar, model.KindDestinationRule, model.KindVirtualService:
 		return g.traffic(kind, n)
 	}

@@ -92,15 +92,7 @@ func numericTarget(p corev1.ServicePort) int32 {
 	return p.TargetPort.IntVal
 }
 
-func clusterIPs(s *corev1.Service) []netip.Addr {
-	var ips []netip.Addr
-	for _, text := range append([]string{s.Spec.ClusterIP}, s.Spec.ClusterIPs...) {
-		if ip, err := netip.ParseAddr(text); err == nil && !slices.Contains(ips, ip) { // "None" and "" are no addresses
-			ips = append(ips, ip)
-		}
-	}
-	return ips
-}
+func clusterIPs(s *corev1.Service) []netip.Addr { return model.ClusterIPs(s) }
 
 func families(f []corev1.IPFamily) workloadapi.IPFamilies {
 	switch v4, v6 := slices.Contains(f, corev1.IPv4Protocol), slices.Contains(f, corev1.IPv6Protocol); {
@@ -117,14 +109,9 @@ func families(f []corev1.IPFamily) workloadapi.IPFamilies {
 // balancing translates what kube-proxy would do; nil when nothing is asked for.
 func balancing(s *model.Service) *workloadapi.LoadBalancing {
 	lb := &workloadapi.LoadBalancing{}
-	near := []workloadapi.LoadBalancing_Scope{workloadapi.LoadBalancing_NETWORK, workloadapi.LoadBalancing_REGION,
-		workloadapi.LoadBalancing_ZONE}
 	if d := s.Spec.TrafficDistribution; d != nil {
-		switch *d {
-		case "PreferClose", "PreferSameZone":
-			lb.Mode, lb.RoutingPreference = workloadapi.LoadBalancing_FAILOVER, near
-		case "PreferSameNode":
-			lb.Mode, lb.RoutingPreference = workloadapi.LoadBalancing_FAILOVER, append(near, workloadapi.LoadBalancing_NODE)
+		if near := distribution(*d); near != nil {
+			lb = near
 		}
 	}
 	if p := s.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
@@ -138,6 +125,20 @@ func balancing(s *model.Service) *workloadapi.LoadBalancing {
 		return nil
 	}
 	return lb
+}
+
+// distribution is nil for a value that means nothing to us.
+func distribution(value string) *workloadapi.LoadBalancing {
+	near := []workloadapi.LoadBalancing_Scope{workloadapi.LoadBalancing_NETWORK, workloadapi.LoadBalancing_REGION,
+		workloadapi.LoadBalancing_ZONE}
+	switch value {
+	case "PreferClose", "PreferSameZone":
+	case "PreferSameNode":
+		near = append(near, workloadapi.LoadBalancing_NODE)
+	default:
+		return nil
+	}
+	return &workloadapi.LoadBalancing{Mode: workloadapi.LoadBalancing_FAILOVER, RoutingPreference: near}
 }
 
 // protocols are the names that a port may begin with (SR-12) and what they mean.
@@ -160,7 +161,12 @@ func appProtocol(p corev1.ServicePort) (protocol string, known bool) {
 			return v, true
 		}
 	}
-	name := strings.ToLower(p.Name)
+	return namedProtocol(p.Name)
+}
+
+// namedProtocol is what the name of a port declares: it is a protocol, or begins with one and a dash.
+func namedProtocol(name string) (protocol string, known bool) {
+	name = strings.ToLower(name)
 	if name == "grpc-web" || strings.HasPrefix(name, "grpc-web-") {
 		return "grpc-web", true
 	}

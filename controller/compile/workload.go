@@ -112,6 +112,7 @@ func (c *Compiler) memberships(p *model.Pod, services []*model.Service) map[stri
 		}
 		list.Ports = append(list.Ports, slicePorts(s, slice)...)
 	}
+	c.entryMemberships(p, out)
 	if len(out) == 0 {
 		return nil
 	}

@@ -39,6 +39,7 @@ type Registry struct {
 	policiesOf     map[Name]map[Name]bool // service → policies that target it
 	peersByPair    selectorIndex
 	without        map[Name]string // service that policies target → why it has no workload, "" when it has one
+	external       external
 	traffic        traffic
 }
 
@@ -51,13 +52,16 @@ type Dirty struct {
 	Slices   map[Name]bool
 	Policies map[Name]bool
 	Peers    map[Name]bool
+	// ServiceEntries and WorkloadEntries.
+	Entries   map[Name]bool
+	Workloads map[Name]bool
 
 	targets map[Name]bool // services that policies target and whose workloads may have changed
 }
 
 func newDirty() *Dirty {
 	return &Dirty{Pods: map[Name]bool{}, Services: map[Name]bool{}, Slices: map[Name]bool{}, Policies: map[Name]bool{},
-		Peers: map[Name]bool{}, targets: map[Name]bool{}}
+		Peers: map[Name]bool{}, Entries: map[Name]bool{}, Workloads: map[Name]bool{}, targets: map[Name]bool{}}
 }
 
 // New returns an empty registry.
@@ -67,7 +71,7 @@ func New(cfg Config) *Registry {
 		policies: map[Name]*AuthorizationPolicy{}, podsByLabel: labelIndex{}, podsByNode: map[string]map[Name]*Pod{},
 		podsByIP: map[netip.Addr]map[Name]*Pod{}, nodesByIP: map[netip.Addr]map[string]bool{}, servicesByPair: selectorIndex{}, slicesByIP: map[netip.Addr]map[Name]bool{},
 		slicesOf: map[Name]map[Name]bool{}, policiesByPair: selectorIndex{}, policiesOf: map[Name]map[Name]bool{},
-		peersByPair: selectorIndex{}, without: map[Name]string{}, traffic: newTraffic()}
+		peersByPair: selectorIndex{}, without: map[Name]string{}, external: newExternal(), traffic: newTraffic()}
 }
 
 // Apply takes in the events and returns what depends on them, on the objects as they were and as they are.
@@ -92,12 +96,17 @@ func (r *Registry) Apply(events []Event) *Dirty {
 			r.applyPolicy(e, d)
 		case KindRequestAuthentication:
 			r.applyRequest(e, d)
+		case KindServiceEntry:
+			r.applyEntry(e, d)
+		case KindWorkloadEntry:
+			r.applyWorkload(e, d)
 		case KindDestinationRule, KindVirtualService, KindSidecar:
 			r.applyTraffic(e, d)
 		}
 	}
 	r.settleMesh(d)
 	r.settleTargets(d)
+	r.settleEntries(d)
 	if d.All {
 		r.markAll(d)
 	}
@@ -139,6 +148,7 @@ func (r *Registry) markAll(d *Dirty) {
 	for n := range r.peers {
 		d.Peers[n] = true
 	}
+	r.markExternal(d)
 	d.Mesh = true
 }
 
@@ -195,6 +205,7 @@ func (r *Registry) dirtyAddress(ip netip.Addr, d *Dirty) {
 	for n := range r.slicesByIP[ip] {
 		d.Slices[n] = true
 	}
+	r.dirtyClaims(ip, d)
 }
 
 func (r *Registry) applyService(e Event, d *Dirty) {
@@ -207,6 +218,7 @@ func (r *Registry) applyService(e Event, d *Dirty) {
 	}
 	if old := r.services[e.Name]; old != nil {
 		mark(old)
+		r.dirtyHost(old, false, d)
 		delete(r.services, e.Name)
 		r.servicesByPair.remove(e.Name, old.Spec.Selector)
 	}
@@ -215,6 +227,7 @@ func (r *Registry) applyService(e Event, d *Dirty) {
 		r.services[e.Name] = s
 		r.servicesByPair.add(e.Name, s.Spec.Selector)
 		mark(s)
+		r.dirtyHost(s, true, d)
 	}
 	for n := range r.slicesOf[e.Name] {
 		r.dirtySlice(r.slices[n], d)
