@@ -15,6 +15,7 @@ const (
 // Names under which our messages ride in the Extension lists of istio.workload resources.
 const (
 	WorkloadSettingsExtension = "undermesh.v1.WorkloadSettings" // Any of settings.SettingsRef
+	WorkloadStateExtension    = "undermesh.v1.WorkloadState"    // Any of settings.WorkloadState
 	ServiceSettingsExtension  = "undermesh.v1.ServiceSettings"  // Any of settings.ServiceSettings
 )
 

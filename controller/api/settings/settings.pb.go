@@ -285,7 +285,7 @@ func (x ServiceSettings_Resolution) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ServiceSettings_Resolution.Descriptor instead.
 func (ServiceSettings_Resolution) EnumDescriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{5, 0}
+	return file_settings_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type ClientTls_Mode int32
@@ -341,7 +341,7 @@ func (x ClientTls_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ClientTls_Mode.Descriptor instead.
 func (ClientTls_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{6, 0}
+	return file_settings_proto_rawDescGZIP(), []int{7, 0}
 }
 
 // MeshSettings holds what is equal for the whole mesh. One resource, named "mesh".
@@ -743,6 +743,53 @@ func (x *WorkloadSettings) GetScope() string {
 	return ""
 }
 
+// WorkloadState rides in Workload.extensions while there is something to say that the status has no word for.
+type WorkloadState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It is being deleted and still answers, so that its status is UNHEALTHY: it gets what no healthy endpoint is there for, as
+	// kube-proxy does with endpoints that are serving and terminating.
+	ServingTerminating bool `protobuf:"varint,1,opt,name=serving_terminating,json=servingTerminating,proto3" json:"serving_terminating,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *WorkloadState) Reset() {
+	*x = WorkloadState{}
+	mi := &file_settings_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkloadState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkloadState) ProtoMessage() {}
+
+func (x *WorkloadState) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkloadState.ProtoReflect.Descriptor instead.
+func (*WorkloadState) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *WorkloadState) GetServingTerminating() bool {
+	if x != nil {
+		return x.ServingTerminating
+	}
+	return false
+}
+
 // ServiceSettings rides in Service.extensions: kube-proxy's semantics that the Istio message has no field for.
 type ServiceSettings struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -764,7 +811,7 @@ type ServiceSettings struct {
 
 func (x *ServiceSettings) Reset() {
 	*x = ServiceSettings{}
-	mi := &file_settings_proto_msgTypes[5]
+	mi := &file_settings_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +823,7 @@ func (x *ServiceSettings) String() string {
 func (*ServiceSettings) ProtoMessage() {}
 
 func (x *ServiceSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[5]
+	mi := &file_settings_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +836,7 @@ func (x *ServiceSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSettings.ProtoReflect.Descriptor instead.
 func (*ServiceSettings) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{5}
+	return file_settings_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ServiceSettings) GetClientIpAffinity() *durationpb.Duration {
@@ -854,7 +901,7 @@ type ClientTls struct {
 
 func (x *ClientTls) Reset() {
 	*x = ClientTls{}
-	mi := &file_settings_proto_msgTypes[6]
+	mi := &file_settings_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +913,7 @@ func (x *ClientTls) String() string {
 func (*ClientTls) ProtoMessage() {}
 
 func (x *ClientTls) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[6]
+	mi := &file_settings_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +926,7 @@ func (x *ClientTls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTls.ProtoReflect.Descriptor instead.
 func (*ClientTls) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{6}
+	return file_settings_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ClientTls) GetMode() ClientTls_Mode {
@@ -961,7 +1008,7 @@ type ClientTlsPolicy struct {
 
 func (x *ClientTlsPolicy) Reset() {
 	*x = ClientTlsPolicy{}
-	mi := &file_settings_proto_msgTypes[7]
+	mi := &file_settings_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +1020,7 @@ func (x *ClientTlsPolicy) String() string {
 func (*ClientTlsPolicy) ProtoMessage() {}
 
 func (x *ClientTlsPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[7]
+	mi := &file_settings_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +1033,7 @@ func (x *ClientTlsPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTlsPolicy.ProtoReflect.Descriptor instead.
 func (*ClientTlsPolicy) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{7}
+	return file_settings_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ClientTlsPolicy) GetHost() *ClientTls {
@@ -1025,7 +1072,7 @@ type JsonWebKeySet struct {
 
 func (x *JsonWebKeySet) Reset() {
 	*x = JsonWebKeySet{}
-	mi := &file_settings_proto_msgTypes[8]
+	mi := &file_settings_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1084,7 @@ func (x *JsonWebKeySet) String() string {
 func (*JsonWebKeySet) ProtoMessage() {}
 
 func (x *JsonWebKeySet) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[8]
+	mi := &file_settings_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1097,7 @@ func (x *JsonWebKeySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JsonWebKeySet.ProtoReflect.Descriptor instead.
 func (*JsonWebKeySet) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{8}
+	return file_settings_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JsonWebKeySet) GetSource() string {
@@ -1088,7 +1135,7 @@ type Scope struct {
 
 func (x *Scope) Reset() {
 	*x = Scope{}
-	mi := &file_settings_proto_msgTypes[9]
+	mi := &file_settings_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1147,7 @@ func (x *Scope) String() string {
 func (*Scope) ProtoMessage() {}
 
 func (x *Scope) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[9]
+	mi := &file_settings_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1160,7 @@ func (x *Scope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scope.ProtoReflect.Descriptor instead.
 func (*Scope) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{9}
+	return file_settings_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Scope) GetEgress() []*Egress {
@@ -1143,7 +1190,7 @@ type Egress struct {
 
 func (x *Egress) Reset() {
 	*x = Egress{}
-	mi := &file_settings_proto_msgTypes[10]
+	mi := &file_settings_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1202,7 @@ func (x *Egress) String() string {
 func (*Egress) ProtoMessage() {}
 
 func (x *Egress) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[10]
+	mi := &file_settings_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1215,7 @@ func (x *Egress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Egress.ProtoReflect.Descriptor instead.
 func (*Egress) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{10}
+	return file_settings_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Egress) GetPort() uint32 {
@@ -1231,7 +1278,9 @@ const file_settings_proto_rawDesc = "" +
 	"\x05scope\x18\x14 \x01(\tR\x05scope\x1aS\n" +
 	"\rPortMtlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12,\n" +
-	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"\xa2\x04\n" +
+	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"@\n" +
+	"\rWorkloadState\x12/\n" +
+	"\x13serving_terminating\x18\x01 \x01(\bR\x12servingTerminating\"\xa2\x04\n" +
 	"\x0fServiceSettings\x12G\n" +
 	"\x12client_ip_affinity\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10clientIpAffinity\x12T\n" +
 	"\rapp_protocols\x18\x02 \x03(\v2/.undermesh.v1.ServiceSettings.AppProtocolsEntryR\fappProtocols\x12\x1b\n" +
@@ -1316,7 +1365,7 @@ func file_settings_proto_rawDescGZIP() []byte {
 }
 
 var file_settings_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_settings_proto_goTypes = []any{
 	(OutboundPolicy)(0),             // 0: undermesh.v1.OutboundPolicy
 	(SameNode)(0),                   // 1: undermesh.v1.SameNode
@@ -1329,45 +1378,46 @@ var file_settings_proto_goTypes = []any{
 	(*DefaultProviders)(nil),        // 8: undermesh.v1.DefaultProviders
 	(*SettingsRef)(nil),             // 9: undermesh.v1.SettingsRef
 	(*WorkloadSettings)(nil),        // 10: undermesh.v1.WorkloadSettings
-	(*ServiceSettings)(nil),         // 11: undermesh.v1.ServiceSettings
-	(*ClientTls)(nil),               // 12: undermesh.v1.ClientTls
-	(*ClientTlsPolicy)(nil),         // 13: undermesh.v1.ClientTlsPolicy
-	(*JsonWebKeySet)(nil),           // 14: undermesh.v1.JsonWebKeySet
-	(*Scope)(nil),                   // 15: undermesh.v1.Scope
-	(*Egress)(nil),                  // 16: undermesh.v1.Egress
-	nil,                             // 17: undermesh.v1.WorkloadSettings.PortMtlsEntry
-	nil,                             // 18: undermesh.v1.ServiceSettings.AppProtocolsEntry
-	nil,                             // 19: undermesh.v1.ClientTlsPolicy.PortsEntry
-	nil,                             // 20: undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	(*durationpb.Duration)(nil),     // 21: google.protobuf.Duration
-	(*anypb.Any)(nil),               // 22: google.protobuf.Any
-	(*timestamppb.Timestamp)(nil),   // 23: google.protobuf.Timestamp
+	(*WorkloadState)(nil),           // 11: undermesh.v1.WorkloadState
+	(*ServiceSettings)(nil),         // 12: undermesh.v1.ServiceSettings
+	(*ClientTls)(nil),               // 13: undermesh.v1.ClientTls
+	(*ClientTlsPolicy)(nil),         // 14: undermesh.v1.ClientTlsPolicy
+	(*JsonWebKeySet)(nil),           // 15: undermesh.v1.JsonWebKeySet
+	(*Scope)(nil),                   // 16: undermesh.v1.Scope
+	(*Egress)(nil),                  // 17: undermesh.v1.Egress
+	nil,                             // 18: undermesh.v1.WorkloadSettings.PortMtlsEntry
+	nil,                             // 19: undermesh.v1.ServiceSettings.AppProtocolsEntry
+	nil,                             // 20: undermesh.v1.ClientTlsPolicy.PortsEntry
+	nil,                             // 21: undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	(*durationpb.Duration)(nil),     // 22: google.protobuf.Duration
+	(*anypb.Any)(nil),               // 23: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil),   // 24: google.protobuf.Timestamp
 }
 var file_settings_proto_depIdxs = []int32{
 	0,  // 0: undermesh.v1.MeshSettings.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	21, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
+	22, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
 	1,  // 2: undermesh.v1.MeshSettings.same_node:type_name -> undermesh.v1.SameNode
 	7,  // 3: undermesh.v1.MeshSettings.access_log:type_name -> undermesh.v1.AccessLog
-	22, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
-	22, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
+	23, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
+	23, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
 	8,  // 6: undermesh.v1.MeshSettings.default_providers:type_name -> undermesh.v1.DefaultProviders
 	3,  // 7: undermesh.v1.AccessLog.encoding:type_name -> undermesh.v1.AccessLog.Encoding
 	1,  // 8: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
 	2,  // 9: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
-	17, // 10: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
-	21, // 11: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
-	18, // 12: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
+	18, // 10: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
+	22, // 11: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
+	19, // 12: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
 	4,  // 13: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
 	5,  // 14: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
-	12, // 15: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
-	19, // 16: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
-	20, // 17: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	23, // 18: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
-	16, // 19: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
+	13, // 15: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
+	20, // 16: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
+	21, // 17: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	24, // 18: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
+	17, // 19: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
 	0,  // 20: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
 	2,  // 21: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
-	12, // 22: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
-	13, // 23: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
+	13, // 22: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
+	14, // 23: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
 	24, // [24:24] is the sub-list for method output_type
 	24, // [24:24] is the sub-list for method input_type
 	24, // [24:24] is the sub-list for extension type_name
@@ -1380,14 +1430,14 @@ func file_settings_proto_init() {
 	if File_settings_proto != nil {
 		return
 	}
-	file_settings_proto_msgTypes[9].OneofWrappers = []any{}
+	file_settings_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_settings_proto_rawDesc), len(file_settings_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

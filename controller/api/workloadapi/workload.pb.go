@@ -781,7 +781,7 @@ type Workload struct {
 	ClusterId             string         `protobuf:"bytes,18,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	Locality              *Locality      `protobuf:"bytes,24,opt,name=locality,proto3" json:"locality,omitempty"`
 	NetworkMode           NetworkMode    `protobuf:"varint,25,opt,name=network_mode,json=networkMode,proto3,enum=istio.workload.NetworkMode" json:"network_mode,omitempty"`
-	// Carries undermesh.v1.SettingsRef under the name "undermesh.v1.WorkloadSettings".
+	// Carries undermesh.v1.SettingsRef under the name "undermesh.v1.WorkloadSettings" and undermesh.v1.WorkloadState under its own.
 	Extensions    []*Extension            `protobuf:"bytes,26,rep,name=extensions,proto3" json:"extensions,omitempty"`
 	Capacity      *wrapperspb.UInt32Value `protobuf:"bytes,27,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	unknownFields protoimpl.UnknownFields
