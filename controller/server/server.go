@@ -46,6 +46,10 @@ type Config struct {
 	XDSPlainAddr string // delta ADS without TLS or token, for tests; "" serves none
 	MonitorAddr  string // /metrics; "" serves none
 	ReadyAddr    string // /ready; "" serves none
+	WebhookAddr  string // TLS: admission; "" serves none
+
+	// Catalogue judges what admission is asked about; required with WebhookAddr.
+	Catalogue *validate.Catalogue
 
 	// Authority is required with XDSAddr; nil: there is none.
 	Authority *AuthorityConfig
@@ -83,6 +87,8 @@ func (c Config) Validate() error {
 		return errors.New("check server config: Listen: missing")
 	case c.XDSAddr != "" && c.Authority == nil:
 		return errors.New("check server config: Authority: missing, and XDSAddr is set")
+	case c.WebhookAddr != "" && (c.Authority == nil || c.Catalogue == nil):
+		return errors.New("check server config: Authority or Catalogue: missing, and WebhookAddr is set")
 	}
 	return nil
 }
@@ -220,6 +226,7 @@ func (s *Server) listen() (doors []door, err error) {
 			}
 		}),
 		open(s.cfg.XDSAddr, s.secure),
+		open(s.cfg.WebhookAddr, s.admission),
 	)
 	return doors, err
 }

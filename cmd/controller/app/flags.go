@@ -31,6 +31,8 @@ type Options struct {
 	xdsPlainAddr  string
 	monitorAddr   string
 	readyAddr     string
+	webhookAddr   string
+	webhookConfig string
 	identity      string
 	tlsNames      string
 	dnsNames      string
@@ -58,6 +60,8 @@ func Parse(name string, args []string, out io.Writer) (Options, error) {
 	fs.StringVar(&o.xdsPlainAddr, "xds-plain-addr", "", "`address` of discovery without TLS, for tests only")
 	fs.StringVar(&o.monitorAddr, "monitor-addr", port(api.PortMonitor), "`address` of /metrics")
 	fs.StringVar(&o.readyAddr, "ready-addr", ":8080", "`address` of /ready")
+	fs.StringVar(&o.webhookAddr, "webhook-addr", "", "`address` of admission over TLS; \"\": none")
+	fs.StringVar(&o.webhookConfig, "webhook-config", "", "`name` of the ValidatingWebhookConfiguration that is told the roots of this controller")
 	fs.StringVar(&o.identity, "identity", "", "`name` of this replica; default: POD_NAME, or the host name")
 	fs.StringVar(&o.tlsNames, "tls-names", "", "further `names`, separated by commas, of the server's certificate")
 	fs.StringVar(&o.dnsNames, "dns-certificate-names", "", "further `names`, separated by commas, that the mesh configuration's certificates may have; *.SUFFIX for all below one")
@@ -115,6 +119,8 @@ func (o Options) check(rest int) error {
 		return errors.New("-config and -kubeconfig exclude each other")
 	case o.configDir != "" && o.xdsAddr != "" && (o.tokenFile == "" || o.certDir == ""):
 		return errors.New("-config needs -token-file and -cert-dir, or -xds-addr \"\"")
+	case o.configDir != "" && o.webhookAddr+o.webhookConfig != "":
+		return errors.New("-webhook-addr and -webhook-config need an API server")
 	case o.certTTL < time.Minute:
 		return errors.New("-cert-ttl must be a minute or more")
 	}
