@@ -127,7 +127,11 @@ func newCertificate(id api.Identity, key crypto.Signer, answer []string, now tim
 		}
 	}
 	c.tls = tls.Certificate{PrivateKey: key, Leaf: c.Leaf}
-	for _, part := range chain[:len(chain)-1] {
+	sent := chain
+	if len(c.Intermediates) == 0 {
+		sent = chain[:1] // peers have the root; with intermediates the documents show it all the same (MT-18)
+	}
+	for _, part := range sent {
 		c.tls.Certificate = append(c.tls.Certificate, part.Raw)
 	}
 	return c, nil

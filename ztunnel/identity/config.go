@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,6 +33,11 @@ type Trust struct {
 	Aliases []string // further domains that count as the own one
 }
 
+// accepts reports whether identities of a domain count. Before the domain of the mesh is known none does.
+func (t Trust) accepts(domain string) bool {
+	return t.Domain != "" && (domain == t.Domain || slices.Contains(t.Aliases, domain))
+}
+
 // Config is what a Manager needs. Issuer, Roots, Trust and Clock are required.
 type Config struct {
 	Issuer Issuer
@@ -52,9 +58,12 @@ type Config struct {
 	IssueLimit time.Duration // of one request to the CA; default 10 s
 	BackoffMin time.Duration // after the first failure, doubled by each further one; default 100 ms
 	BackoffMax time.Duration // default 5 s: below FirstWait, so that a caller sees a CA that is back
-	Linger     time.Duration // how long an identity that nobody uses is kept; default 30 s
-	Parallel   int           // requests to the CA at a time; default 8
-	RootPoll   time.Duration // how often the root file is read; default 5 s
+	// RenewSettle and RenewSpread: when another root signs, certificates of the old one are renewed between RenewSettle
+	// (default 30 s: every replica of the CA signs with the new one by then) and RenewSpread (default 2 min) later.
+	RenewSettle, RenewSpread time.Duration
+	Linger                   time.Duration // how long an identity that nobody uses is kept; default 30 s
+	Parallel                 int           // requests to the CA at a time; default 8
+	RootPoll                 time.Duration // how often the root file is read; default 5 s
 }
 
 func (c Config) withDefaults() Config {
@@ -71,6 +80,7 @@ func (c Config) withDefaults() Config {
 		{&c.FirstWait, 10 * time.Second}, {&c.IssueLimit, 10 * time.Second},
 		{&c.BackoffMin, 100 * time.Millisecond}, {&c.BackoffMax, 5 * time.Second},
 		{&c.Linger, 30 * time.Second}, {&c.RootPoll, 5 * time.Second},
+		{&c.RenewSettle, 30 * time.Second}, {&c.RenewSpread, 2 * time.Minute},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value
@@ -93,7 +103,7 @@ func (c Config) Validate() error {
 		return errors.New("identity config: Trust is not set")
 	case c.Clock == nil:
 		return errors.New("identity config: Clock is not set")
-	case c.FirstWait < 0, c.IssueLimit < 0, c.BackoffMin < 0, c.BackoffMax < 0, c.Linger < 0, c.RootPoll < 0:
+	case c.FirstWait < 0, c.IssueLimit < 0, c.BackoffMin < 0, c.BackoffMax < 0, c.Linger < 0, c.RootPoll < 0, c.RenewSettle < 0, c.RenewSpread < 0:
 		return errors.New("identity config: a duration is negative")
 	case c.Parallel < 0:
 		return errors.New("identity config: Parallel is negative")

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	securityv1 "istio.io/api/security/v1alpha1"
 
+	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
@@ -77,7 +78,8 @@ type rootedTLS struct {
 func (t *rootedTLS) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	reloadErr := t.roots.Reload()
 	c := credentials.NewTLS(&tls.Config{
-		ServerName: t.serverName, RootCAs: t.roots.Pool(), MinVersion: tls.VersionTLS12, Time: t.clock.Now,
+		ServerName: t.serverName, RootCAs: t.roots.Pool(), MinVersion: tls.VersionTLS12,
+		CipherSuites: api.TLS12Suites(), Time: t.clock.Now,
 	})
 	conn, info, err := c.ClientHandshake(ctx, authority, raw)
 	if err != nil {

@@ -58,6 +58,7 @@ type entry struct {
 	holds   int
 	used    time.Time // by a caller without a hold
 	renewAt time.Time
+	hurried int // renewals brought forward since the roots changed
 }
 
 // New makes a Manager. It does nothing until Run; callers of Certificate wait until then.
@@ -202,11 +203,35 @@ func (m *Manager) reloadRoots() {
 	m.cfg.Log.Info("roots of the mesh changed", "count", len(m.cfg.Roots.List()))
 	m.updateTrustLocked()
 	for _, e := range m.entries {
-		if e.cert != nil && m.cfg.Roots.isRevoked(e.cert.Root) {
+		e.hurried = 0
+		switch {
+		case e.cert == nil:
+		case m.cfg.Roots.isRevoked(e.cert.Root):
 			e.renewAt = m.cfg.Clock.Now()
+			e.poke()
+		case m.hurryLocked(e):
 			e.poke()
 		}
 	}
+}
+
+// maxHurried is how often one change of the roots brings a renewal forward: a CA that goes on signing with another root than
+// the first of the file is taken as it is.
+const maxHurried = 4
+
+// hurryLocked brings the renewal forward of a certificate whose root signs no longer: once none is left the old root can be
+// withdrawn. It reports whether it did.
+func (m *Manager) hurryLocked(e *entry) bool {
+	if e.hurried >= maxHurried || !m.cfg.Roots.outdated(e.cert.Root) {
+		return false
+	}
+	at := m.cfg.Clock.Now().Add(m.cfg.RenewSettle + time.Duration(m.cfg.Jitter()*float64(m.cfg.RenewSpread)))
+	if !at.Before(e.renewAt) {
+		return false
+	}
+	e.hurried++
+	e.renewAt = at
+	return true
 }
 
 // updateTrustLocked makes the pool anew from the file and the certificates held.

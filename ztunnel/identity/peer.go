@@ -70,8 +70,7 @@ func (p *Peer) Check() error {
 // verifyClient is the check of a client of the mesh. It returns when the chain expires.
 func (m *Manager) verifyClient(s tls.ConnectionState) (time.Time, error) {
 	return m.verifyPeer(s, x509.ExtKeyUsageClientAuth, func(peer api.Identity) error {
-		t := m.cfg.Trust()
-		if t.Domain != "" && (peer.TrustDomain == t.Domain || slices.Contains(t.Aliases, peer.TrustDomain)) {
+		if m.cfg.Trust().accepts(peer.TrustDomain) {
 			return nil
 		}
 		return fmt.Errorf("%w: %s", ErrPeerTrustDomain, peer)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -80,6 +81,14 @@ func (r *Roots) Generation() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.generation
+}
+
+// outdated reports whether another root than c signs now: c is in the file, and the controller writes the root that signs
+// into its first place.
+func (r *Roots) outdated(c *x509.Certificate) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.IndexFunc(r.current, c.Equal) > 0
 }
 
 func (r *Roots) isRevoked(c *x509.Certificate) bool {

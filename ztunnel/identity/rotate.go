@@ -91,6 +91,7 @@ func (m *Manager) renew(ctx context.Context, e *entry) error {
 		// Half of what is left, 5 % to either side: the node's certificates do not come due together.
 		life := cert.expires().Sub(now)
 		e.renewAt = now.Add(max(time.Duration(float64(life)*(0.45+0.1*m.cfg.Jitter())), time.Second))
+		m.hurryLocked(e)
 		m.updateTrustLocked()
 		m.cfg.Log.Info("certificate issued", "identity", e.id.String(), "serial", cert.Leaf.SerialNumber.Text(16),
 			"expires", cert.expires(), "renew", e.renewAt)
