@@ -42,6 +42,7 @@ func TestForms(t *testing.T) {
 		"type":                {head + "spec:\n  hosts: a\n", "f:5: error VirtualService a spec.hosts: must be a list, and is the string \"a\""},
 		"number":              {head + "spec:\n  hosts: [80]\n", `must be a string, and is the number "80" (write it in quotes: "80")`},
 		"yes":                 {head + "spec:\n  hosts: [yes]\n", `must be a string, and is the boolean "yes"`},
+		"y":                   {"apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {a: y}}\n", `must be a string, and is the boolean "y"`},
 		"duration":            {head + "spec:\n  hosts: [a]\n  http: [{timeout: 5, route: [{destination: {host: a}}]}]\n", "is not a duration like 10s or 1.5s (the unit is missing: 5s?)"},
 		"enum":                {"apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\nspec: {mtls: {mode: STRIKT}}\n", "did you mean STRICT?"},
 		"kind":                {"apiVersion: networking.istio.io/v1\nkind: VirtualServise\nmetadata: {name: a}\n", "did you mean VirtualService?"},

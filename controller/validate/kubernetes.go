@@ -70,6 +70,14 @@ func (c *collector) pod(p *corev1.PodSpec, at string) {
 		volumes[v.Name] = true
 	}
 	seen := map[string]bool{}
+	if !p.HostNetwork {
+		for i := range p.Containers {
+			c.probeHosts(&p.Containers[i], indexed(at+".containers", i))
+		}
+		for i := range p.InitContainers {
+			c.probeHosts(&p.InitContainers[i], indexed(at+".initContainers", i))
+		}
+	}
 	for i := range p.Containers {
 		k, at := &p.Containers[i], indexed(at+".containers", i)
 		switch {
@@ -96,6 +104,45 @@ func (c *collector) pod(p *corev1.PodSpec, at string) {
 			}
 		}
 	}
+}
+
+// probeHosts warns of probes and hooks that name a host: kubelet would ask that host in the pod's place, and the mesh lets
+// kubelet through to the pod's own address only.
+func (c *collector) probeHosts(k *corev1.Container, at string) {
+	check := func(http *corev1.HTTPGetAction, tcp *corev1.TCPSocketAction, at string) {
+		for name, host := range map[string]string{".httpGet.host": hostOf(http), ".tcpSocket.host": socketHost(tcp)} {
+			if host != "" {
+				c.add(Warning, at+name, "kubelet asks %q instead of the pod: as a probe of this pod it is let through to the pod's own address only", host)
+				c.hint("leave host out; a Host header goes into httpHeaders")
+			}
+		}
+	}
+	for name, p := range map[string]*corev1.Probe{".livenessProbe": k.LivenessProbe, ".readinessProbe": k.ReadinessProbe, ".startupProbe": k.StartupProbe} {
+		if p != nil {
+			check(p.HTTPGet, p.TCPSocket, at+name)
+		}
+	}
+	if l := k.Lifecycle; l != nil {
+		for name, h := range map[string]*corev1.LifecycleHandler{".lifecycle.postStart": l.PostStart, ".lifecycle.preStop": l.PreStop} {
+			if h != nil {
+				check(h.HTTPGet, h.TCPSocket, at+name)
+			}
+		}
+	}
+}
+
+func hostOf(a *corev1.HTTPGetAction) string {
+	if a == nil {
+		return ""
+	}
+	return a.Host
+}
+
+func socketHost(a *corev1.TCPSocketAction) string {
+	if a == nil {
+		return ""
+	}
+	return a.Host
 }
 
 func ingressRules(c *collector, in *networkingv1.Ingress) {

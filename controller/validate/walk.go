@@ -85,7 +85,7 @@ func (w *walker) any(n *yaml.Node, path string) any {
 	}
 	switch kindOf(n) {
 	case "boolean":
-		return strings.EqualFold(n.Value, "true") || strings.EqualFold(n.Value, "yes") || strings.EqualFold(n.Value, "on")
+		return strings.EqualFold(n.Value, "true") || slices.Contains(oldTrue, n.Value)
 	case "number":
 		if f, err := strconv.ParseFloat(strings.ReplaceAll(n.Value, "_", ""), 64); err == nil && f-f == 0 {
 			return f
@@ -367,7 +367,13 @@ func (w *walker) list(n *yaml.Node, s *schema, path string) any {
 	return out
 }
 
-// kindOf names what an unquoted scalar is for the Kubernetes API: YAML 1.1, in which yes and on are true.
+// oldTrue and oldFalse are the words of YAML 1.1 that kubectl takes for booleans, beside true and false.
+var (
+	oldTrue  = []string{"y", "Y", "yes", "Yes", "YES", "on", "On", "ON"}
+	oldFalse = []string{"n", "N", "no", "No", "NO", "off", "Off", "OFF"}
+)
+
+// kindOf names what an unquoted scalar is for the Kubernetes API: YAML 1.1, in which yes, on and y are true.
 func kindOf(n *yaml.Node) string {
 	switch n.ShortTag() {
 	case "!!bool":
@@ -378,7 +384,7 @@ func kindOf(n *yaml.Node) string {
 		return "null"
 	}
 	plain := n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) == 0
-	if plain && slices.Contains([]string{"yes", "no", "on", "off"}, strings.ToLower(n.Value)) {
+	if plain && (slices.Contains(oldTrue, n.Value) || slices.Contains(oldFalse, n.Value)) {
 		return "boolean"
 	}
 	return "string"
