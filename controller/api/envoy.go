@@ -1,6 +1,9 @@
 package api
 
-import "strconv"
+import (
+	"strconv"
+	"strings"
+)
 
 // Further resource types of the delta ADS stream, served on demand: a client that does not subscribe to them pays nothing.
 const (
@@ -20,5 +23,25 @@ func ClusterName(port uint32, subset, host string) string {
 	return "outbound|" + strconv.Itoa(int(port)) + "|" + subset + "|" + host
 }
 
-// RouteName names the shared RouteConfiguration of a host, which is in full, and a port.
-func RouteName(port uint32, host string) string { return strconv.Itoa(int(port)) + "/" + host }
+// ClusterKey names the resource of a cluster: its name, and in front of it the namespace where the host does not tell it,
+// because several namespaces may declare one external host.
+func ClusterKey(namespace string, port uint32, subset, host string) string {
+	if tellsNamespace(namespace, host) {
+		return ClusterName(port, subset, host)
+	}
+	return namespace + "/" + ClusterName(port, subset, host)
+}
+
+// RouteKey names the shared RouteConfiguration of a port of a service of the namespace; the host is in full.
+func RouteKey(namespace string, port uint32, host string) string {
+	if !tellsNamespace(namespace, host) {
+		host = namespace + "/" + host
+	}
+	return strconv.Itoa(int(port)) + "/" + host
+}
+
+// tellsNamespace reports whether the host is of the form of a Kubernetes service of the namespace.
+func tellsNamespace(namespace, host string) bool {
+	_, rest, _ := strings.Cut(host, ".")
+	return strings.HasPrefix(rest, namespace+".svc.")
+}

@@ -53,7 +53,7 @@ func TestMeshDefaultsOfCalls(t *testing.T) {
 	c := compile.New(compile.Config{})
 	c.Apply([]model.Event{plainService(nil)})
 	policy := func() *route.RetryPolicy {
-		r := find(t, c, api.RouteType, api.RouteName(80, "reviews.shop.svc.cluster.local")).Message.(*route.RouteConfiguration)
+		r := find(t, c, api.RouteType, api.RouteKey("shop", 80, "reviews.shop.svc.cluster.local")).Message.(*route.RouteConfiguration)
 		return r.GetVirtualHosts()[0].GetRoutes()[0].GetRoute().GetRetryPolicy()
 	}
 	timeout := func() time.Duration {

@@ -2,10 +2,13 @@ package compile
 
 import (
 	"math"
+	"net"
+	"strconv"
 	"time"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	upstream "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -23,17 +26,18 @@ const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 // callee is a service as its callers know it, of Kubernetes or of a ServiceEntry.
 type callee struct {
-	hostname string
-	domains  []string // under which every namespace may call it, beside the hostname and the addresses
-	vips     []string
-	ports    []calleePort
-	// direct: the caller chooses the endpoint, as the clients of a headless service do; nothing is balanced.
-	direct bool
+	namespace string
+	hostname  string
+	domains   []string // under which every namespace may call it, beside the hostname and the addresses
+	vips      []string
+	ports     []calleePort
+	finding   cluster.Cluster_DiscoveryType
 }
 
 type calleePort struct {
 	number   uint32
-	protocol string // declared; "" for none
+	protocol string   // declared; "" for none
+	names    []string // HOST:PORT of what DNS is asked for, when finding says that it is
 }
 
 // calls returns the clusters of the service's ports and the routes of those that carry HTTP or may.
@@ -41,7 +45,7 @@ func (c *Compiler) calls(s callee) []Resource {
 	var out []Resource
 	for _, p := range s.ports {
 		cl := c.cluster(s, p)
-		out = append(out, Resource{Type: api.ClusterType, Name: cl.GetName(), Message: cl})
+		out = append(out, Resource{Type: api.ClusterType, Name: api.ClusterKey(s.namespace, p.number, "", s.hostname), Message: cl})
 		if carriesHTTP(p.protocol) {
 			r := c.route(s, p)
 			out = append(out, Resource{Type: api.RouteType, Name: r.GetName(), Message: r})
@@ -69,20 +73,36 @@ func (c *Compiler) cluster(s callee, p calleePort) *cluster.Cluster {
 			TrackRemaining: true,
 		}}},
 	}
-	if s.direct {
-		out.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST}
+	out.ClusterDiscoveryType = &cluster.Cluster_Type{Type: s.finding}
+	switch s.finding {
+	case cluster.Cluster_ORIGINAL_DST:
 		out.LbPolicy = cluster.Cluster_CLUSTER_PROVIDED
-	} else {
-		out.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_EDS}
+	case cluster.Cluster_EDS:
 		out.EdsClusterConfig = &cluster.Cluster_EdsClusterConfig{ServiceName: out.GetName(), EdsConfig: &core.ConfigSource{
 			ResourceApiVersion:    core.ApiVersion_V3,
 			ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}},
 		}}
+	default: // DNS
+		out.DnsLookupFamily, out.RespectDnsTtl = cluster.Cluster_ALL, true
+		out.LoadAssignment = assignment(out.GetName(), p.names)
 	}
 	if o := upstreamHTTP(p.protocol); o != nil {
 		out.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: packed(o)}
 	}
 	return out
+}
+
+// assignment lists what DNS is asked for, HOST:PORT each.
+func assignment(name string, hosts []string) *endpoint.ClusterLoadAssignment {
+	group := &endpoint.LocalityLbEndpoints{}
+	for _, h := range hosts {
+		host, text, _ := net.SplitHostPort(h)
+		port, _ := strconv.ParseUint(text, 10, 16) // 0 for what is none; callers made it of a number
+		group.LbEndpoints = append(group.LbEndpoints, &endpoint.LbEndpoint{HostIdentifier: &endpoint.LbEndpoint_Endpoint{
+			Endpoint: &endpoint.Endpoint{Address: &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{
+				Address: host, PortSpecifier: &core.SocketAddress_PortValue{PortValue: uint32(port)}}}}}}})
+	}
+	return &endpoint.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpoint.LocalityLbEndpoints{group}}
 }
 
 func unlimited() *wrapperspb.UInt32Value { return wrapperspb.UInt32(math.MaxUint32) }

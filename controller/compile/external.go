@@ -54,7 +54,7 @@ func (c *Compiler) entry(n model.Name) ([]Resource, []validate.Finding) {
 			continue
 		}
 		hosts = append(hosts, h)
-		out = append(out, c.entryService(e, h, prefixes))
+		out = append(append(out, c.entryService(e, h, prefixes)), c.calls(c.entryCallee(e, h, c.entryAddresses(e, h, prefixes)))...)
 	}
 	return append(out, c.entryWorkloads(e, hosts)...), found
 }
@@ -85,6 +85,22 @@ func entryProtocol(p *networking.ServicePort) (protocol string, known bool) {
 }
 
 func isUDP(p *networking.ServicePort) bool { return strings.EqualFold(p.GetProtocol(), "UDP") }
+
+// entryAddresses are the single addresses that stand for the host.
+func (c *Compiler) entryAddresses(e *model.ServiceEntry, host string, prefixes []netip.Prefix) []netip.Addr {
+	var out []netip.Addr
+	for _, p := range prefixes {
+		if p.IsSingleIP() {
+			out = append(out, p.Addr())
+		}
+	}
+	for _, ip := range c.reg.Assigned(e, host) {
+		if !slices.Contains(out, ip) {
+			out = append(out, ip)
+		}
+	}
+	return out
+}
 
 func (c *Compiler) entryService(e *model.ServiceEntry, host string, prefixes []netip.Prefix) Resource {
 	out := &workloadapi.Service{Name: e.ServiceEntry.Name, Namespace: e.Namespace, Hostname: host,

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	securitybeta "istio.io/api/security/v1beta1"
 	networking "istio.io/api/networking/v1alpha3"
+	securitybeta "istio.io/api/security/v1beta1"
 	typebeta "istio.io/api/type/v1beta1"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"

@@ -1,14 +1,19 @@
 package compile
 
 import (
+	"net"
+	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previous "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	networking "istio.io/api/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
@@ -29,7 +34,7 @@ const (
 func (c *Compiler) route(s callee, p calleePort) *route.RouteConfiguration {
 	host := s.hostname + ":" + strconv.Itoa(int(p.number))
 	return &route.RouteConfiguration{
-		Name: api.RouteName(p.number, s.hostname),
+		Name: api.RouteKey(s.namespace, p.number, s.hostname),
 		VirtualHosts: []*route.VirtualHost{{
 			Name: host, Domains: slices.Concat([]string{s.hostname}, s.domains, s.vips), IncludeRequestAttemptCount: true,
 			Routes: []*route.Route{{
@@ -76,13 +81,12 @@ func previousHosts() *anypb.Any { return packed(&previous.PreviousHostsPredicate
 // callee describes a service of Kubernetes. The ports are those that speak TCP.
 func (c *Compiler) callee(s *model.Service) callee {
 	name := s.Name + "." + s.Namespace
-	out := callee{hostname: c.hostname(s), domains: []string{name + ".svc", name}, direct: s.Spec.ClusterIP == corev1.ClusterIPNone}
+	out := callee{namespace: s.Namespace, hostname: c.hostname(s), domains: []string{name + ".svc", name}, finding: cluster.Cluster_EDS}
+	if s.Spec.ClusterIP == corev1.ClusterIPNone { // the caller chose an endpoint
+		out.finding = cluster.Cluster_ORIGINAL_DST
+	}
 	for _, ip := range clusterIPs(s.Service) {
-		text := ip.String()
-		if ip.Is6() {
-			text = "[" + text + "]" // as an authority writes it
-		}
-		out.vips = append(out.vips, text)
+		out.vips = append(out.vips, authorityOf(ip))
 	}
 	seen := map[uint32]bool{}
 	for _, p := range s.Spec.Ports {
@@ -91,7 +95,65 @@ func (c *Compiler) callee(s *model.Service) callee {
 		}
 		seen[uint32(p.Port)] = true
 		protocol, _ := appProtocol(p)
-		out.ports = append(out.ports, calleePort{uint32(p.Port), protocol})
+		out.ports = append(out.ports, calleePort{number: uint32(p.Port), protocol: protocol})
+	}
+	return out
+}
+
+// authorityOf writes an address as an authority does.
+func authorityOf(ip netip.Addr) string {
+	if ip.Is6() {
+		return "[" + ip.String() + "]"
+	}
+	return ip.String()
+}
+
+// entryCallee describes a host of a ServiceEntry; addresses are those that are its own.
+func (c *Compiler) entryCallee(e *model.ServiceEntry, host string, addresses []netip.Addr) callee {
+	out := callee{namespace: e.Namespace, hostname: host, finding: cluster.Cluster_EDS}
+	switch e.Spec.GetResolution() {
+	case networking.ServiceEntry_DNS:
+		out.finding = cluster.Cluster_STRICT_DNS
+	case networking.ServiceEntry_DNS_ROUND_ROBIN:
+		out.finding = cluster.Cluster_LOGICAL_DNS
+	case networking.ServiceEntry_NONE, networking.ServiceEntry_DYNAMIC_DNS:
+		out.finding = cluster.Cluster_ORIGINAL_DST
+	}
+	if e.Selector != nil && e.Resolved() { // the members are addresses
+		out.finding = cluster.Cluster_EDS
+	}
+	for _, ip := range addresses {
+		out.vips = append(out.vips, authorityOf(ip))
+	}
+	for _, p := range e.Ports {
+		if isUDP(p) {
+			continue
+		}
+		protocol, _ := entryProtocol(p)
+		port := calleePort{number: p.GetNumber(), protocol: protocol}
+		if out.finding == cluster.Cluster_STRICT_DNS || out.finding == cluster.Cluster_LOGICAL_DNS {
+			port.names = dnsNames(e, host, p)
+		}
+		out.ports = append(out.ports, port)
+	}
+	return out
+}
+
+// dnsNames are the entry's endpoints, or the host itself without any.
+func dnsNames(e *model.ServiceEntry, host string, p *networking.ServicePort) []string {
+	var out []string
+	for _, ep := range e.Endpoints {
+		name := ep.Host
+		if ep.IP.IsValid() {
+			name = ep.IP.String()
+		}
+		out = append(out, net.JoinHostPort(name, strconv.Itoa(int(model.TargetPort(p, ep.GetPorts())))))
+	}
+	if len(out) == 0 && len(e.Spec.GetEndpoints()) == 0 && !strings.HasPrefix(host, "*") {
+		out = []string{net.JoinHostPort(host, strconv.Itoa(int(model.TargetPort(p, nil))))}
+	}
+	if e.Spec.GetResolution() == networking.ServiceEntry_DNS_ROUND_ROBIN && len(out) > 1 {
+		out = out[:1] // there is one name in such a cluster
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -29,9 +30,21 @@ func (v View) Routes(mesh *settings.MeshSettings, shared []SharedRoute) []*route
 	byName := map[string]*route.RouteConfiguration{}
 	taken := map[string]map[string]bool{} // name -> domains
 	shared = slices.Clone(shared)
-	slices.SortStableFunc(shared, func(a, b SharedRoute) int { return strings.Compare(a.Callee.Hostname, b.Callee.Hostname) })
+	slices.SortStableFunc(shared, func(a, b SharedRoute) int {
+		return cmp.Or(strings.Compare(a.Callee.Hostname, b.Callee.Hostname), strings.Compare(a.Callee.Namespace, b.Callee.Namespace))
+	})
+	type hostPort struct {
+		host string
+		port uint32
+	}
+	rivals := map[hostPort][]Callee{}
 	for _, s := range shared {
-		if !v.Sees(s.Callee, s.Port) {
+		at := hostPort{s.Callee.Hostname, s.Port}
+		rivals[at] = append(rivals[at], s.Callee)
+	}
+	for _, s := range shared {
+		chosen, ok := v.Choose(rivals[hostPort{s.Callee.Hostname, s.Port}], s.Port)
+		if !ok || chosen.Namespace != s.Callee.Namespace {
 			continue
 		}
 		name := RouteConfigName(s.Callee, s.Port, s.Declared)

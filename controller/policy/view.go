@@ -127,15 +127,23 @@ func (v View) full(host string) string {
 	return host
 }
 
-// RouteKeys are the names of the shared RouteConfigurations that a request may go by, in the order in which they are looked
-// for: the first that exists, and that the view sees, counts. Without any the destination address decides.
-func (v View) RouteKeys(port uint32, authority string) []string {
-	hosts := v.Hosts(authority)
-	out := make([]string, len(hosts))
-	for i, h := range hosts {
-		out[i] = api.RouteName(port, h)
+// Choose returns which of several services of one host counts: that of the view's own namespace, else the first by
+// namespace. It returns false when none is seen on the port.
+func (v View) Choose(all []Callee, port uint32) (Callee, bool) {
+	var best Callee
+	found := false
+	for _, s := range all {
+		if !v.Sees(s, port) {
+			continue
+		}
+		if s.Namespace == v.Namespace {
+			return s, true
+		}
+		if !found || s.Namespace < best.Namespace {
+			best, found = s, true
+		}
 	}
-	return out
+	return best, found
 }
 
 // RouteConfigName is Istio's name of the RouteConfiguration that callers of the port go by: the port for declared HTTP, the

@@ -86,15 +86,12 @@ func TestHosts(t *testing.T) {
 			t.Errorf("%q is %q, want %q", authority, got, want)
 		}
 	}
-	if got := v.RouteKeys(80, "reviews")[1]; got != "80/reviews.default.svc.mesh.test" {
-		t.Error("key is", got)
-	}
 }
 
 func sharedRoute(name, namespace string, port uint32, declared bool, exportTo ...string) SharedRoute {
 	host := name + "." + namespace + ".svc.cluster.local"
 	return SharedRoute{Callee: Callee{namespace, host, exportTo}, Port: port, Declared: declared, Config: &route.RouteConfiguration{
-		Name: api.RouteName(port, host), VirtualHosts: []*route.VirtualHost{{Name: fmt.Sprintf("%s:%d", host, port),
+		Name: api.RouteKey(namespace, port, host), VirtualHosts: []*route.VirtualHost{{Name: fmt.Sprintf("%s:%d", host, port),
 			Domains: []string{host, name + "." + namespace}}}}}
 }
 
@@ -152,6 +149,28 @@ func TestRoutesNoDomainTwice(t *testing.T) {
 		slices.Sort(all)
 		if len(slices.Compact(slices.Clone(all))) != len(all) || !slices.Contains(all, "*") {
 			t.Error(all)
+		}
+	}
+}
+
+func TestChoose(t *testing.T) {
+	in := func(namespace string, exportTo ...string) Callee {
+		return Callee{namespace, "api.example.com", exportTo}
+	}
+	for _, tt := range []struct {
+		from string
+		all  []Callee
+		want string
+	}{
+		{"c", []Callee{in("b"), in("a")}, "a"},
+		{"b", []Callee{in("a"), in("b")}, "b"},
+		{"c", []Callee{in("a", "a"), in("b")}, "b"},
+		{"c", []Callee{in("a", "a")}, ""},
+		{"c", nil, ""},
+	} {
+		got, ok := View{Namespace: tt.from}.Choose(tt.all, 443)
+		if got.Namespace != tt.want || ok != (tt.want != "") {
+			t.Errorf("from %s of %v: %v, %t", tt.from, tt.all, got, ok)
 		}
 	}
 }
