@@ -77,7 +77,7 @@ func (x *Index) Apply(events []model.Event) {
 			}
 		}
 		p, ok := e.Object.(*corev1.Pod)
-		if !ok || finished(p) || p.Spec.NodeName == "" {
+		if !ok || finished(p) || p.Spec.NodeName == "" || mirrored(p) {
 			continue
 		}
 		at := placeOf(p)
@@ -98,6 +98,13 @@ func (x *Index) NodeOf(n model.Name) string {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return x.pods[n].node
+}
+
+// mirrored tells pods that a node runs from its own files. A node creates their objects itself, in any namespace, and they have
+// no service account: they prove nothing.
+func mirrored(p *corev1.Pod) bool {
+	_, ok := p.Annotations[corev1.MirrorPodAnnotationKey]
+	return ok
 }
 
 func placeOf(p *corev1.Pod) place {

@@ -168,4 +168,9 @@ func TestIndex(t *testing.T) {
 	if x.Runs("n1", "foo", "default") {
 		t.Error("no pod is left and the account still runs there")
 	}
+	static := pod("static-n1", "n1", "")
+	static.Object.(*corev1.Pod).Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
+	if x.Apply([]model.Event{static}); x.Runs("n1", "foo", "default") {
+		t.Error("a node gets an account by a pod that it declares itself")
+	}
 }

@@ -43,11 +43,13 @@ type ballot struct {
 
 // Decide applies SI-01 to SI-06: istio-injection beats istio.io/rev on a namespace; any disabled label wins; else any
 // enabled one; else the default. A label with an unknown value counts as disabled and gives a warning. Pods in the
-// host's network namespace, finished pods and excluded namespaces are never enrolled. Pure.
+// host's network namespace, static pods, finished pods and excluded namespaces are never enrolled. Pure.
 func Decide(ns *corev1.Namespace, pod *corev1.Pod, p Policy) Decision {
 	switch {
 	case pod.Spec.HostNetwork:
 		return Decision{Why: "the pod uses the host's network"}
+	case pod.Annotations[corev1.MirrorPodAnnotationKey] != "":
+		return Decision{Why: "the pod is a static one, which has no service account"}
 	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
 		return Decision{Why: "the pod has finished"}
 	}

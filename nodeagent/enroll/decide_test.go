@@ -78,6 +78,7 @@ func TestDecideNever(t *testing.T) {
 		pod corev1.Pod
 	}{
 		"host network":       {"foo", corev1.Pod{Spec: corev1.PodSpec{HostNetwork: true}}},
+		"static":             {"foo", corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "x"}}}},
 		"succeeded":          {"foo", corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodSucceeded}}},
 		"failed":             {"foo", corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodFailed}}},
 		"excluded (CN-05)":   {"kube-system", corev1.Pod{}},
