@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -127,7 +128,8 @@ func (h handler) probe(pod *corev1.Pod, c *corev1.Container) (Probe, error) {
 		if err != nil || h.http.Scheme == corev1.URISchemeHTTPS { // nothing to see inside TLS
 			return Probe{Port: port, TLS: true}, err
 		}
-		return Probe{Port: port, HTTP: true, Path: "/" + strings.TrimPrefix(h.http.Path, "/")}, nil
+		target, err := requestTarget(h.http.Path)
+		return Probe{Port: port, HTTP: true, Path: target}, err
 	case h.tcp != nil:
 		if err := ownHost(pod, h.tcp.Host); err != nil {
 			return Probe{}, err
@@ -139,6 +141,25 @@ func (h handler) probe(pod *corev1.Pod, c *corev1.Container) (Probe, error) {
 		return Probe{Port: port, GRPC: true}, err
 	}
 	return Probe{}, nil
+}
+
+// requestTarget returns what kubelet puts into the request line for the path of an httpGet action: it reads the path as a
+// URL, so that it escapes what must be escaped and drops a fragment, and takes it literally where that cannot be done.
+func requestTarget(path string) (string, error) {
+	u, err := url.Parse(path)
+	if err != nil {
+		u = &url.URL{Path: path}
+	}
+	u.Scheme, u.Host = "http", "pod"
+	u, err = url.Parse(u.String())
+	if err != nil || u.Host != "pod" || u.Opaque != "" {
+		return "", fmt.Errorf("path %q: kubelet can make no request of it", path)
+	}
+	target := u.RequestURI()
+	if strings.Contains(target, " ") {
+		return "", fmt.Errorf("path %q: its query has a blank, with which kubelet's request is not HTTP: write %%20", path)
+	}
+	return target, nil
 }
 
 // ownHost refuses a probe of anything but the pod itself.

@@ -40,3 +40,35 @@ func TestProbesThatShareAPort(t *testing.T) {
 		}
 	}
 }
+
+// TestProbeTargets has the request lines that kubelet 1.36 sends for these paths.
+func TestProbeTargets(t *testing.T) {
+	for path, want := range map[string]string{
+		"":                       "/",
+		"/":                      "/",
+		"healthz":                "/healthz",
+		"/healthz?full=1&x=a%20": "/healthz?full=1&x=a%20",
+		"//healthz":              "/",
+		"/anything/a b|c":        "/anything/a%20b%7Cc",
+		"/anything/ö#x":          "/anything/%C3%B6",
+		"/a%2Fb":                 "/a%2Fb",
+		"/100%":                  "/100%25",
+		"http://other:81/ready?": "/ready?",
+	} {
+		pod := running("a")
+		pod.Spec.Containers = []corev1.Container{{Name: "c", LivenessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{
+			HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(80), Path: path}}}}}
+		got, warnings := Probes(pod)
+		if len(got) != 1 || got[0] != (Probe{Port: 80, HTTP: true, Path: want}) || len(warnings) > 0 {
+			t.Errorf("%q: %+v %q, want %q", path, got, warnings, want)
+		}
+	}
+	for path, want := range map[string]string{"mailto:x": "can make no request of it", "/healthz?x=a b": "write %20"} {
+		pod := running("a")
+		pod.Spec.Containers = []corev1.Container{{Name: "c", LivenessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{
+			HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(80), Path: path}}}}}
+		if got, warnings := Probes(pod); len(got) > 0 || len(warnings) != 1 || !strings.Contains(warnings[0], want) {
+			t.Errorf("%q: %+v %q, want %q", path, got, warnings, want)
+		}
+	}
+}

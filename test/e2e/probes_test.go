@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// probed is a pod with a readiness probe of each kind, and a server on a port that no probe declares.
+// probed is a pod with a readiness probe of each kind, one that is redirected twice, one whose path kubelet escapes, and a server on a port that no probe declares.
 func probed(namespace string) string {
 	return `apiVersion: v1
 kind: Namespace
@@ -24,7 +24,7 @@ spec:
   - name: http
     image: docker.io/kennethreitz/httpbin
     imagePullPolicy: IfNotPresent
-    readinessProbe: {httpGet: {path: /status/200, port: 80}, periodSeconds: 1, failureThreshold: 2}
+    readinessProbe: {httpGet: {path: /redirect/2, port: 80}, periodSeconds: 1, failureThreshold: 2}
     livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 5}
   - name: tcp
     image: docker.io/istio/tcp-echo-server:1.2
@@ -36,6 +36,7 @@ spec:
     imagePullPolicy: IfNotPresent
     command: [sleep, infinity]
     readinessProbe: {exec: {command: ["true"]}, periodSeconds: 1, failureThreshold: 2}
+    livenessProbe: {httpGet: {path: "/anything/a b|ö#x", port: 80}, periodSeconds: 1, failureThreshold: 2}
   - {name: undeclared, image: "docker.io/istio/examples-helloworld-v1", imagePullPolicy: IfNotPresent}
 `
 }

@@ -61,10 +61,13 @@ type PodConfig struct {
 
 // Pod proxies one pod's connections. Safe for concurrent use.
 type Pod struct {
-	p       *Proxy
-	cfg     PodConfig
-	conns   atomic.Int64
-	probes  atomic.Pointer[[]Probe]
+	p      *Proxy
+	cfg    PodConfig
+	conns  atomic.Int64
+	probes atomic.Pointer[[]Probe]
+
+	redirects redirects
+
 	tunnels *tunnels
 	live    liveSet
 	loops   loops
@@ -108,6 +111,7 @@ func (p *Proxy) NewPod(cfg PodConfig) *Pod {
 	pod := &Pod{p: p, cfg: cfg, removed: make(chan struct{}), listeners: map[net.Listener]*listener{}, gate: newGate(p.cfg.Clock, p.cfg.MaxHandshakes, &p.unproved)}
 	pod.SetProbes(cfg.Probes)
 	pod.tunnels = newTunnels(pod)
+	p.affinity.add(pod)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if old := p.pods[podName{cfg.Namespace, cfg.Name}]; old != nil {
@@ -243,6 +247,7 @@ func (pod *Pod) Run(ctx context.Context) error {
 	end(refused(why, nil))
 	pod.tunnels.close()
 	<-done
+	pod.p.affinity.remove(pod)
 	pod.forget()
 	pod.p.mu.Lock()
 	delete(pod.p.all, pod)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 	"time"
 
@@ -15,8 +14,8 @@ import (
 
 const maxProbeHead = 8 << 10 // bytes of a probe's request line and headers
 
-// probe carries one HTTP request that the kernel attests to come from kubelet, if the pod spec declares it. It is not
-// judged by policies. The connection carries that one request: bytes after it end it.
+// probe carries one HTTP request that the kernel attests to come from kubelet, if the pod spec declares it or the answer to
+// such a one redirected kubelet there. It is not judged by policies. The connection carries that one request: bytes after it end it.
 func (s *session) probe() error {
 	s.line.Direction, s.line.Path = Inbound.String(), "probe"
 	s.describeInbound(s.dst, api.Identity{}, "", telemetry.NoTLS)
@@ -28,7 +27,8 @@ func (s *session) probe() error {
 	if err != nil {
 		return refused(reason.ProbeNotDeclared, err)
 	}
-	if !s.pod.declares(Probe{Port: s.dst.Port(), Method: method, Path: target}) {
+	asked := Probe{Port: s.dst.Port(), Method: method, Path: target}
+	if !s.pod.declares(asked) && !s.pod.redirects.expects(asked, s.p.cfg.Clock.Now()) {
 		return refusedf(reason.ProbeNotDeclared, "the pod declares no probe %s %q on port %d", method, target, s.dst.Port())
 	}
 	up, err := s.deliver(s.dst)
@@ -43,7 +43,15 @@ func (s *session) probe() error {
 		return ended(s.ctx, reason.UpstreamReset, err)
 	}
 	s.received.Add(int64(len(head)))
-	err = s.copyBoth(&oneRequest{Conn: s.client}, up)
+	answers := &answer{side: side{up}}
+	if host, ok := asDeclared(head); ok && method == "GET" {
+		answers.learn = func(head []byte) {
+			if next := nextTarget(host, target, head); next != "" {
+				s.pod.redirects.follow(Probe{Port: s.dst.Port(), Method: method, Path: next}, s.p.cfg.Clock.Now())
+			}
+		}
+	}
+	err = s.copyBoth(&oneRequest{side{s.client}}, answers)
 	if errors.Is(err, errMoreThanProbe) {
 		return refused(reason.ProbeNotDeclared, err)
 	}
@@ -136,7 +144,7 @@ func visible(s string, blanks bool) bool {
 }
 
 // oneRequest is a client that has sent all that it may.
-type oneRequest struct{ net.Conn }
+type oneRequest struct{ side }
 
 var errMoreThanProbe = errors.New("client sent more than the declared probe")
 
@@ -147,15 +155,4 @@ func (o *oneRequest) Read(p []byte) (int, error) {
 		return 0, errMoreThanProbe
 	}
 	return 0, err
-}
-
-// CloseWrite passes the application's half-close on.
-func (o *oneRequest) CloseWrite() error { closeWrite(o.Conn); return nil }
-
-// SetLinger makes the close a reset.
-func (o *oneRequest) SetLinger(sec int) error {
-	if l, ok := o.Conn.(interface{ SetLinger(int) error }); ok {
-		return l.SetLinger(sec)
-	}
-	return nil
 }
