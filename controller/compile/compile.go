@@ -35,6 +35,7 @@ type Delta struct {
 	Upserts    []Resource        // sorted by type and name
 	Removed    []Key             // sorted
 	Status     []validate.Status // of the policies that were compiled again, sorted
+	Entries    []EntryAddresses  // of the ServiceEntries that were compiled again, sorted
 }
 
 // Empty reports whether no resource changed.
@@ -155,6 +156,10 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 	}
 	delta := ch.delta()
 	delta.Status = status
+	for n := range dirty.Entries {
+		delta.Entries = append(delta.Entries, c.entryAddresses(n))
+	}
+	slices.SortFunc(delta.Entries, compareEntries)
 	slices.SortFunc(delta.Status, func(a, b validate.Status) int { return strings.Compare(a.Key(), b.Key()) })
 	if c.generation == 0 || dirty.Mesh || !delta.Empty() {
 		c.generation++

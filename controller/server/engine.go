@@ -19,6 +19,7 @@ type engine struct {
 	clock   clock.Clock
 	out     publisher
 	status  func([]validate.Status)
+	entries func([]compile.EntryAddresses)
 	index   interface{ Apply([]model.Event) }
 	metrics *metrics
 
@@ -57,6 +58,9 @@ func (e *engine) apply(events []model.Event) {
 	}
 	if len(delta.Status) > 0 {
 		e.status(delta.Status)
+	}
+	if len(delta.Entries) > 0 {
+		e.entries(delta.Entries)
 	}
 	e.logFindings(delta.Status, bad)
 	e.synced.Store(true)

@@ -23,6 +23,7 @@ import (
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/status"
 	"github.com/undermesh/undermesh/controller/validate"
 	"github.com/undermesh/undermesh/controller/watch"
@@ -56,6 +57,10 @@ type Config struct {
 	// Status stores what was found about policies; nil stores nothing.
 	Status interface {
 		Write(ctx context.Context, s validate.Status) error
+	}
+	// Addresses stores the addresses of service entries; nil: none are assigned.
+	Addresses interface {
+		WriteAddresses(ctx context.Context, a status.Assignment) error
 	}
 	// Lead runs its argument while this replica may write; default: always.
 	Lead func(ctx context.Context, lead func(context.Context) error) error
@@ -100,7 +105,8 @@ type Server struct {
 	store    *xds.Store
 	ca       *authority // nil: there is none
 	engine   *engine
-	statuses *status.Manager // nil: none are written
+	statuses *status.Manager   // nil: none are written
+	assigner *status.Allocator // nil: no addresses are assigned
 	stopping atomic.Bool
 }
 
@@ -120,7 +126,12 @@ func New(cfg Config) (*Server, error) {
 		s.statuses = status.New(status.Config{Writer: cfg.Status, Log: cfg.Log, Clock: cfg.Clock})
 		report = s.statuses.Update
 	}
-	s.engine = &engine{log: cfg.Log, clock: cfg.Clock, out: publisher{s.store, cfg.Log}, status: report, index: cfg.Index,
+	entries := func([]compile.EntryAddresses) {}
+	if cfg.Addresses != nil {
+		s.assigner = status.NewAllocator(status.AllocatorConfig{Writer: cfg.Addresses, Pools: model.Pools(), Log: cfg.Log, Clock: cfg.Clock})
+		entries = s.assigner.Update
+	}
+	s.engine = &engine{log: cfg.Log, clock: cfg.Clock, out: publisher{s.store, cfg.Log}, status: report, entries: entries, index: cfg.Index,
 		metrics: m, compiler: compile.New(cfg.Compile), logged: map[string]string{}}
 	if cfg.Authority != nil {
 		s.ca = newAuthority(*cfg.Authority, cfg, s.trustDomain, s.registry)
@@ -268,6 +279,9 @@ func (s *Server) lead(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if s.statuses != nil {
 		g.Go(func() error { return s.statuses.Run(ctx) })
+	}
+	if s.assigner != nil {
+		g.Go(func() error { return s.assigner.Run(ctx) })
 	}
 	if s.cfg.Publish != nil && s.ca != nil {
 		g.Go(func() error { return s.publishRoots(ctx) })

@@ -53,7 +53,8 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	cfg.Source = watch.NewKubernetes(watch.KubeConfig{Client: client, Dynamic: dyn, Namespace: o.rootNamespace,
 		Log: cfg.Log, Clock: cfg.Clock})
 	cfg.Compile.RequireMesh = true // the chart makes the ConfigMap
-	cfg.Status = status.Kubernetes{Client: dyn, Clock: cfg.Clock}
+	writer := status.Kubernetes{Client: dyn, Clock: cfg.Clock}
+	cfg.Status, cfg.Addresses = writer, writer
 	cfg.Lead = server.ByLease(client, o.rootNamespace, o.identity, cfg.Log)
 	secrets := client.CoreV1().Secrets(o.rootNamespace)
 	external, err := o.external(client, cfg.Clock)

@@ -67,7 +67,8 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 // forDirectory serves a directory of YAML; callers are known by a file of tokens.
 func forDirectory(cfg *server.Config, o Options) error {
 	cfg.Source = watch.NewDirectory(configdir.New(configdir.Config{Dir: o.configDir, Log: cfg.Log, Clock: cfg.Clock}))
-	cfg.Status = status.Directory{Dir: o.configDir}
+	writer := status.Directory{Dir: o.configDir}
+	cfg.Status, cfg.Addresses = writer, writer
 	if o.xdsAddr == "" {
 		return nil
 	}
