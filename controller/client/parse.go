@@ -130,6 +130,11 @@ func parseWorkload(resource string, m *workloadapi.Workload) (parsed, error) {
 		return fail("extensions[%s]: name: empty", api.WorkloadSettingsExtension)
 	}
 	w.settingsName = ref.GetName()
+	var state settings.WorkloadState
+	if _, err := extension(m.GetExtensions(), api.WorkloadStateExtension, &state); err != nil {
+		return fail("%w", err)
+	}
+	w.Terminating = state.GetServingTerminating()
 	return parsed{workload: w}, nil
 }
 

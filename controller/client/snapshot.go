@@ -24,6 +24,8 @@ type Workload struct {
 	Addrs    []netip.Addr               // unmapped
 	Settings *settings.WorkloadSettings // never nil; the default when none are named or arrived
 	Identity api.Identity               // trust domain of the mesh and account "default" filled in
+	// Terminating: it is being deleted and still serves. Its status is UNHEALTHY.
+	Terminating bool
 
 	settingsName string
 	incomplete   bool // the settings that it names are not there

@@ -8,6 +8,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/api/workloadapi"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/validate"
@@ -34,9 +35,7 @@ func (c *Compiler) pod(n model.Name) []Resource {
 	if loc != (model.Locality{}) {
 		w.Locality = &workloadapi.Locality{Region: loc.Region, Zone: loc.Zone, Subzone: loc.Subzone}
 	}
-	if !p.Ready {
-		w.Status = workloadapi.WorkloadStatus_UNHEALTHY
-	}
+	setStatus(w, p.Ready, p.Terminating)
 	if p.Captured {
 		w.TunnelProtocol = workloadapi.TunnelProtocol_HBONE
 	}
@@ -58,6 +57,26 @@ func (c *Compiler) pod(n model.Name) []Resource {
 	shared := append(scopes, c.attachMTLS(w, mtls, scope)...)
 	return append(shared, Resource{Type: api.AddressType, Name: w.GetUid(), Aliases: aliases,
 		Message: &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}})
+}
+
+// setStatus says whether the workload takes connections. Who is being deleted and still serves is unhealthy to peers that do
+// not know our extension.
+func setStatus(w *workloadapi.Workload, ready, servingTerminating bool) {
+	if ready {
+		return
+	}
+	w.Status = workloadapi.WorkloadStatus_UNHEALTHY
+	if servingTerminating {
+		w.Extensions = append(w.Extensions, extension(api.WorkloadStateExtension, &settings.WorkloadState{ServingTerminating: true}))
+	}
+}
+
+// condition is one of an endpoint's, or what it means when it is not there.
+func condition(value *bool, absent bool) bool {
+	if value == nil {
+		return absent
+	}
+	return *value
 }
 
 func workloadType(kind string) workloadapi.WorkloadType {
@@ -186,9 +205,8 @@ func (c *Compiler) foreign(n model.Name, s *model.Service, slice *model.Slice, e
 	if e.Zone != nil {
 		w.Locality = &workloadapi.Locality{Zone: *e.Zone}
 	}
-	if e.Conditions.Ready != nil && !*e.Conditions.Ready {
-		w.Status = workloadapi.WorkloadStatus_UNHEALTHY
-	}
+	setStatus(w, condition(e.Conditions.Ready, true),
+		condition(e.Conditions.Serving, true) && condition(e.Conditions.Terminating, false))
 	aliases := []string{c.cfg.Network + "/" + ip.String()}
 	if c.reg.IsNode(ip) { // the API server, for example: what comes from a node is not this workload's
 		w.NetworkMode, aliases = workloadapi.NetworkMode_HOST_NETWORK, nil

@@ -59,6 +59,7 @@ type Pod struct {
 	HostNetwork    bool
 	Captured       bool // the node agent finished its redirection
 	Ready          bool // ready and not terminating
+	Terminating    bool // ready and terminating: it serves those whom nobody else serves
 }
 
 // Service is a Kubernetes service; Skipped says why it is none of the mesh's ("" when it is).

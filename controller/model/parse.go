@@ -34,8 +34,8 @@ func NewPod(p *corev1.Pod) *Pod {
 		out.ServiceAccount = "default"
 	}
 	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && p.DeletionTimestamp == nil {
-			out.Ready = true
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			out.Ready, out.Terminating = p.DeletionTimestamp == nil, p.DeletionTimestamp != nil
 		}
 	}
 	out.OwnerKind, out.OwnerName = owner(p)

@@ -150,7 +150,7 @@ func counts(t *testing.T, s *client.Snapshot, svc *client.Service, src *client.W
 	r := rand.New(rand.NewPCG(1, 2))
 	out := map[string]int{}
 	for range n {
-		c, why := Pick(s, svc, 80, src, netip.MustParseAddr(clientIP), r)
+		c, why := Pick(PickQuery{Snapshot: s, Service: svc, Port: 80, Source: src, Client: netip.MustParseAddr(clientIP)}, r)
 		if why != reason.None {
 			out[why.String()]++
 			continue
@@ -174,10 +174,10 @@ func TestPickEligibility(t *testing.T) {
 	if got := counts(t, s, svc, nil, "10.1.1.1", 300); len(got) != 3 || got["c:8080"] == 0 {
 		t.Errorf("publishNotReadyAddresses: %v", got)
 	}
-	if c, why := Pick(s, svc, 81, nil, netip.Addr{}, rand.New(rand.NewPCG(1, 1))); why != reason.NoEndpoint || c.Workload != nil {
+	if c, why := Pick(PickQuery{Snapshot: s, Service: svc, Port: 81}, rand.New(rand.NewPCG(1, 1))); why != reason.NoEndpoint || c.Workload != nil {
 		t.Errorf("an undeclared port: %+v, %s", c, why)
 	}
-	if _, why := Pick(nil, nil, 80, nil, netip.Addr{}, nil); why != reason.NoEndpoint {
+	if _, why := Pick(PickQuery{Port: 80}, nil); why != reason.NoEndpoint {
 		t.Errorf("no service: %s", why)
 	}
 }
@@ -284,7 +284,7 @@ func TestPickAllocates(t *testing.T) {
 	s, svc := build(t, endpoint("a", "n1"), endpoint("b", "n1"), service(nil))
 	r, ip := rand.New(rand.NewPCG(1, 2)), netip.MustParseAddr("10.1.1.1")
 	// One string, the key of the service.
-	if n := testing.AllocsPerRun(100, func() { Pick(s, svc, 80, nil, ip, r) }); n > 1 {
+	if n := testing.AllocsPerRun(100, func() { Pick(PickQuery{Snapshot: s, Service: svc, Port: 80, Client: ip}, r) }); n > 1 {
 		t.Errorf("%v allocations a choice", n)
 	}
 }

@@ -3,6 +3,7 @@ package policy
 import (
 	"math"
 	"net/netip"
+	"slices"
 
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/api/workloadapi"
@@ -12,25 +13,54 @@ import (
 // Rand is the source of chance; *math/rand/v2.Rand is one. IntN returns a number in [0, n), n > 0.
 type Rand interface{ IntN(n int) int }
 
+// PickQuery is what Pick decides on.
+type PickQuery struct {
+	Snapshot *client.Snapshot
+	Service  *client.Service
+	Port     uint16           // of the service
+	Source   *client.Workload // nil: not known; it then matches no scope
+	Client   netip.Addr       // the source's address as the endpoint would see it
+	// Last is where the service's ClientIP affinity led this client at last and within its timeout. Zero: nowhere.
+	Last Endpoint
+}
+
+// Endpoint is one member of a service, as kube-proxy tells them apart: a pod made anew under the old name is another one.
+type Endpoint struct {
+	UID  string // of the workload
+	Addr netip.Addr
+	Port uint16
+}
+
 // Choice is the outcome of Pick.
 type Choice struct {
 	Workload *client.Workload
 	Port     uint16 // on the workload: named target ports are resolved
 }
 
+// Endpoint is what was chosen, to be remembered as PickQuery.Last.
+func (c Choice) Endpoint() Endpoint {
+	e := Endpoint{UID: c.Workload.GetUid(), Port: c.Port}
+	if len(c.Workload.Addrs) > 0 {
+		e.Addr = c.Workload.Addrs[0]
+	}
+	return e
+}
+
 // Pick chooses an endpoint of a service as kube-proxy would. Endpoints count that serve the port and are ready, or any
-// with publishNotReadyAddresses (HealthPolicy ALLOW_ALL); terminating ones are not ready. internalTrafficPolicy Local is
-// mode STRICT: only endpoints that match every scope. FAILOVER takes those that match the longest run of scopes. Among
-// the equally good ones chance decides, in proportion to their capacity; with ClientIP affinity a rendezvous hash of the
-// client's address does, so that a client stays where it is while that endpoint lives. source may be nil: it then
-// matches no scope. The address of a workload without one is what its hostname resolves to. It returns reason.NoEndpoint
-// when nothing qualifies, else reason.None.
-func Pick(s *client.Snapshot, svc *client.Service, servicePort uint16, source *client.Workload, clientIP netip.Addr, r Rand) (Choice, reason.Reason) {
-	if s == nil || svc == nil {
+// with publishNotReadyAddresses (HealthPolicy ALLOW_ALL); without any, those that are terminating and still serve.
+// internalTrafficPolicy Local is mode STRICT: only endpoints that match every scope, be they ready or terminating. FAILOVER
+// takes the ready ones that match the longest run of scopes, and the terminating ones wherever they are. Among the equally
+// good ones chance decides, in proportion to their capacity. With ClientIP affinity the client stays at q.Last while that is
+// one of them; without it, a rendezvous hash of the client's address decides, so that no node needs to have seen the client
+// for it to come to the same place, as long as the endpoints are the same. The address of a workload without one is what its
+// hostname resolves to. It returns reason.NoEndpoint when nothing qualifies, else reason.None.
+func Pick(q PickQuery, r Rand) (Choice, reason.Reason) {
+	svc := q.Service
+	if q.Snapshot == nil || svc == nil {
 		return Choice{}, reason.NoEndpoint
 	}
-	p := picker{svc: svc, key: svc.GetNamespace() + "/" + svc.GetHostname(), port: servicePort, source: source}
-	list := s.Endpoints(svc)
+	p := picker{svc: svc, key: svc.GetNamespace() + "/" + svc.GetHostname(), port: q.Port, source: q.Source}
+	list := q.Snapshot.Endpoints(svc)
 	best, total := -1, 0
 	for _, w := range list {
 		switch rank := p.rank(w); {
@@ -45,7 +75,10 @@ func Pick(s *client.Snapshot, svc *client.Service, servicePort uint16, source *c
 		return Choice{}, reason.NoEndpoint
 	}
 	if svc.Settings.GetClientIpAffinity() != nil {
-		return p.byHash(list, best, clientIP), reason.None
+		if c, ok := p.stay(list, best, q.Last); ok {
+			return c, reason.None
+		}
+		return p.byHash(list, best, q.Client), reason.None
 	}
 	n := r.IntN(total)
 	for _, w := range list {
@@ -76,29 +109,40 @@ func (p *picker) target(w *client.Workload) uint16 {
 	return 0
 }
 
-// rank is -1 for an endpoint that does not qualify, else how many leading scopes it shares with the source.
+// rank is -1 for an endpoint that does not qualify, 0 for one that is terminating, else one more than the number of leading
+// scopes that it shares with the source.
 func (p *picker) rank(w *client.Workload) int {
 	lb := p.svc.GetLoadBalancing()
+	ready := w.GetStatus() == workloadapi.WorkloadStatus_HEALTHY || lb.GetHealthPolicy() == workloadapi.LoadBalancing_ALLOW_ALL
 	switch {
 	case len(w.Addrs) == 0 && w.GetHostname() == "" || weight(w) == 0 || p.target(w) == 0:
 		return -1
-	case w.GetStatus() != workloadapi.WorkloadStatus_HEALTHY &&
-		lb.GetHealthPolicy() != workloadapi.LoadBalancing_ALLOW_ALL:
+	case !ready && !w.Terminating:
 		return -1
 	case p.source != nil && p.source.GetNetwork() != w.GetNetwork():
 		return -1
-	case lb.GetMode() == workloadapi.LoadBalancing_UNSPECIFIED_MODE:
+	}
+	shared := 0
+	if lb.GetMode() != workloadapi.LoadBalancing_UNSPECIFIED_MODE {
+		shared = p.sharedScopes(w)
+		if lb.GetMode() != workloadapi.LoadBalancing_FAILOVER && shared < len(lb.GetRoutingPreference()) {
+			return -1 // STRICT, and what this build does not know is not taken for less than STRICT
+		}
+	}
+	if !ready {
 		return 0
 	}
+	return 1 + shared
+}
+
+// sharedScopes counts the leading scopes of the service that the source and w have in common.
+func (p *picker) sharedScopes(w *client.Workload) int {
 	n := 0
-	for _, scope := range lb.GetRoutingPreference() {
+	for _, scope := range p.svc.GetLoadBalancing().GetRoutingPreference() {
 		if p.source == nil || !sameScope(scope, p.source, w) {
 			break
 		}
 		n++
-	}
-	if lb.GetMode() != workloadapi.LoadBalancing_FAILOVER && n < len(lb.GetRoutingPreference()) {
-		return -1 // STRICT, and what this build does not know is not taken for less than STRICT
 	}
 	return n
 }
@@ -131,6 +175,19 @@ func weight(w *client.Workload) int {
 		return 1
 	}
 	return int(min(w.GetCapacity().GetValue(), math.MaxUint16))
+}
+
+// stay returns the endpoint last, when it is there and one of the best.
+func (p *picker) stay(list []*client.Workload, best int, last Endpoint) (Choice, bool) {
+	if last == (Endpoint{}) {
+		return Choice{}, false
+	}
+	i := slices.IndexFunc(list, func(w *client.Workload) bool { return w.GetUid() == last.UID })
+	if i < 0 || p.rank(list[i]) != best {
+		return Choice{}, false
+	}
+	c := Choice{Workload: list[i], Port: p.target(list[i])}
+	return c, c.Endpoint() == last
 }
 
 // byHash is rendezvous hashing: when an endpoint goes only its own clients move.

@@ -83,6 +83,11 @@ type Config struct {
 	// MaxHandshakes bounds the TLS handshakes on one pod's tunnel listener at a time; others wait, up to 32 times as many.
 	// A client address may have an eighth of them. Default 256.
 	MaxHandshakes int
+	// MaxAffinity bounds the clients of services with ClientIP affinity that are remembered, at each port of each service; the
+	// oldest of the pod with the most are forgotten. Default 32,768.
+	MaxAffinity           int
+	MaxAffinityPerPod     int // caused by one pod; its oldest are forgotten. Default 4096
+	MaxAffinityPerService int // of those, at one service. Default 1024
 }
 
 func (c Config) withDefaults() Config {
@@ -109,7 +114,8 @@ func (c Config) withDefaults() Config {
 	for _, n := range []struct {
 		field *int
 		value int
-	}{{&c.MaxConns, 200_000}, {&c.MaxConnsPerPod, 50_000}, {&c.MaxRefusals, 4096}, {&c.MaxHandshakes, 256}} {
+	}{{&c.MaxConns, 200_000}, {&c.MaxConnsPerPod, 50_000}, {&c.MaxRefusals, 4096}, {&c.MaxHandshakes, 256},
+		{&c.MaxAffinity, 32_768}, {&c.MaxAffinityPerPod, 4096}, {&c.MaxAffinityPerService, 1024}} {
 		if *n.field == 0 {
 			*n.field = n.value
 		}
@@ -133,7 +139,8 @@ func (c Config) Validate() error {
 		return errors.New("proxy config: Telemetry is not set")
 	case c.HoldTimeout < 0, c.RefuseDelay < 0, c.ConnectTimeout < 0, c.HandshakeTimeout < 0, c.ProbeTimeout < 0, c.DrainTimeout < 0, c.RemovedGrace < 0:
 		return errors.New("proxy config: a duration is negative")
-	case c.MaxConns < 0, c.MaxConnsPerPod < 0, c.MaxRefusals < 0, c.MaxHandshakes < 0:
+	case c.MaxConns < 0, c.MaxConnsPerPod < 0, c.MaxRefusals < 0, c.MaxHandshakes < 0,
+		c.MaxAffinity < 0, c.MaxAffinityPerPod < 0, c.MaxAffinityPerService < 0:
 		return errors.New("proxy config: a limit is negative")
 	}
 	return nil

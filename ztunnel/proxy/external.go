@@ -9,7 +9,6 @@ import (
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/client"
-	"github.com/undermesh/undermesh/controller/policy"
 )
 
 // Names resolves the hostnames of workloads that have no address, in the cluster's view; dns.Resolver is the real one.
@@ -99,7 +98,7 @@ func seenFrom(svc *client.Service, w *client.Workload) bool {
 
 // pick chooses a workload of r.svc for the port of dst, and says in r.addr where it is.
 func (s *session) pick(r *route, dst netip.AddrPort) (*client.Workload, error) {
-	choice, why := policy.Pick(r.snap, r.svc, dst.Port(), r.source, s.src.Addr(), s.p.cfg.Rand)
+	choice, why := s.pickEndpoint(r, dst)
 	if why != reason.None {
 		return nil, refusedf(why, "service %s has no endpoint for port %d", r.svc.GetHostname(), dst.Port())
 	}

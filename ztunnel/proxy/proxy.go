@@ -20,6 +20,7 @@ type Proxy struct {
 	unproved atomic.Int64 // connections at the gates of all pods
 	buffers  buffers
 	pipes    pipes
+	affinity *affinity
 	serving  hbone.Config // of tunnel servers: their streams end with the pod's connections, not earlier
 
 	mu      sync.Mutex // protects below
@@ -48,7 +49,8 @@ func New(cfg Config) *Proxy {
 	}
 	return &Proxy{
 		cfg: cfg, serving: serving,
-		pods: map[podName]*Pod{}, addrs: map[netip.Addr]*Pod{}, all: map[*Pod]struct{}{}, changed: make(chan struct{}),
+		affinity: newAffinity(cfg.Clock, affinityLimits{cfg.MaxAffinity, cfg.MaxAffinityPerPod, cfg.MaxAffinityPerService}),
+		pods:     map[podName]*Pod{}, addrs: map[netip.Addr]*Pod{}, all: map[*Pod]struct{}{}, changed: make(chan struct{}),
 	}
 }
 
