@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
 // conn is one stream. Everything but status belongs to the goroutine of serve.
@@ -29,7 +30,10 @@ type conn struct {
 	short  bool // the client takes short contents
 	woken  bool // something changed, and was not pushed because a response is unacknowledged
 
-	mu     sync.Mutex // protects status.ID, NodeName, Types
+	stalled chan struct{} // closed when the client made no progress for too long
+	guard   clock.Timer   // closes it; runs while a response is unacknowledged; nil before the first one
+
+	mu     sync.Mutex // protects status.ID, NodeName, ClusterID, Types
 	status ClientStatus
 }
 
@@ -92,15 +96,16 @@ func (c *conn) identify(n *core.Node) error {
 		return nil
 	}
 	id, name := n.GetId(), n.GetMetadata().GetFields()["NODE_NAME"].GetStringValue()
-	if len(id) > maxName || len(name) > maxName {
-		return status.Errorf(codes.InvalidArgument, "node: id of %d bytes, metadata.NODE_NAME of %d, want at most %d",
-			len(id), len(name), maxName)
+	cluster := n.GetMetadata().GetFields()["CLUSTER_ID"].GetStringValue()
+	if len(id) > maxName || len(name) > maxName || len(cluster) > maxName {
+		return status.Errorf(codes.InvalidArgument, "node: id of %d bytes, metadata.NODE_NAME of %d, CLUSTER_ID of %d, want at most %d",
+			len(id), len(name), len(cluster), maxName)
 	}
 	c.parts = slices.Contains(n.GetClientFeatures(), api.DiscoveryParts)
 	c.short = slices.Contains(n.GetClientFeatures(), api.DiscoveryShort)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.status.ID, c.status.NodeName = strings.Clone(id), strings.Clone(name)
+	c.status.ID, c.status.NodeName, c.status.ClusterID = strings.Clone(id), strings.Clone(name), strings.Clone(cluster)
 	return nil
 }
 
@@ -117,8 +122,10 @@ func (c *conn) acknowledge(sub *subscription, req *discovery.DeltaDiscoveryReque
 	if req.GetResponseNonce() == "" || req.GetResponseNonce() != sub.nonce && detail == nil {
 		return // not an acknowledgement, or one of a response that a newer one follows
 	}
-	if req.GetResponseNonce() == sub.nonce {
+	latest := req.GetResponseNonce() == sub.nonce
+	if latest {
 		sub.nonce = ""
+		c.progress()
 	}
 	said := cut(detail.GetMessage(), maxDetail)
 	c.mu.Lock()
@@ -128,6 +135,9 @@ func (c *conn) acknowledge(sub *subscription, req *discovery.DeltaDiscoveryReque
 	} else {
 		t.Rejected++
 		t.LastError = said
+	}
+	if latest {
+		t.Pending, t.Refused = false, detail != nil
 	}
 	c.status.Types[sub.typ] = t
 	c.mu.Unlock()
@@ -241,6 +251,7 @@ func (c *conn) respond(d delta, version string, part bool) error {
 	if part {
 		from = api.DiscoveryPart
 	}
+	c.progress()
 	err := c.stream.Send(&discovery.DeltaDiscoveryResponse{
 		TypeUrl: d.sub.typ, SystemVersionInfo: version, Nonce: d.sub.nonce, ControlPlane: &core.ControlPlane{Identifier: from},
 		Resources: d.upserts, RemovedResources: d.removed,
@@ -253,9 +264,31 @@ func (c *conn) respond(d delta, version string, part bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t := c.status.Types[d.sub.typ]
-	t.SentGeneration, t.SentAt = generation, c.srv.cfg.Clock.Now()
+	t.SentGeneration, t.SentAt, t.Pending = generation, c.srv.cfg.Clock.Now(), true
 	c.status.Types[d.sub.typ] = t
 	return nil
+}
+
+// progress gives the client the whole time again while a response is unacknowledged.
+func (c *conn) progress() {
+	for _, sub := range c.subs {
+		if sub.nonce == "" {
+			continue
+		}
+		if c.guard == nil {
+			c.guard = c.srv.cfg.Clock.AfterFunc(c.srv.cfg.StallTimeout, sync.OnceFunc(func() { close(c.stalled) }))
+		} else {
+			c.guard.Reset(c.srv.cfg.StallTimeout)
+		}
+		return
+	}
+	c.unguard()
+}
+
+func (c *conn) unguard() {
+	if c.guard != nil {
+		c.guard.Stop()
+	}
 }
 
 func (c *conn) snapshot() ClientStatus {
@@ -268,6 +301,7 @@ func (c *conn) snapshot() ClientStatus {
 
 type metrics struct {
 	clients prometheus.Gauge
+	stalls  prometheus.Counter
 	pushes  *prometheus.CounterVec
 	rejects *prometheus.CounterVec
 }
@@ -275,6 +309,9 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) metrics {
 	m := metrics{
 		clients: prometheus.NewGauge(prometheus.GaugeOpts{Name: "pilot_xds", Help: "Connected discovery clients."}),
+		stalls: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "pilot_xds_write_timeout", Help: "Discovery clients that were cut off because they acknowledged nothing.",
+		}),
 		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pilot_xds_pushes", Help: "Discovery responses sent.",
 		}, []string{"type"}),
@@ -283,7 +320,7 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		}, []string{"type"}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.clients, m.pushes, m.rejects)
+		reg.MustRegister(m.clients, m.stalls, m.pushes, m.rejects)
 	}
 	return m
 }

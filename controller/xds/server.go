@@ -30,6 +30,9 @@ type Config struct {
 	Types      []string              // served; default all types of controller/api
 	Log        *slog.Logger          // default: discard
 	Registerer prometheus.Registerer // nil: metrics are not exported
+	// StallTimeout is how long a client may leave responses unacknowledged, or unread, without any progress; then its stream
+	// ends, and it resumes by its versions. Default 1 min.
+	StallTimeout time.Duration
 }
 
 // Server answers delta ADS streams from a Store. It is safe for concurrent use and owns no goroutine beyond its streams.
@@ -51,6 +54,9 @@ func NewServer(cfg Config) *Server {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.StallTimeout == 0 {
+		cfg.StallTimeout = time.Minute
 	}
 	return &Server{cfg: cfg, metrics: newMetrics(cfg.Registerer), conns: map[*conn]struct{}{}}
 }
@@ -142,14 +148,35 @@ func (s *Server) DeltaAggregatedResources(st discovery.AggregatedDiscoveryServic
 	return s.serve(st)
 }
 
+// serve returns when the stream ended, or when its client makes no progress: then what blocks in Send ends because serve
+// returned.
 func (s *Server) serve(st stream) error {
-	c := s.connect(st)
-	defer s.disconnect(c)
 	ctx, cancel := context.WithCancel(st.Context())
+	defer cancel()
+	c := s.connect(st)
+	ended := make(chan error, 1)
+	go func() {
+		defer s.disconnect(c)
+		defer c.unguard()
+		ended <- c.run(ctx)
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-c.stalled:
+		s.metrics.stalls.Inc()
+		s.cfg.Log.Warn("discovery client is cut off: it acknowledges nothing", "client", c.snapshot().ID, "peer", c.status.Peer,
+			"dur", s.cfg.StallTimeout)
+		return status.Errorf(codes.DeadlineExceeded, "no response was acknowledged for %s", s.cfg.StallTimeout)
+	}
+}
+
+// run follows the client and the store until one of them ends the stream.
+func (c *conn) run(ctx context.Context) error {
 	requests, failed := make(chan *discovery.DeltaDiscoveryRequest), make(chan error, 1)
 	go func() { // ends with the stream at the latest, which ends when serve returns
 		for {
-			req, err := st.Recv()
+			req, err := c.stream.Recv()
 			if err != nil {
 				failed <- err
 				return
@@ -161,7 +188,6 @@ func (s *Server) serve(st stream) error {
 			}
 		}
 	}()
-	defer cancel()
 	for {
 		var err error
 		select {
@@ -179,7 +205,7 @@ func (s *Server) serve(st stream) error {
 			return status.FromContextError(ctx.Err()).Err()
 		}
 		if err != nil {
-			s.cfg.Log.Warn("discovery stream ended", "client", c.status.ID, "peer", c.status.Peer, "err", err)
+			c.srv.cfg.Log.Warn("discovery stream ended", "client", c.status.ID, "peer", c.status.Peer, "err", err)
 			return err
 		}
 	}
@@ -191,7 +217,7 @@ func (s *Server) connect(st stream) *conn {
 	defer s.mu.Unlock()
 	s.next++
 	c := &conn{
-		srv: s, stream: st, cursor: s.cfg.Store.subscribe(), subs: map[string]*subscription{},
+		srv: s, stream: st, cursor: s.cfg.Store.subscribe(), subs: map[string]*subscription{}, stalled: make(chan struct{}),
 		status: ClientStatus{
 			Connection: strconv.FormatUint(s.next, 10), Peer: peerAddr(st.Context()), Caller: caller,
 			Connected: s.cfg.Clock.Now(), Types: map[string]TypeStatus{},
@@ -226,30 +252,6 @@ func (s *Server) Clients() []ClientStatus {
 		return strings.Compare(a.ID+"\x00"+a.Connection, b.ID+"\x00"+b.Connection)
 	})
 	return out
-}
-
-// ClientStatus is one connected client, for proxy-status.
-type ClientStatus struct {
-	ID         string // of the node, as it says; empty before its first request
-	NodeName   string // of the Kubernetes node, as it says
-	Connection string // number of the stream
-	Peer       string // address
-	Caller     string // proved by the token, empty on the plain listener
-	Connected  time.Time
-	Types      map[string]TypeStatus
-}
-
-// TypeStatus is how far one client is with one type.
-type TypeStatus struct {
-	SentGeneration, AckedGeneration uint64 // 0: none
-	SentAt, AckedAt                 time.Time
-	Rejected                        uint64 // responses refused on this stream
-	LastError                       string // of the last refusal
-}
-
-// Synced reports whether the client acknowledged all that it was sent.
-func (t TypeStatus) Synced() bool {
-	return t.SentGeneration != 0 && t.SentGeneration == t.AckedGeneration
 }
 
 func namesError(typ, field string, n, limit int) error {

@@ -54,8 +54,9 @@ type StoreConfig struct {
 	MaxInterval time.Duration
 }
 
-// many resources that changed since clients were told last are a storm. A mesh of 100,000 pods sees a few changes a second.
-const many = 32
+// A storm is when more resources than these change an Interval, 250 a second by default; it is over at half as many. A roll-out
+// of one service is far below it.
+const stormSize = 15
 
 // Store is the newest state of all resources. It is safe for concurrent use.
 type Store struct {
@@ -308,11 +309,15 @@ func (s *Store) wakeAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.cfg.Clock.Now()
-	switch quiet := now.Sub(s.woken) > 2*s.interval; {
-	case s.seq-s.wokenSeq >= many && !quiet:
-		s.interval = min(2*s.interval, s.cfg.MaxInterval)
-	case s.seq-s.wokenSeq < many || quiet:
+	passed := now.Sub(s.woken)
+	changed := time.Duration(s.seq-s.wokenSeq) * s.cfg.Interval / stormSize // how long so many may take
+	switch {
+	case passed > 2*s.interval: // it was quiet before
 		s.interval = s.cfg.Interval
+	case changed > passed:
+		s.interval = min(2*s.interval, s.cfg.MaxInterval)
+	case 2*changed < passed:
+		s.interval = max(s.interval/2, s.cfg.Interval)
 	}
 	s.timer, s.woken, s.wokenSeq = nil, now, s.seq
 	for c := range s.cursors {

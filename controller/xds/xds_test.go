@@ -237,19 +237,19 @@ func TestNackIsRecorded(t *testing.T) {
 		f := open(t, s)
 		f.subscribe(api.AddressType, nil)
 		r := f.next()
-		if c := s.Clients(); len(c) != 1 || c[0].ID != "n" || c[0].Types[api.AddressType].Synced() {
+		if c := s.Clients(); len(c) != 1 || c[0].ID != "n" || c[0].Types[api.AddressType].State() != Stale {
 			t.Fatalf("before the answer: %+v", c)
 		}
 		f.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: api.AddressType, ResponseNonce: r.GetNonce(), ErrorDetail: &rpcstatus.Status{Message: "bad foo/a"}}
 		synctest.Wait()
-		if ty := s.Clients()[0].Types[api.AddressType]; ty.Rejected != 1 || ty.LastError != "bad foo/a" || ty.Synced() {
+		if ty := s.Clients()[0].Types[api.AddressType]; ty.Rejected != 1 || ty.LastError != "bad foo/a" || ty.State() != Rejected {
 			t.Errorf("after the NACK: %+v", ty)
 		}
 		apply(t, st, 8, []Resource{wl("a", "10.0.0.2")})
 		time.Sleep(time.Second)
 		f.ack(expect(t, f.next(), "Address +["+uid+"a] -[]"))
 		synctest.Wait()
-		if ty := s.Clients()[0].Types[api.AddressType]; !ty.Synced() || ty.AckedGeneration != 8 {
+		if ty := s.Clients()[0].Types[api.AddressType]; ty.State() != Synced || ty.AckedGeneration != 8 {
 			t.Errorf("after the ACK: %+v", ty)
 		}
 	})

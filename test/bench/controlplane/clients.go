@@ -152,6 +152,10 @@ func send(stream grpc.ClientStream, req *discovery.DeltaDiscoveryRequest) error 
 		return fmt.Errorf("encode request: %w", err)
 	}
 	if err := stream.SendMsg(&msg); err != nil {
+		var rest []byte
+		for err = nil; err == nil; { // what was on its way, then why the stream ended
+			err = stream.RecvMsg(&rest)
+		}
 		return fmt.Errorf("send request: %w", err)
 	}
 	return nil
