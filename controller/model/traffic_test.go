@@ -51,6 +51,7 @@ func ruleFor(name, host string, labels map[string]string) *networkingv1.Destinat
 	return r
 }
 
+// TestDestinationRules covers the places of SR-17.
 func TestDestinationRules(t *testing.T) {
 	const reviews = "reviews.shop.svc.cluster.local"
 	app := map[string]string{"app": "web"}
@@ -61,22 +62,22 @@ func TestDestinationRules(t *testing.T) {
 		rules []metav1.Object
 		want  string
 	}{
-		{"SR-17 client namespace first", "client", nil, []metav1.Object{rule("root/r", reviews), rule("shop/r", reviews), rule("client/r", reviews)}, "client/r"},
-		{"SR-17 then the service's", "client", nil, []metav1.Object{rule("root/r", reviews), rule("shop/r", reviews)}, "shop/r"},
-		{"SR-17 then the root", "client", nil, []metav1.Object{rule("root/r", reviews)}, "root/r"},
-		{"SR-17 nowhere else", "client", nil, []metav1.Object{rule("other/r", reviews)}, ""},
-		{"SR-17 short host is of the rule's namespace", "client", nil, []metav1.Object{rule("shop/r", "reviews"), rule("client/r", "reviews")}, "shop/r"},
-		{"SR-17 private in the service's namespace", "client", nil, []metav1.Object{rule("shop/r", reviews, "."), rule("root/r", reviews)}, "root/r"},
-		{"SR-17 private in the client's namespace", "client", nil, []metav1.Object{rule("client/r", reviews, ".")}, "client/r"},
-		{"SR-17 exported elsewhere only, in the client's own", "client", nil, []metav1.Object{rule("client/r", reviews, "other")}, "client/r"},
-		{"SR-17 private in the root", "client", nil, []metav1.Object{rule("root/r", reviews, ".")}, ""},
-		{"SR-17 exported to the client", "client", nil, []metav1.Object{rule("shop/r", reviews, "client")}, "shop/r"},
-		{"SR-17 ~", "client", nil, []metav1.Object{rule("shop/r", reviews, "~")}, ""},
-		{"SR-17 default of the mesh", "client", &meshv1alpha1.MeshConfig{DefaultDestinationRuleExportTo: []string{"."}},
+		{"client namespace first", "client", nil, []metav1.Object{rule("root/r", reviews), rule("shop/r", reviews), rule("client/r", reviews)}, "client/r"},
+		{"then the service's", "client", nil, []metav1.Object{rule("root/r", reviews), rule("shop/r", reviews)}, "shop/r"},
+		{"then the root", "client", nil, []metav1.Object{rule("root/r", reviews)}, "root/r"},
+		{"nowhere else", "client", nil, []metav1.Object{rule("other/r", reviews)}, ""},
+		{"short host is of the rule's namespace", "client", nil, []metav1.Object{rule("shop/r", "reviews"), rule("client/r", "reviews")}, "shop/r"},
+		{"private in the service's namespace", "client", nil, []metav1.Object{rule("shop/r", reviews, "."), rule("root/r", reviews)}, "root/r"},
+		{"private in the client's namespace", "client", nil, []metav1.Object{rule("client/r", reviews, ".")}, "client/r"},
+		{"exported elsewhere only, in the client's own", "client", nil, []metav1.Object{rule("client/r", reviews, "other")}, "client/r"},
+		{"private in the root", "client", nil, []metav1.Object{rule("root/r", reviews, ".")}, ""},
+		{"exported to the client", "client", nil, []metav1.Object{rule("shop/r", reviews, "client")}, "shop/r"},
+		{"~", "client", nil, []metav1.Object{rule("shop/r", reviews, "~")}, ""},
+		{"default of the mesh", "client", &meshv1alpha1.MeshConfig{DefaultDestinationRuleExportTo: []string{"."}},
 			[]metav1.Object{rule("shop/r", reviews)}, ""},
-		{"SR-17 the object says otherwise than the default", "client", &meshv1alpha1.MeshConfig{DefaultDestinationRuleExportTo: []string{"."}},
+		{"the object says otherwise than the default", "client", &meshv1alpha1.MeshConfig{DefaultDestinationRuleExportTo: []string{"."}},
 			[]metav1.Object{rule("shop/r", reviews, "*")}, "shop/r"},
-		{"SR-17 a client in the root namespace", "root", nil, []metav1.Object{rule("shop/r", reviews), rule("root/r", reviews)}, "shop/r"},
+		{"a client in the root namespace", "root", nil, []metav1.Object{rule("shop/r", reviews), rule("root/r", reviews)}, "shop/r"},
 		{"the most specific host", "client", nil, []metav1.Object{rule("client/all", "*"), rule("client/wide", "*.svc.cluster.local"),
 			rule("client/ns", "*.shop.svc.cluster.local"), rule("client/one", reviews)}, "client/one"},
 		{"the longest pattern", "client", nil, []metav1.Object{rule("client/all", "*"), rule("client/ns", "*.shop.svc.cluster.local"),
@@ -104,6 +105,7 @@ func virtual(name string, gateways []string, exportTo []string, hosts ...string)
 	return &networkingv1.VirtualService{ObjectMeta: meta(name), Spec: networking.VirtualService{Hosts: hosts, Gateways: gateways, ExportTo: exportTo}}
 }
 
+// TestVirtualServices covers the choice of SR-15.
 func TestVirtualServices(t *testing.T) {
 	const reviews = "reviews.shop.svc.cluster.local"
 	for _, tt := range []struct {
@@ -112,9 +114,9 @@ func TestVirtualServices(t *testing.T) {
 		objects []metav1.Object
 		want    string
 	}{
-		{"SR-15 no gateways: the mesh", nil, []metav1.Object{virtual("shop/v", nil, nil, "reviews")}, "shop/v"},
-		{"SR-15 a gateway alone is not for the mesh", nil, []metav1.Object{virtual("shop/v", []string{"gw"}, nil, "reviews")}, ""},
-		{"SR-15 a gateway and the mesh", nil, []metav1.Object{virtual("shop/v", []string{"gw", "mesh"}, nil, "reviews")}, "shop/v"},
+		{"no gateways: the mesh", nil, []metav1.Object{virtual("shop/v", nil, nil, "reviews")}, "shop/v"},
+		{"a gateway alone is not for the mesh", nil, []metav1.Object{virtual("shop/v", []string{"gw"}, nil, "reviews")}, ""},
+		{"a gateway and the mesh", nil, []metav1.Object{virtual("shop/v", []string{"gw", "mesh"}, nil, "reviews")}, "shop/v"},
 		{"another host", nil, []metav1.Object{virtual("client/v", nil, nil, "reviews")}, ""},
 		{"private", nil, []metav1.Object{virtual("shop/v", nil, []string{"."}, "reviews")}, ""},
 		{"private, of the client", nil, []metav1.Object{virtual("client/v", nil, []string{"."}, reviews)}, "client/v"},
@@ -143,14 +145,15 @@ func sidecar(name string, labels map[string]string) *networkingv1.Sidecar {
 	return s
 }
 
-func TestSR16SidecarOf(t *testing.T) {
+// TestSidecarOf covers the three levels of SR-16.
+func TestSidecarOf(t *testing.T) {
 	web := map[string]string{"app": "web"}
 	for _, tt := range []struct {
 		row, from string
 		objects   []metav1.Object
 		want      string
 	}{
-		{"IN-36 none", "shop", nil, ""},
+		{"none", "shop", nil, ""},
 		{"of another namespace", "shop", []metav1.Object{sidecar("other/s", nil)}, ""},
 		{"root for all", "shop", []metav1.Object{sidecar("root/s", nil)}, "root/s"},
 		{"root with a selector is for root's own", "shop", []metav1.Object{sidecar("root/s", web)}, ""},

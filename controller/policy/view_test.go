@@ -19,6 +19,7 @@ func egress(port uint32, hosts ...string) *settings.Egress {
 
 func limited(e ...*settings.Egress) *settings.Scope { return &settings.Scope{Egress: e} }
 
+// TestSees covers what SR-16 and IN-36 need of visibility.
 func TestSees(t *testing.T) {
 	reviews := Callee{Namespace: "bookinfo", Hostname: "reviews.bookinfo.svc.cluster.local"}
 	with := func(namespaces ...string) Callee {
@@ -35,29 +36,29 @@ func TestSees(t *testing.T) {
 		port   uint32
 		want   bool
 	}{
-		{"IN-36 no Sidecar: every workload", "other", nil, reviews, 80, true},
-		{"IN-36 a Scope that only has a policy limits nothing", "other", &settings.Scope{}, reviews, 80, true},
+		{"no Sidecar: every workload", "other", nil, reviews, 80, true},
+		{"a Scope that only has a policy limits nothing", "other", &settings.Scope{}, reviews, 80, true},
 		{"exportTo .", "bookinfo", nil, with("bookinfo"), 80, true},
 		{"exportTo . from elsewhere", "other", nil, with("bookinfo"), 80, false},
 		{"exportTo of another namespace", "other", nil, with("other"), 80, true},
 		{"exportTo of another namespace hides it at home", "bookinfo", nil, with("other"), 80, false},
 		{"exportTo ~", "bookinfo", nil, with("~"), 80, false},
 		{"exportTo and a scope that would show it", "other", limited(egress(0, "*/*")), with("bookinfo"), 80, false},
-		{"SR-16 ./* at home", "bookinfo", limited(egress(0, "./*")), reviews, 80, true},
-		{"SR-16 ./* from elsewhere", "other", limited(egress(0, "./*")), reviews, 80, false},
-		{"SR-16 namespace/*", "other", limited(egress(0, "./*", "bookinfo/*")), reviews, 80, true},
-		{"SR-16 another namespace/*", "other", limited(egress(0, "istio-system/*")), reviews, 80, false},
-		{"SR-16 */*", "other", limited(egress(0, "*/*")), reviews, 80, true},
-		{"SR-16 ~/*", "bookinfo", limited(egress(0, "~/*")), reviews, 80, false},
-		{"SR-16 */host", "other", limited(egress(0, "*/reviews.bookinfo.svc.cluster.local")), reviews, 80, true},
-		{"SR-16 */other host", "other", limited(egress(0, "*/ratings.bookinfo.svc.cluster.local")), reviews, 80, false},
-		{"SR-16 */*.suffix", "other", limited(egress(0, "*/*.bookinfo.svc.cluster.local")), reviews, 80, true},
-		{"SR-16 a suffix is of whole labels", "other", limited(egress(0, "*/*.info.svc.cluster.local")), reviews, 80, false},
-		{"SR-16 upper case", "other", limited(egress(0, "*/Reviews.bookinfo.svc.cluster.LOCAL")), reviews, 80, true},
-		{"SR-16 external host", "other", limited(egress(0, "ext/*.wikipedia.org")), wiki, 443, true},
-		{"SR-16 a port of its own", "bookinfo", limited(egress(9080, "~/*"), egress(0, "*/*")), reviews, 9080, false},
-		{"SR-16 the other ports", "bookinfo", limited(egress(9080, "~/*"), egress(0, "*/*")), reviews, 80, true},
-		{"SR-16 a port that no item names", "bookinfo", limited(egress(9080, "*/*")), reviews, 80, false},
+		{"./* at home", "bookinfo", limited(egress(0, "./*")), reviews, 80, true},
+		{"./* from elsewhere", "other", limited(egress(0, "./*")), reviews, 80, false},
+		{"namespace/*", "other", limited(egress(0, "./*", "bookinfo/*")), reviews, 80, true},
+		{"another namespace/*", "other", limited(egress(0, "istio-system/*")), reviews, 80, false},
+		{"*/*", "other", limited(egress(0, "*/*")), reviews, 80, true},
+		{"~/*", "bookinfo", limited(egress(0, "~/*")), reviews, 80, false},
+		{"*/host", "other", limited(egress(0, "*/reviews.bookinfo.svc.cluster.local")), reviews, 80, true},
+		{"*/other host", "other", limited(egress(0, "*/ratings.bookinfo.svc.cluster.local")), reviews, 80, false},
+		{"*/*.suffix", "other", limited(egress(0, "*/*.bookinfo.svc.cluster.local")), reviews, 80, true},
+		{"a suffix is of whole labels", "other", limited(egress(0, "*/*.info.svc.cluster.local")), reviews, 80, false},
+		{"upper case", "other", limited(egress(0, "*/Reviews.bookinfo.svc.cluster.LOCAL")), reviews, 80, true},
+		{"external host", "other", limited(egress(0, "ext/*.wikipedia.org")), wiki, 443, true},
+		{"a port of its own", "bookinfo", limited(egress(9080, "~/*"), egress(0, "*/*")), reviews, 9080, false},
+		{"the other ports", "bookinfo", limited(egress(9080, "~/*"), egress(0, "*/*")), reviews, 80, true},
+		{"a port that no item names", "bookinfo", limited(egress(9080, "*/*")), reviews, 80, false},
 		{"no form at all", "bookinfo", limited(egress(0, "reviews")), reviews, 80, false},
 	} {
 		t.Run(tt.row, func(t *testing.T) {
