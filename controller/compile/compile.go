@@ -32,10 +32,10 @@ type Key struct{ Type, Name string }
 // Delta is what a batch of events changed.
 type Delta struct {
 	Generation uint64
-	Upserts    []Resource        // sorted by type and name
-	Removed    []Key             // sorted
-	Status     []validate.Status // of the policies that were compiled again, sorted
-	Entries    []EntryAddresses  // of the ServiceEntries that were compiled again, sorted
+	Upserts    []Resource             // sorted by type and name
+	Removed    []Key                  // sorted
+	Status     []validate.Status      // of the policies that were compiled again, sorted
+	Entries    []model.EntryAddresses // of the ServiceEntries that were compiled again, sorted
 }
 
 // Empty reports whether no resource changed.
@@ -157,9 +157,9 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 	delta := ch.delta()
 	delta.Status = status
 	for n := range dirty.Entries {
-		delta.Entries = append(delta.Entries, c.entryAddresses(n))
+		delta.Entries = append(delta.Entries, c.reg.EntryAddresses(n))
 	}
-	slices.SortFunc(delta.Entries, compareEntries)
+	slices.SortFunc(delta.Entries, func(a, b model.EntryAddresses) int { return strings.Compare(a.Name.String(), b.Name.String()) })
 	slices.SortFunc(delta.Status, func(a, b validate.Status) int { return strings.Compare(a.Key(), b.Key()) })
 	if c.generation == 0 || dirty.Mesh || !delta.Empty() {
 		c.generation++

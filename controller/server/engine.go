@@ -19,7 +19,7 @@ type engine struct {
 	clock   clock.Clock
 	out     publisher
 	status  func([]validate.Status)
-	entries func([]compile.EntryAddresses)
+	entries func([]model.EntryAddresses)
 	index   interface{ Apply([]model.Event) }
 	metrics *metrics
 

@@ -47,6 +47,8 @@ type Config struct {
 	XDSPlainAddr string // delta ADS without TLS or token, for tests; "" serves none
 	MonitorAddr  string // /metrics; "" serves none
 	ReadyAddr    string // /ready; "" serves none
+	DebugAddr    string // /debug/syncz and profiles, of a loopback address only; "" serves none
+	Replica      string // this pod's name, for the debug door
 	WebhookAddr  string // TLS: admission; "" serves none
 
 	// Catalogue judges what admission is asked about; required with WebhookAddr.
@@ -90,6 +92,8 @@ func (c Config) Validate() error {
 		return errors.New("check server config: Clock: missing")
 	case c.Listen == nil:
 		return errors.New("check server config: Listen: missing")
+	case checkDebugAddr(c.DebugAddr) != nil:
+		return checkDebugAddr(c.DebugAddr)
 	case c.XDSAddr != "" && c.Authority == nil:
 		return errors.New("check server config: Authority: missing, and XDSAddr is set")
 	case c.WebhookAddr != "" && (c.Authority == nil || c.Catalogue == nil):
@@ -126,7 +130,7 @@ func New(cfg Config) (*Server, error) {
 		s.statuses = status.New(status.Config{Writer: cfg.Status, Log: cfg.Log, Clock: cfg.Clock})
 		report = s.statuses.Update
 	}
-	entries := func([]compile.EntryAddresses) {}
+	entries := func([]model.EntryAddresses) {}
 	if cfg.Addresses != nil {
 		s.assigner = status.NewAllocator(status.AllocatorConfig{Writer: cfg.Addresses, Pools: model.Pools(), Log: cfg.Log, Clock: cfg.Clock})
 		entries = s.assigner.Update
@@ -221,6 +225,11 @@ func (s *Server) listen() (doors []door, err error) {
 		doors = append(doors, door{l, serve(l)})
 		return nil
 	}
+	debug := func(l net.Listener) func(context.Context, *xds.Server) error {
+		return func(ctx context.Context, disco *xds.Server) error {
+			return serveHTTP(ctx, l, debugHandler(s.cfg.Replica, s.store, disco.Clients))
+		}
+	}
 	page := func(h http.Handler) func(net.Listener) func(context.Context, *xds.Server) error {
 		return func(l net.Listener) func(context.Context, *xds.Server) error {
 			return func(ctx context.Context, _ *xds.Server) error { return serveHTTP(ctx, l, h) }
@@ -229,6 +238,7 @@ func (s *Server) listen() (doors []door, err error) {
 	err = errors.Join(
 		open(s.cfg.MonitorAddr, page(monitorHandler(s.registry))),
 		open(s.cfg.ReadyAddr, page(readyHandler(s.Missing))),
+		open(s.cfg.DebugAddr, debug),
 		open(s.cfg.XDSPlainAddr, func(l net.Listener) func(context.Context, *xds.Server) error {
 			return func(ctx context.Context, disco *xds.Server) error {
 				srv := grpc.NewServer(serverOptions()...)

@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
@@ -53,7 +52,7 @@ type Allocator struct {
 	wake chan struct{}
 
 	mu      sync.Mutex // protects below
-	entries map[model.Name]compile.EntryAddresses
+	entries map[model.Name]model.EntryAddresses
 	written map[model.Name]written // that the API server has not shown yet
 	gone    map[model.Name]bool    // entries to clean up after
 }
@@ -78,12 +77,12 @@ func NewAllocator(cfg AllocatorConfig) *Allocator {
 	if cfg.Backoff <= 0 {
 		cfg.Backoff = 2 * time.Second
 	}
-	return &Allocator{cfg: cfg, wake: make(chan struct{}, 1), entries: map[model.Name]compile.EntryAddresses{},
+	return &Allocator{cfg: cfg, wake: make(chan struct{}, 1), entries: map[model.Name]model.EntryAddresses{},
 		written: map[model.Name]written{}, gone: map[model.Name]bool{}}
 }
 
 // Update takes in entries that changed.
-func (a *Allocator) Update(entries []compile.EntryAddresses) {
+func (a *Allocator) Update(entries []model.EntryAddresses) {
 	a.mu.Lock()
 	for _, e := range entries {
 		if old, had := a.entries[e.Name]; e.Gone || had && old.UID != e.UID {
@@ -105,7 +104,7 @@ func (a *Allocator) Update(entries []compile.EntryAddresses) {
 }
 
 // holds reports whether the entry shows the assignment.
-func (w Assignment) holds(e compile.EntryAddresses) bool {
+func (w Assignment) holds(e model.EntryAddresses) bool {
 	for _, h := range w.Addresses {
 		if !slices.Contains(e.Hosts[h.Host], h.IP) {
 			return false
@@ -194,7 +193,7 @@ func (a *Allocator) plan() []Assignment {
 	for n := range a.gone {
 		out = append(out, Assignment{Name: n, Gone: true})
 	}
-	list := slices.SortedFunc(maps.Values(a.entries), func(x, y compile.EntryAddresses) int {
+	list := slices.SortedFunc(maps.Values(a.entries), func(x, y model.EntryAddresses) int {
 		return cmp.Or(cmp.Compare(x.Since, y.Since), cmp.Compare(x.Name.String(), y.Name.String()))
 	})
 	for _, e := range list {
@@ -209,7 +208,7 @@ func (a *Allocator) plan() []Assignment {
 }
 
 // covers reports whether the assignment has an address for every host of the entry and no other host.
-func (w Assignment) covers(e compile.EntryAddresses) bool {
+func (w Assignment) covers(e model.EntryAddresses) bool {
 	hosts := map[string]bool{}
 	for _, h := range w.Addresses {
 		hosts[h.Host] = true
@@ -221,7 +220,7 @@ func (w Assignment) covers(e compile.EntryAddresses) bool {
 }
 
 // assign returns what the entry should have, and whether that is not what it has.
-func (a *Allocator) assign(e compile.EntryAddresses, used map[netip.Addr]bool) (w Assignment, changed bool) {
+func (a *Allocator) assign(e model.EntryAddresses, used map[netip.Addr]bool) (w Assignment, changed bool) {
 	w = Assignment{Name: e.Name, UID: e.UID}
 	changed = !e.Clean
 	for _, host := range slices.Sorted(maps.Keys(e.Hosts)) {

@@ -20,7 +20,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	fakedynamic "k8s.io/client-go/dynamic/fake"
 
-	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/ztunnel/clock"
@@ -29,7 +28,7 @@ import (
 // apiServer keeps what was written and shows it to every allocator a moment later.
 type apiServer struct {
 	mu      sync.Mutex
-	entries map[model.Name]compile.EntryAddresses
+	entries map[model.Name]model.EntryAddresses
 	fail    int
 	writes  int
 	show    []*Allocator
@@ -59,17 +58,17 @@ func (s *apiServer) WriteAddresses(_ context.Context, a Assignment) error {
 	return nil
 }
 
-func (s *apiServer) putLocked(e compile.EntryAddresses) {
+func (s *apiServer) putLocked(e model.EntryAddresses) {
 	s.entries[e.Name] = e
 	for _, a := range s.show {
-		time.AfterFunc(50*time.Millisecond, func() { a.Update([]compile.EntryAddresses{e}) })
+		time.AfterFunc(50*time.Millisecond, func() { a.Update([]model.EntryAddresses{e}) })
 	}
 }
 
 func (s *apiServer) put(name string, since int64, hosts ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := compile.EntryAddresses{Name: model.Name{Namespace: "a", Name: name}, UID: name, Since: since, Hosts: map[string][]netip.Addr{}, Clean: true}
+	e := model.EntryAddresses{Name: model.Name{Namespace: "a", Name: name}, UID: name, Since: since, Hosts: map[string][]netip.Addr{}, Clean: true}
 	for _, h := range hosts {
 		e.Hosts[h] = nil
 	}
@@ -82,7 +81,7 @@ func (s *apiServer) remove(name string) {
 	n := model.Name{Namespace: "a", Name: name}
 	delete(s.entries, n)
 	for _, a := range s.show {
-		a.Update([]compile.EntryAddresses{{Name: n, Gone: true}})
+		a.Update([]model.EntryAddresses{{Name: n, Gone: true}})
 	}
 }
 
@@ -91,7 +90,7 @@ func (s *apiServer) lead(t *testing.T) (stop func()) {
 	a := NewAllocator(AllocatorConfig{Writer: s, Pools: model.Pools(), Clock: clock.System()})
 	s.mu.Lock()
 	for _, e := range s.entries {
-		a.Update([]compile.EntryAddresses{e})
+		a.Update([]model.EntryAddresses{e})
 	}
 	s.show = append(s.show, a)
 	s.mu.Unlock()
@@ -141,7 +140,7 @@ func settled() {
 // goes with its entry.
 func TestAddressesAreStable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &apiServer{entries: map[model.Name]compile.EntryAddresses{}, fail: 3}
+		s := &apiServer{entries: map[model.Name]model.EntryAddresses{}, fail: 3}
 		stop := s.lead(t)
 		for i := range 1500 {
 			s.put(fmt.Sprintf("e%d", i), int64(i), fmt.Sprintf("h%d.example", i), fmt.Sprintf("g%d.example", i))
@@ -174,7 +173,7 @@ func TestAddressesAreStable(t *testing.T) {
 // TestTwoLeadersAgree: for the moment in which two replicas take themselves for the leader.
 func TestTwoLeadersAgree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &apiServer{entries: map[model.Name]compile.EntryAddresses{}}
+		s := &apiServer{entries: map[model.Name]model.EntryAddresses{}}
 		for _, stop := range []func(){s.lead(t), s.lead(t)} {
 			defer stop()
 		}
