@@ -58,6 +58,7 @@ const (
 	PortReadiness = 15021 // ztunnel: /healthz/ready
 	PortXDSPlain  = 15010 // controller, tests only
 	PortXDS       = 15012 // controller: delta ADS and the CA over TLS
+	PortDebug     = 15004 // controller, localhost: /debug
 	PortMonitor   = 15014 // controller: metrics
 	PortWebhook   = 15017 // controller: admission
 )

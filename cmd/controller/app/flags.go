@@ -31,6 +31,7 @@ type Options struct {
 	xdsPlainAddr  string
 	monitorAddr   string
 	readyAddr     string
+	debugAddr     string
 	webhookAddr   string
 	webhookConfig string
 	identity      string
@@ -62,6 +63,7 @@ func Parse(name string, args []string, out io.Writer) (Options, error) {
 	fs.StringVar(&o.readyAddr, "ready-addr", ":8080", "`address` of /ready")
 	fs.StringVar(&o.webhookAddr, "webhook-addr", "", "`address` of admission over TLS; \"\": none")
 	fs.StringVar(&o.webhookConfig, "webhook-config", "", "`name` of the ValidatingWebhookConfiguration that is told the roots of this controller")
+	fs.StringVar(&o.debugAddr, "debug-addr", "", "loopback `address` of /debug/syncz and profiles, which proxy-status reads by port-forward")
 	fs.StringVar(&o.identity, "identity", "", "`name` of this replica; default: POD_NAME, or the host name")
 	fs.StringVar(&o.tlsNames, "tls-names", "", "further `names`, separated by commas, of the server's certificate")
 	fs.StringVar(&o.dnsNames, "dns-certificate-names", "", "further `names`, separated by commas, that the mesh configuration's certificates may have; *.SUFFIX for all below one")

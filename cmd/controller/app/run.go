@@ -41,6 +41,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	cfg := server.Config{
 		Log: log, Clock: clock.System(), Listen: net.Listen, Index: watch.NewIndex(),
 		XDSAddr: o.xdsAddr, XDSPlainAddr: o.xdsPlainAddr, MonitorAddr: o.monitorAddr, ReadyAddr: o.readyAddr,
+		DebugAddr: o.debugAddr, Replica: o.identity,
 		Compile: compile.Config{
 			Mesh:             model.Mesh{TrustDomain: o.trustDomain, RootNamespace: o.rootNamespace},
 			InstallNamespace: o.rootNamespace, ClusterDomain: o.clusterDomain, ClusterID: o.clusterID, CertTTL: o.certTTL,
