@@ -63,7 +63,9 @@ func TestStatus(t *testing.T) {
 		{``, "open"},
 		{`{"Action":"skip","Test":"TestMT04"}`, "open"},
 		{`{"Action":"pass","Test":"TestMT04"}`, "vacuous"},
-		{`{"Action":"pass","Test":"TestMT04"}` + "\n" + `{"Action":"pass","Test":"TestMT04/control_without"}`, "pass"},
+		{`{"Action":"pass","Test":"TestMT04"}` + "\n" + `{"Action":"pass","Test":"TestMT04/control_without"}`, "vacuous"},
+		{`{"Action":"pass","Test":"TestMT04"}` + "\n" + `{"Action":"pass","Test":"TestMT04/control:_outside_the_mesh"}`, "vacuous"},
+		{`{"Action":"pass","Test":"TestMT04"}` + "\n" + `{"Action":"pass","Test":"TestMT04/control_without"}` + "\n" + `{"Action":"pass","Test":"TestMT04/control:_outside_the_mesh"}`, "pass"},
 		{`{"Action":"pass","Test":"TestMT04"}` + "\n" + `{"Action":"fail","Test":"TestMT04/control_without"}`, "fail"},
 		{`{"Action":"fail","Test":"TestMT04"}`, "fail"},
 	} {
@@ -74,6 +76,9 @@ func TestStatus(t *testing.T) {
 		if got := status("MT-04", proofs["MT-04"]); got != tc.want {
 			t.Errorf("%s: got %s, want %s", tc.events, got, tc.want)
 		}
+	}
+	if got := status("SI-01", &proof{map[string]bool{"a": true}, map[string]bool{"b": true}}); got != "pass" {
+		t.Errorf("SI-01, which has one control: got %s", got)
 	}
 	if got := status("TR-23", nil); got != "deviation" {
 		t.Errorf("TR-23: got %s", got)
