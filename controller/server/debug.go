@@ -38,13 +38,14 @@ func checkDebugAddr(addr string) error {
 	return nil
 }
 
-// debugHandler is the debug door: who is connected, and the process's profiles.
+// debugHandler is the debug door: who is connected, what is served, and the process's profiles.
 func debugHandler(replica string, store *xds.Store, clients func() []xds.ClientStatus) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+SyncPath, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(SyncStatus{Replica: replica, Version: version.Version, Generation: store.Generation(), Clients: clients()})
 	})
+	mux.HandleFunc("GET "+ServedPath, servedHandler(store))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
