@@ -59,6 +59,7 @@ func newRoot(name string, in io.Reader, out, errw io.Writer) *cobra.Command {
 	verbs := []*cobra.Command{
 		f.installCommand(), f.uninstallCommand(), f.precheckCommand(), f.versionCommand(), f.podsCommand(),
 		f.manifestCommand(), f.profileCommand(), f.meshCommand(), f.validateCommand(), f.analyzeCommand(),
+		f.proxyStatusCommand(),
 	}
 	root.AddCommand(verbs...)
 	x := &cobra.Command{Use: "experimental", Aliases: []string{"x"}, Short: "The documents' names for some verbs"}
@@ -107,6 +108,7 @@ func (f *frame) print(v any, rows [][]string) error {
 
 // cluster holds the clients of one API server.
 type cluster struct {
+	rest    *rest.Config
 	kube    kubernetes.Interface
 	dynamic dynamic.Interface
 	mapper  meta.ResettableRESTMapper
@@ -140,7 +142,7 @@ func (f *frame) connect() (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make client: %w", err)
 	}
-	return &cluster{kube: kube, dynamic: dyn, names: names, home: home, mapper: restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(kube.Discovery()))}, nil
+	return &cluster{rest: cfg, kube: kube, dynamic: dyn, names: names, home: home, mapper: restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(kube.Discovery()))}, nil
 }
 
 // kubeconfigError names the files that were looked for: client-go only says that it has no configuration.
