@@ -169,14 +169,19 @@ func (a *authority) keepDNS(ctx context.Context, mesh func() *model.Mesh) error 
 // options are the transport's credentials and the check of callers. What is discovered is every workload and policy of the
 // mesh: it is for the proxies of nodes, and nobody else connects.
 func (a *authority) options(loaded *ca.Authority) []grpc.ServerOption {
-	creds := credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: api.TLS12Suites(), NextProtos: []string{"h2"},
-		GetCertificate: loaded.ServingCertificate(a.cfg.ServingNames)})
+	creds := credentials.NewTLS(a.tls(loaded))
 	auth := xds.StreamAuth(xds.Auth{Log: a.log, Accounts: a.cfg.TrustedNodeAccounts, BadToken: ca.ErrBadToken,
 		Authenticate: func(ctx context.Context, token string) (string, error) {
 			caller, err := a.cfg.Authenticator.Authenticate(ctx, token)
 			return caller.String(), err
 		}})
 	return []grpc.ServerOption{grpc.Creds(metered{creds}), grpc.ChainStreamInterceptor(auth, lift)}
+}
+
+// tls is what the documents promise of TLS 1.2 (MT-14), and TLS 1.3, which clients prefer.
+func (a *authority) tls(loaded *ca.Authority) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: api.TLS12Suites(), NextProtos: []string{"h2"},
+		GetCertificate: loaded.ServingCertificate(a.cfg.ServingNames)}
 }
 
 // nodeAuthorizer grants a node's proxy the identities of the pods that run there.
