@@ -58,7 +58,7 @@ func newRoot(name string, in io.Reader, out, errw io.Writer) *cobra.Command {
 	p.StringVarP(&f.namespace, "namespace", "n", "", "namespace to look at (default: all)")
 	verbs := []*cobra.Command{
 		f.installCommand(), f.uninstallCommand(), f.precheckCommand(), f.versionCommand(), f.podsCommand(),
-		f.manifestCommand(), f.profileCommand(), f.meshCommand(), f.validateCommand(), f.analyzeCommand(),
+		f.manifestCommand(), f.profileCommand(), f.meshCommand(), f.caCommand(), f.proxyConfigCommand(), f.validateCommand(), f.analyzeCommand(),
 		f.proxyStatusCommand(),
 	}
 	root.AddCommand(verbs...)

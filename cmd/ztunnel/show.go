@@ -69,6 +69,7 @@ func (w *worker) sections() []admin.Section {
 		})},
 		{Name: "policies", Items: of(w.policies)},
 		{Name: "certificates", Items: func() iter.Seq[any] { return each(w.ids.Certificates(), asAny) }},
+		{Name: "roots", Items: func() iter.Seq[any] { return each(w.roots.Parts(), asAny) }},
 		{Name: "pods", Items: w.pods.list},
 	}
 }

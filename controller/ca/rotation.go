@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -88,6 +89,18 @@ func Fingerprint(root []byte) string {
 	sum := sha256.Sum256(certs[0].Raw)
 	return hex.EncodeToString(sum[:8])
 }
+
+// Expiry is when a root ends.
+func Expiry(root []byte) (time.Time, error) {
+	certs, err := parseCerts(root)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return certs[0].NotAfter, nil
+}
+
+// IsRefusal reports whether a step says no to an operator.
+func IsRefusal(s Step) bool { return strings.Contains(s.What, "is refused: ") }
 
 // clone is a copy whose lists may be changed.
 func (r *Record) clone() *Record {

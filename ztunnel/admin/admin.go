@@ -12,6 +12,7 @@ import (
 	"net/http/pprof"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -121,11 +122,15 @@ func (a *Admin) ready(w http.ResponseWriter, _ *http.Request) {
 }
 
 // dump writes one section after the other, element by element: a large mesh is never in memory a second time.
-func (a *Admin) dump(w http.ResponseWriter, _ *http.Request) {
+func (a *Admin) dump(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = io.WriteString(w, "{")
-	for i, s := range a.cfg.Sections {
-		if i > 0 {
+	only, written := r.URL.Query()["section"], 0 // all, unless some are named
+	for _, s := range a.cfg.Sections {
+		if len(only) > 0 && !slices.Contains(only, s.Name) {
+			continue
+		}
+		if written++; written > 1 {
 			_, _ = io.WriteString(w, ",")
 		}
 		fmt.Fprintf(w, "\n%q: [", s.Name)

@@ -71,6 +71,9 @@ func parts(chain []*x509.Certificate) []Part {
 	return list
 }
 
+// Parts lists the roots of the file, in its order.
+func (r *Roots) Parts() []Part { return parts(r.List()) }
+
 func (m *Manager) countValid() int {
 	now := m.cfg.Clock.Now()
 	m.mu.Lock()
