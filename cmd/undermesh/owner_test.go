@@ -153,7 +153,7 @@ func TestUninstallKeepsWhatIsNotOurs(t *testing.T) {
 		left   string
 	}{
 		{"control: our own", same, "", ""},
-		{"some objects", foreignOf("ConfigMap"), "", "ConfigMap istio-system/istio-ca-root-cert, ConfigMap istio-system/istio"},
+		{"some objects", foreignOf("ConfigMap"), "", "ConfigMap istio-system/istio-ca-root-cert, ConfigMap istio-system/istio-jwks, ConfigMap istio-system/istio"},
 		{"another control plane", foreignOf("Deployment"), "Deployment istio-system/istiod", "all"},
 		{"other agents", foreignOf("DaemonSet"), "DaemonSet istio-system/istio-cni-node", "all"},
 	} {

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/jwks"
 	"github.com/undermesh/undermesh/deploy"
 )
 
@@ -125,6 +126,7 @@ func controllerObjects(namespace string) []*unstructured.Unstructured {
 	}
 	return []*unstructured.Unstructured{
 		object("v1", "ConfigMap", api.CAConfigMap),
+		object("v1", "ConfigMap", jwks.ConfigMap),
 		object("coordination.k8s.io/v1", "Lease", "istiod-leader"),
 	}
 }

@@ -56,6 +56,9 @@ func (c *Compiler) policy(n model.Name) ([]Resource, validate.Status) {
 		st.Accepted, st.AcceptedBy = true, validate.ReasonNotEnforced
 	}
 	c.judgeTargets(p, &st)
+	if request, ok := model.StandsFor(n); ok {
+		c.judgeKeys(request, &st)
+	}
 	if out.DryRun {
 		st.Enforced, st.EnforcedBy = false, validate.ReasonDryRun
 	}

@@ -36,6 +36,7 @@ type Delta struct {
 	Removed    []Key                  // sorted
 	Status     []validate.Status      // of the policies that were compiled again, sorted
 	Entries    []model.EntryAddresses // of the ServiceEntries that were compiled again, sorted
+	Keys       bool                   // Compiler.KeySources changed
 }
 
 // Empty reports whether no resource changed.
@@ -154,7 +155,11 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 		ch.set(owner{model.KindPeerAuthentication, n}, st.Findings, nil)
 		status = append(status, st)
 	}
+	for source := range dirty.Keys {
+		ch.set(owner{kindKeys, model.Name{Name: source}}, nil, c.keys(source))
+	}
 	delta := ch.delta()
+	delta.Keys = len(dirty.Keys) > 0
 	delta.Status = status
 	for n := range dirty.Entries {
 		delta.Entries = append(delta.Entries, c.reg.EntryAddresses(n))

@@ -42,7 +42,7 @@ func Source(jwksURI, issuer string) string {
 	return ""
 }
 
-// Name is the name of the resource, and the end of the name of the object, that holds the keys of a source.
+// Name is the name of the resource that holds the keys of a source, and the key of its record.
 func Name(source string) string {
 	sum := sha256.Sum256([]byte(source))
 	return hex.EncodeToString(sum[:10])

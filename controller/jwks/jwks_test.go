@@ -104,16 +104,19 @@ func TestRecordKeepsToItsSource(t *testing.T) {
 		{Source: "https://a.example/keys", Keys: keys, Fetched: time.Unix(1000, 0).UTC(), Error: "answers with status 503"},
 		{Source: "https://b.example/keys", Error: "cannot connect"},
 	} {
-		cm := Encode(r, "istio-system")
-		if got, err := Decode(cm); err != nil || got != r || !IsRecord(cm.Name) || cm.Labels[Label] != "true" {
+		key, value := Encode(r)
+		if got, err := Decode(key, value); err != nil || got != r {
 			t.Errorf("%+v became %+v, %v", r, got, err)
 		}
-		for field, value := range map[string]string{"source": "https://evil.example/keys", "jwks": "{}", "fetched": "yesterday"} {
-			bad := cm.DeepCopy()
-			bad.Data[field] = value
-			if got, err := Decode(bad); err == nil && (field == "source" || r.Keys != "" || got.Keys != "") {
-				t.Errorf("%s=%s was read as %+v", field, value, got)
-			}
+		if got, err := Decode(Name("https://evil.example/keys"), value); err == nil {
+			t.Errorf("under the key of another source it is read as %+v", got)
+		}
+	}
+	key := Name("https://a.example/keys")
+	for _, bad := range []string{"", "{", "[]", `{"source":"https://a.example/keys","jwks":{}}`, `{"source":"https://a.example/keys","jwks":` + keys + `}`,
+		`{"source":"https://a.example/keys","fetched":"yesterday","jwks":` + keys + `}`} {
+		if got, err := Decode(key, bad); err == nil {
+			t.Errorf("%.60q was read as %+v", bad, got)
 		}
 	}
 }

@@ -1,67 +1,58 @@
 package jwks
 
 import (
+	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Label marks the ConfigMaps that hold records; its value is "true".
-const Label = "undermesh.io/jwks"
+// ConfigMap is the name of the object, in the namespace of the control plane, that holds the records: one under the Name of
+// each source.
+const ConfigMap = "istio-jwks"
 
-// prefix of the names of these ConfigMaps.
-const prefix = "istio-jwks-"
-
-// Keys of their data.
-const (
-	fieldSource  = "source"
-	fieldKeys    = "jwks"
-	fieldFetched = "fetched"
-	fieldError   = "error"
-)
-
-// IsRecord reports whether a ConfigMap of this name holds a record.
-func IsRecord(name string) bool { return strings.HasPrefix(name, prefix) }
-
-// ObjectName is the name of the ConfigMap of a source.
-func ObjectName(source string) string { return prefix + Name(source) }
-
-// Encode is the ConfigMap of a record.
-func Encode(r Record, namespace string) *corev1.ConfigMap {
-	cm := &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: ObjectName(r.Source),
-			Labels: map[string]string{Label: "true", "app.kubernetes.io/part-of": "undermesh"}},
-		Data: map[string]string{fieldSource: r.Source},
-	}
-	if r.Keys != "" {
-		cm.Data[fieldKeys], cm.Data[fieldFetched] = r.Keys, r.Fetched.UTC().Format(time.RFC3339)
-	}
-	if r.Error != "" {
-		cm.Data[fieldError] = r.Error
-	}
-	return cm
+// stored is the form of a record.
+type stored struct {
+	Source  string          `json:"source"`
+	Fetched *time.Time      `json:"fetched,omitempty"`
+	Error   string          `json:"error,omitempty"`
+	JWKS    json.RawMessage `json:"jwks,omitempty"`
 }
 
-// Decode reads a record back. It returns an error when the ConfigMap is not what Encode makes: keys of one source must
-// never count for another.
-func Decode(cm *corev1.ConfigMap) (Record, error) {
-	r := Record{Source: cm.Data[fieldSource], Error: cm.Data[fieldError]}
-	if cm.Name != prefix+Name(r.Source) {
-		return Record{}, fmt.Errorf("data.%s: does not belong to the name", fieldSource)
+// Encode returns the key and the value under which a record is stored.
+func Encode(r Record) (key, value string) {
+	s := stored{Source: r.Source, Error: r.Error}
+	if r.Keys != "" {
+		at := r.Fetched.UTC()
+		s.JWKS, s.Fetched = json.RawMessage(r.Keys), &at
 	}
-	if text := cm.Data[fieldKeys]; text != "" {
-		keys, err := ParseKeys([]byte(text))
-		if err != nil {
-			return Record{}, fmt.Errorf("data.%s: %w", fieldKeys, err)
-		}
-		fetched, err := time.Parse(time.RFC3339, cm.Data[fieldFetched])
-		if err != nil {
-			return Record{}, fmt.Errorf("data.%s: is not a time", fieldFetched)
-		}
-		r.Keys, r.Fetched = keys, fetched.UTC()
+	out, err := json.Marshal(s)
+	if err != nil {
+		panic("encode keys: " + err.Error()) // Keys is not what ParseKeys returned
 	}
+	return Name(r.Source), string(out)
+}
+
+// Decode reads a record back. It returns an error when it is not what Encode makes: keys of one source must never count for
+// another.
+func Decode(key, value string) (Record, error) {
+	var s stored
+	if err := json.Unmarshal([]byte(value), &s); err != nil {
+		return Record{}, fmt.Errorf("read record: %w", err)
+	}
+	if key != Name(s.Source) {
+		return Record{}, fmt.Errorf("read record: source %q does not belong to the key", s.Source)
+	}
+	r := Record{Source: s.Source, Error: s.Error}
+	if len(s.JWKS) == 0 {
+		return r, nil
+	}
+	keys, err := ParseKeys(s.JWKS)
+	if err != nil {
+		return Record{}, fmt.Errorf("read record of %s: jwks: %w", s.Source, err)
+	}
+	if s.Fetched == nil {
+		return Record{}, fmt.Errorf("read record of %s: fetched: missing", s.Source)
+	}
+	r.Keys, r.Fetched = keys, s.Fetched.UTC()
 	return r, nil
 }

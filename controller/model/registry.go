@@ -41,6 +41,7 @@ type Registry struct {
 	without        map[Name]string // service that policies target → why it has no workload, "" when it has one
 	external       external
 	traffic        traffic
+	keyring        keyring
 }
 
 // Dirty names what must be compiled again.
@@ -55,13 +56,14 @@ type Dirty struct {
 	// ServiceEntries and WorkloadEntries.
 	Entries   map[Name]bool
 	Workloads map[Name]bool
+	Keys      map[string]bool // sources of keys
 
 	targets map[Name]bool // services that policies target and whose workloads may have changed
 }
 
 func newDirty() *Dirty {
 	return &Dirty{Pods: map[Name]bool{}, Services: map[Name]bool{}, Slices: map[Name]bool{}, Policies: map[Name]bool{},
-		Peers: map[Name]bool{}, Entries: map[Name]bool{}, Workloads: map[Name]bool{}, targets: map[Name]bool{}}
+		Peers: map[Name]bool{}, Entries: map[Name]bool{}, Workloads: map[Name]bool{}, Keys: map[string]bool{}, targets: map[Name]bool{}}
 }
 
 // New returns an empty registry.
@@ -71,7 +73,7 @@ func New(cfg Config) *Registry {
 		policies: map[Name]*AuthorizationPolicy{}, podsByLabel: labelIndex{}, podsByNode: map[string]map[Name]*Pod{},
 		podsByIP: map[netip.Addr]map[Name]*Pod{}, nodesByIP: map[netip.Addr]map[string]bool{}, servicesByPair: selectorIndex{}, slicesByIP: map[netip.Addr]map[Name]bool{},
 		slicesOf: map[Name]map[Name]bool{}, policiesByPair: selectorIndex{}, policiesOf: map[Name]map[Name]bool{},
-		peersByPair: selectorIndex{}, without: map[Name]string{}, external: newExternal(), traffic: newTraffic()}
+		peersByPair: selectorIndex{}, without: map[Name]string{}, external: newExternal(), traffic: newTraffic(), keyring: newKeyring()}
 }
 
 // Apply takes in the events and returns what depends on them, on the objects as they were and as they are.
@@ -90,12 +92,14 @@ func (r *Registry) Apply(events []Event) *Dirty {
 			r.applyNode(e, d)
 		case KindConfigMap:
 			r.applyMesh(e, d)
+			r.applyKeys(e, d)
 		case KindPeerAuthentication:
 			r.applyPeer(e, d)
 		case KindAuthorizationPolicy:
 			r.applyPolicy(e, d)
 		case KindRequestAuthentication:
 			r.applyRequest(e, d)
+			r.applyIssuers(e, d)
 		case KindServiceEntry:
 			r.applyEntry(e, d)
 		case KindWorkloadEntry:
@@ -149,6 +153,7 @@ func (r *Registry) markAll(d *Dirty) {
 		d.Peers[n] = true
 	}
 	r.markExternal(d)
+	r.markKeys(d)
 	d.Mesh = true
 }
 

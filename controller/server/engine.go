@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/jwks"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/validate"
 	"github.com/undermesh/undermesh/ztunnel/clock"
@@ -20,6 +21,7 @@ type engine struct {
 	out     publisher
 	status  func([]validate.Status)
 	entries func([]model.EntryAddresses)
+	keys    func(wanted map[string]jwks.Record, unwanted []string) // nil: nobody fetches keys
 	index   interface{ Apply([]model.Event) }
 	metrics *metrics
 
@@ -41,6 +43,10 @@ func (e *engine) apply(events []model.Event) {
 	for s := validate.Info; s <= validate.Error; s++ {
 		e.metrics.findings.WithLabelValues(s.String()).Set(float64(e.compiler.CountFindings(s)))
 	}
+	e.metrics.meshBad.Set(0)
+	if validate.Worst(bad) == validate.Error {
+		e.metrics.meshBad.Set(1)
+	}
 	if e.compiler.Held() {
 		var why []string
 		for _, f := range bad {
@@ -61,6 +67,9 @@ func (e *engine) apply(events []model.Event) {
 	}
 	if len(delta.Entries) > 0 {
 		e.entries(delta.Entries)
+	}
+	if delta.Keys && e.keys != nil {
+		e.keys(e.compiler.KeySources())
 	}
 	e.logFindings(delta.Status, bad)
 	e.synced.Store(true)
@@ -126,6 +135,7 @@ type metrics struct {
 	pushes    *prometheus.CounterVec
 	snapshot  prometheus.Gauge
 	findings  *prometheus.GaugeVec
+	meshBad   prometheus.Gauge
 	converged prometheus.Histogram
 }
 
@@ -139,10 +149,12 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "Generation of the last compiled snapshot."}),
 		findings: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "undermesh_controller_findings",
 			Help: "What is wrong with objects now, by severity."}, []string{"severity"}),
+		meshBad: prometheus.NewGauge(prometheus.GaugeOpts{Name: "undermesh_mesh_config_held",
+			Help: "1 while the mesh configuration is bad, or gone: the last good one counts, if there was one."}),
 		converged: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "undermesh_controller_compile_seconds",
 			Help: "Time from a batch of events to its publication.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9)}),
 	}
-	for _, c := range []prometheus.Collector{m.events, m.pushes, m.snapshot, m.findings, m.converged} {
+	for _, c := range []prometheus.Collector{m.events, m.pushes, m.snapshot, m.findings, m.meshBad, m.converged} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/jwks/keeper"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/status"
 	"github.com/undermesh/undermesh/controller/validate"
@@ -64,6 +65,8 @@ type Config struct {
 	Addresses interface {
 		WriteAddresses(ctx context.Context, a status.Assignment) error
 	}
+	// Keys fetches the keys of token issuers and stores them (JW-09); Fetch and Store are required in it. nil: nobody does.
+	Keys *keeper.Config
 	// Lead runs its argument while this replica may write; default: always.
 	Lead func(ctx context.Context, lead func(context.Context) error) error
 	// Publish tells the nodes the root certificates; it is called by the leader after a start and when they change. May be nil.
@@ -111,6 +114,7 @@ type Server struct {
 	engine   *engine
 	statuses *status.Manager   // nil: none are written
 	assigner *status.Allocator // nil: no addresses are assigned
+	keys     *keeper.Keeper    // nil: none are fetched
 	stopping atomic.Bool
 }
 
@@ -137,10 +141,31 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.engine = &engine{log: cfg.Log, clock: cfg.Clock, out: publisher{s.store, cfg.Log}, status: report, entries: entries, index: cfg.Index,
 		metrics: m, compiler: compile.New(cfg.Compile), logged: map[string]string{}}
+	if err := s.keepKeys(); err != nil {
+		return nil, err
+	}
 	if cfg.Authority != nil {
 		s.ca = newAuthority(*cfg.Authority, cfg, s.trustDomain, s.registry)
 	}
 	return s, nil
+}
+
+// keepKeys makes the keeper of keys, if there is to be one.
+func (s *Server) keepKeys() error {
+	if s.cfg.Keys == nil {
+		return nil
+	}
+	cfg := *s.cfg.Keys
+	cfg.Clock, cfg.Log = s.cfg.Clock, s.cfg.Log
+	k, err := keeper.New(cfg)
+	if err != nil {
+		return err
+	}
+	if err := s.registry.Register(k); err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
+	s.keys, s.engine.keys = k, k.Set
+	return nil
 }
 
 // trustDomain is the one in force. Before the first snapshot it is the default for the name of a new root, and "", which no
@@ -292,6 +317,9 @@ func (s *Server) lead(ctx context.Context) error {
 	}
 	if s.assigner != nil {
 		g.Go(func() error { return s.assigner.Run(ctx) })
+	}
+	if s.keys != nil {
+		g.Go(func() error { return s.keys.Run(ctx) })
 	}
 	if s.cfg.Publish != nil && s.ca != nil {
 		g.Go(func() error { return s.publishRoots(ctx) })

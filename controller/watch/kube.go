@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/jwks"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
@@ -100,10 +101,13 @@ func (k *Kubernetes) Run(ctx context.Context, emit func([]model.Event)) error {
 
 func (k *Kubernetes) startBuiltin(ctx context.Context) (synced []cache.InformerSynced, stop func(), err error) {
 	all := informers.NewSharedInformerFactoryWithOptions(k.cfg.Client, 0, informers.WithTransform(strip))
-	own := informers.NewSharedInformerFactoryWithOptions(k.cfg.Client, 0, informers.WithTransform(strip),
-		informers.WithNamespace(k.cfg.Namespace), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, api.MeshConfigMap).String()
-		}))
+	named := func(name string) informers.SharedInformerFactory { // the control plane may read no others
+		return informers.NewSharedInformerFactoryWithOptions(k.cfg.Client, 0, informers.WithTransform(strip),
+			informers.WithNamespace(k.cfg.Namespace), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+				o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
+			}))
+	}
+	own, keys := named(api.MeshConfigMap), named(jwks.ConfigMap)
 	// Slices that Kubernetes' own controller makes for selectors say nothing that the pods do not; they are most of all.
 	manual := informers.NewSharedInformerFactoryWithOptions(k.cfg.Client, 0, informers.WithTransform(strip),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
@@ -112,6 +116,7 @@ func (k *Kubernetes) startBuiltin(ctx context.Context) (synced []cache.InformerS
 	for _, inf := range []cache.SharedIndexInformer{
 		all.Core().V1().Pods().Informer(), all.Core().V1().Services().Informer(), all.Core().V1().Nodes().Informer(),
 		manual.Discovery().V1().EndpointSlices().Informer(), own.Core().V1().ConfigMaps().Informer(),
+		keys.Core().V1().ConfigMaps().Informer(),
 	} {
 		reg, err := inf.AddEventHandler(k.handler())
 		if err != nil {
@@ -121,8 +126,9 @@ func (k *Kubernetes) startBuiltin(ctx context.Context) (synced []cache.InformerS
 	}
 	all.Start(ctx.Done())
 	own.Start(ctx.Done())
+	keys.Start(ctx.Done())
 	manual.Start(ctx.Done())
-	return synced, func() { all.Shutdown(); own.Shutdown(); manual.Shutdown() }, nil
+	return synced, func() { all.Shutdown(); own.Shutdown(); keys.Shutdown(); manual.Shutdown() }, nil
 }
 
 func (k *Kubernetes) handler() cache.ResourceEventHandler {

@@ -32,7 +32,7 @@ var doors = map[string][]string{
 	"controller/model":    {"controller/validate", "controller/jwks"},
 	"controller/compile":  {"controller/model", "controller/validate", "controller/jwks"},
 	"controller/validate": {"controller/model"},
-	"controller/watch":    {"controller/model", "controller/validate"},
+	"controller/watch":    {"controller/model", "controller/validate", "controller/jwks"},
 	"controller/xds":      {},
 	"controller/ca":       {},
 	"controller/status":   {"controller/model", "controller/validate"},

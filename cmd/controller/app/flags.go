@@ -36,6 +36,7 @@ type Options struct {
 	webhookConfig string
 	identity      string
 	tlsNames      string
+	keys          keyOptions
 	dnsNames      string
 	signer        string // of Kubernetes' certificates API; "": the controller's own key
 }
@@ -67,6 +68,10 @@ func Parse(name string, args []string, out io.Writer) (Options, error) {
 	fs.StringVar(&o.identity, "identity", "", "`name` of this replica; default: POD_NAME, or the host name")
 	fs.StringVar(&o.tlsNames, "tls-names", "", "further `names`, separated by commas, of the server's certificate")
 	fs.StringVar(&o.dnsNames, "dns-certificate-names", "", "further `names`, separated by commas, that the mesh configuration's certificates may have; *.SUFFIX for all below one")
+	fs.BoolVar(&o.keys.private, "jwks-private", true, "fetch keys of token issuers from private addresses too, as issuers inside the cluster have")
+	fs.StringVar(&o.keys.allow, "jwks-allow", "", "`networks`, separated by commas, that are allowed without -jwks-private")
+	fs.StringVar(&o.keys.deny, "jwks-deny", "", "`networks`, separated by commas, from which keys are never fetched")
+	fs.StringVar(&o.keys.roots, "jwks-roots", "", "`file` of further root certificates of token issuers")
 	fs.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 		fs.SetOutput(out)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/ca"
+	"github.com/undermesh/undermesh/controller/jwks/keeper"
 	"github.com/undermesh/undermesh/controller/server"
 	"github.com/undermesh/undermesh/controller/status"
 	"github.com/undermesh/undermesh/controller/validate"
@@ -53,6 +54,7 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	cfg.Source = watch.NewKubernetes(watch.KubeConfig{Client: client, Dynamic: dyn, Namespace: o.rootNamespace,
 		Log: cfg.Log, Clock: cfg.Clock})
 	cfg.Compile.RequireMesh = true // the chart makes the ConfigMap
+	cfg.Keys.Store = keeper.ConfigMapStore{Client: client.CoreV1().ConfigMaps(o.rootNamespace)}
 	writer := status.Kubernetes{Client: dyn, Clock: cfg.Clock}
 	cfg.Status, cfg.Addresses = writer, writer
 	cfg.Lead = server.ByLease(client, o.rootNamespace, o.identity, cfg.Log)

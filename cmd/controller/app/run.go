@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/undermesh/undermesh/controller/api"
@@ -18,6 +19,7 @@ import (
 	"github.com/undermesh/undermesh/controller/ca"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/configdir"
+	"github.com/undermesh/undermesh/controller/jwks/keeper"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/server"
 	"github.com/undermesh/undermesh/controller/status"
@@ -49,6 +51,9 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	klog.SetSlogLogger(log) // what client-go has to say
 	var err error
+	if cfg.Keys, err = fetchKeys(o.keys); err != nil {
+		return err
+	}
 	if o.configDir != "" {
 		err = forDirectory(&cfg, o)
 	} else {
@@ -67,7 +72,11 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 
 // forDirectory serves a directory of YAML; callers are known by a file of tokens.
 func forDirectory(cfg *server.Config, o Options) error {
-	cfg.Source = watch.NewDirectory(configdir.New(configdir.Config{Dir: o.configDir, Log: cfg.Log, Clock: cfg.Clock}))
+	source := watch.Inject(watch.NewDirectory(configdir.New(configdir.Config{Dir: o.configDir, Log: cfg.Log, Clock: cfg.Clock})))
+	cfg.Source = source
+	cfg.Keys.Store = keeper.NewLocalStore(func(cm *corev1.ConfigMap) {
+		source.Put(model.Event{Kind: model.KindConfigMap, Name: model.Name{Namespace: o.rootNamespace, Name: cm.Name}, Object: cm})
+	})
 	writer := status.Directory{Dir: o.configDir}
 	cfg.Status, cfg.Addresses = writer, writer
 	if o.xdsAddr == "" {

@@ -45,7 +45,7 @@ type Config struct {
 	Retry time.Duration
 	// Parallel bounds the fetches at a time; default 8.
 	Parallel int
-	// MaxSources bounds the sources that are looked after; default 1,000. Others are reported and logged.
+	// MaxSources bounds the sources that are looked after; default 300. Others are reported and logged.
 	MaxSources int
 }
 
@@ -90,7 +90,7 @@ func New(cfg Config) (*Keeper, error) {
 		cfg.Parallel = 8
 	}
 	if cfg.MaxSources <= 0 {
-		cfg.MaxSources = 1000
+		cfg.MaxSources = 300
 	}
 	return &Keeper{cfg: cfg, wake: make(chan struct{}, 1), sources: map[string]*state{}, fetches: map[string]uint64{"good": 0, "failed": 0}}, nil
 }

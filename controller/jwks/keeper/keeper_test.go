@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"k8s.io/client-go/kubernetes/fake"
-
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/undermesh/undermesh/controller/jwks"
 	"github.com/undermesh/undermesh/ztunnel/clock"
@@ -294,27 +294,45 @@ func TestKeeperBoundsSources(t *testing.T) {
 	}
 }
 
-func TestConfigMapStore(t *testing.T) {
-	client := fake.NewClientset()
-	s := ConfigMapStore{Client: client.CoreV1().ConfigMaps("istio-system"), Namespace: "istio-system"}
-	const a = "https://a.example/keys"
-	want := jwks.Record{Source: a, Keys: keySet(t), Fetched: time.Unix(5000, 0).UTC()}
-	for _, r := range []jwks.Record{{Source: a, Error: "cannot connect"}, want} {
-		if err := s.Save(t.Context(), r); err != nil {
-			t.Fatal(err)
-		}
-	}
-	list, err := client.CoreV1().ConfigMaps("istio-system").List(t.Context(), metav1.ListOptions{LabelSelector: jwks.Label + "=true"})
-	if err != nil || len(list.Items) != 1 {
-		t.Fatal(list, err)
-	}
-	if got, err := jwks.Decode(&list.Items[0]); err != nil || got != want {
-		t.Errorf("got %+v, %v", got, err)
-	}
-	if err := errors.Join(s.Delete(t.Context(), a), s.Delete(t.Context(), a)); err != nil {
-		t.Error(err)
-	}
-	if list, err := client.CoreV1().ConfigMaps("istio-system").List(t.Context(), metav1.ListOptions{}); err != nil || len(list.Items) != 0 {
-		t.Error(list.Items, err)
+// TestStores: both give back what they were given, and one source does not touch another.
+func TestStores(t *testing.T) {
+	const a, b = "https://a.example/keys", "https://b.example/keys"
+	client := fake.NewClientset().CoreV1().ConfigMaps("istio-system")
+	var local *corev1.ConfigMap
+	for name, s := range map[string]struct {
+		Store
+		read func() map[string]string
+	}{
+		"config map": {ConfigMapStore{Client: client}, func() map[string]string {
+			cm, err := client.Get(t.Context(), jwks.ConfigMap, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return cm.Data
+		}},
+		"local": {NewLocalStore(func(cm *corev1.ConfigMap) { local = cm }), func() map[string]string { return local.Data }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want := map[string]jwks.Record{a: {Source: a, Keys: keySet(t), Fetched: time.Unix(5000, 0).UTC()}, b: {Source: b, Error: "cannot connect"}}
+			err := errors.Join(s.Delete(t.Context(), a), s.Save(t.Context(), jwks.Record{Source: a, Error: "cannot connect"}), s.Save(t.Context(), want[b]), s.Save(t.Context(), want[a]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			data := s.read()
+			if len(data) != 2 {
+				t.Fatal(data)
+			}
+			for key, value := range data {
+				if got, err := jwks.Decode(key, value); err != nil || got != want[got.Source] {
+					t.Errorf("got %+v, %v", got, err)
+				}
+			}
+			if err := errors.Join(s.Delete(t.Context(), a), s.Delete(t.Context(), a)); err != nil {
+				t.Error(err)
+			}
+			if data := s.read(); len(data) != 1 || data[jwks.Name(b)] == "" {
+				t.Error(data)
+			}
+		})
 	}
 }

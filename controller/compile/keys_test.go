@@ -1,0 +1,119 @@
+package compile_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	securitybeta "istio.io/api/security/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/jwks"
+	"github.com/undermesh/undermesh/controller/model"
+)
+
+// publicKey is a set of one key of P-256.
+const publicKey = `{"keys":[{"kty":"EC","kid":"a","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]}`
+
+func requestEvent(name string, rules ...*securitybeta.JWTRule) model.Event {
+	r := &securityv1.RequestAuthentication{}
+	r.Namespace, r.Name = "foo", name
+	r.Spec.JwtRules = rules
+	return model.Event{Kind: model.KindRequestAuthentication, Name: model.Name{Namespace: "foo", Name: name}, Object: r}
+}
+
+func keysEvent(namespace string, records ...jwks.Record) model.Event {
+	cm := &corev1.ConfigMap{Data: map[string]string{}}
+	for _, r := range records {
+		key, value := jwks.Encode(r)
+		cm.Data[key] = value
+	}
+	return model.Event{Kind: model.KindConfigMap, Name: model.Name{Namespace: namespace, Name: jwks.ConfigMap}, Object: cm}
+}
+
+// served returns the served key sets by source.
+func served(c *compile.Compiler) map[string]*settings.JsonWebKeySet {
+	out := map[string]*settings.JsonWebKeySet{}
+	for _, r := range c.Resources() {
+		if s, ok := r.Message.(*settings.JsonWebKeySet); ok && r.Type == api.JWKSType {
+			if r.Name != jwks.Name(s.GetSource()) {
+				panic("resource " + r.Name + " holds the keys of " + s.GetSource())
+			}
+			out[s.GetSource()] = s
+		}
+	}
+	return out
+}
+
+// message is what the status of a RequestAuthentication says.
+func message(d compile.Delta, name string) string {
+	for _, s := range d.Status {
+		if s.Kind == string(model.KindRequestAuthentication) && s.Name == name {
+			return s.Message
+		}
+	}
+	return ""
+}
+
+func TestJW09KeysAreServedAsStored(t *testing.T) {
+	const a, b = "https://a.example/keys", "https://b.example"
+	const bSource = b + jwks.Discovery
+	fetched := time.Unix(1_800_000_000, 0).UTC()
+	c := compile.New(compile.Config{})
+	d := c.Apply([]model.Event{
+		requestEvent("one", &securitybeta.JWTRule{Issuer: "x", JwksUri: a}, &securitybeta.JWTRule{Issuer: "y", Jwks: publicKey}),
+		requestEvent("two", &securitybeta.JWTRule{Issuer: b}, &securitybeta.JWTRule{Issuer: "testing@secure.istio.io"}),
+	})
+	wanted, unwanted := c.KeySources()
+	if _, hasA := wanted[a]; !hasA || len(wanted) != 2 || len(unwanted) != 0 || !d.Keys || len(served(c)) != 0 {
+		t.Fatalf("wanted %v, unwanted %v, changed %t, served %v", wanted, unwanted, d.Keys, served(c))
+	}
+	if m := message(d, "one"); !strings.Contains(m, "the keys of "+a+" are not fetched yet") {
+		t.Error(m)
+	}
+	if m := message(d, "two"); !strings.Contains(m, "spec.jwtRules[1]: there are no keys") || !strings.Contains(m, bSource) {
+		t.Error(m)
+	}
+	d = c.Apply([]model.Event{keysEvent("istio-system", jwks.Record{Source: a, Keys: publicKey, Fetched: fetched}, jwks.Record{Source: bSource, Error: "answers with status 503"})})
+	if s := served(c); len(s) != 1 || s[a].GetKeys() != publicKey || !s[a].GetFetched().AsTime().Equal(fetched) || !d.Keys {
+		t.Fatalf("served %v", s)
+	}
+	if m := message(d, "two"); !strings.Contains(m, "the keys of "+bSource+" cannot be had: answers with status 503") {
+		t.Error(m)
+	}
+	if m := message(d, "one"); m == "" || strings.Contains(m, "the keys of") {
+		t.Errorf("status of what has its keys: %q", m)
+	}
+	// The source fails: what is known stays, and the status says so.
+	d = c.Apply([]model.Event{keysEvent("istio-system", jwks.Record{Source: a, Keys: publicKey, Fetched: fetched, Error: "cannot connect"})})
+	if m := message(d, "one"); !strings.Contains(m, "cannot be renewed, those of 2027-01-15T08:00:00Z count: cannot connect") || served(c)[a].GetKeys() != publicKey {
+		t.Errorf("%q, served %v", m, served(c))
+	}
+	if d := c.Apply([]model.Event{keysEvent("foo", jwks.Record{Source: bSource, Keys: publicKey, Fetched: fetched})}); d.Keys || len(served(c)) != 1 {
+		t.Error("keys of another namespace count")
+	}
+	c.Apply([]model.Event{{Kind: model.KindRequestAuthentication, Name: model.Name{Namespace: "foo", Name: "one"}}})
+	if _, unwanted := c.KeySources(); len(served(c)) != 0 || len(unwanted) != 1 || unwanted[0] != a {
+		t.Errorf("without its policy: served %v, unwanted %v", served(c), unwanted)
+	}
+}
+
+// TestStoredKeysKeepToTheirSource: what is stored under the key of another source, or is no key set, is not served.
+func TestStoredKeysKeepToTheirSource(t *testing.T) {
+	const a = "https://a.example/keys"
+	c := compile.New(compile.Config{})
+	c.Apply([]model.Event{requestEvent("one", &securitybeta.JWTRule{Issuer: "x", JwksUri: a})})
+	_, other := jwks.Encode(jwks.Record{Source: "https://evil.example", Keys: publicKey, Fetched: time.Unix(1, 0).UTC()})
+	for _, value := range []string{other, "{}", "", `{"source":"` + a + `","jwks":{"keys":[]},"fetched":"2027-01-15T08:00:00Z"}`} {
+		e := keysEvent("istio-system")
+		e.Object.(*corev1.ConfigMap).Data[jwks.Name(a)] = value
+		c.Apply([]model.Event{e})
+		if s := served(c); len(s) != 0 {
+			t.Errorf("%.50q is served as %v", value, s)
+		}
+	}
+}
