@@ -167,6 +167,7 @@ type operatorSpec struct {
 	Tag        any            `json:"tag"`
 	MeshConfig map[string]any `json:"meshConfig"`
 	Values     map[string]any `json:"values"`
+	Components components     `json:"components"`
 }
 
 // merged reads files and --set into one specification.
@@ -202,7 +203,7 @@ func (ch *choice) merged() (operatorSpec, error) {
 	}
 	var out operatorSpec
 	if err := yaml.UnmarshalStrict(b, &out); err != nil {
-		return operatorSpec{}, fmt.Errorf("settings: %w (have profile, hub, tag, meshConfig, values)", err)
+		return operatorSpec{}, fmt.Errorf("settings: %w (have profile, hub, tag, meshConfig, values, components.pilot.k8s.env)", err)
 	}
 	return out, nil
 }
@@ -230,6 +231,9 @@ func (f *frame) render(ch *choice) (string, []deploy.Component, error) {
 	values := map[string]any{"global": global}
 	if len(spec.MeshConfig) > 0 {
 		values["meshConfig"] = maps.Clone(spec.MeshConfig)
+	}
+	if env := spec.Components.pilotEnv(f.err); len(env) > 0 {
+		values["pilot"] = map[string]any{"env": env}
 	}
 	// The user's values win over the profile's, those over the charts' own.
 	values = chartutil.CoalesceTables(chartutil.CoalesceTables(spec.Values, values), profile.Values)
