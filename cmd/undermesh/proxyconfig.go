@@ -6,5 +6,6 @@ import "github.com/spf13/cobra"
 func (f *frame) proxyConfigCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "proxy-config", Aliases: []string{"pc"}, Short: "Show what the proxy of a pod holds"}
 	cmd.AddCommand(f.proxyConfigSecretCommand())
+	cmd.AddCommand(f.proxyConfigViews()...)
 	return cmd
 }

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/securityapi"
+	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/api/workloadapi"
+	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/controller/server"
+)
+
+// maxServed bounds what is read of one replica or node, in bytes: 100,000 workloads have about 60 MB as text.
+const maxServed = 512 << 20
+
+// servedMesh is what one replica of the control plane serves, or one node holds, decoded.
+type servedMesh struct {
+	mesh      *settings.MeshSettings
+	workloads []*workloadapi.Workload
+	services  []servedService
+	policies  []*securityapi.Authorization
+	settings  map[string]*settings.WorkloadSettings // by name
+	scopes    map[string]*settings.Scope            // by name
+	clusters  map[string]*clusterv3.Cluster         // by api.ClusterKey
+	routes    map[string]*route.RouteConfiguration  // by api.RouteKey
+}
+
+type servedService struct {
+	*workloadapi.Service
+	settings *settings.ServiceSettings
+}
+
+func newServedMesh() *servedMesh {
+	return &servedMesh{mesh: &settings.MeshSettings{}, settings: map[string]*settings.WorkloadSettings{},
+		scopes: map[string]*settings.Scope{}, clusters: map[string]*clusterv3.Cluster{}, routes: map[string]*route.RouteConfiguration{}}
+}
+
+// controllerTypes are what a view of a workload is composed of.
+var controllerTypes = []string{api.MeshSettingsType, api.AddressType, api.WorkloadSettingsType, api.ScopeType, api.ClusterType,
+	api.RouteType, api.AuthorizationType}
+
+// served asks the first replica of the control plane that answers.
+func (c *cluster) served(ctx context.Context, namespace string) (*servedMesh, error) {
+	list, err := c.kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + api.ControllerName})
+	if err != nil {
+		return nil, fmt.Errorf("list pods of the control plane: %w", err)
+	}
+	var failed []error
+	for _, p := range list.Items {
+		if p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil {
+			continue
+		}
+		raw, err := c.ask(ctx, p.Namespace, p.Name, api.PortDebug, server.ServedPath+"?"+url.Values{"type": controllerTypes}.Encode(), maxServed)
+		if err == nil {
+			var m *servedMesh
+			if m, err = readServed(raw); err == nil {
+				return m, nil
+			}
+			err = fmt.Errorf("read answer of pod %s/%s: %w", p.Namespace, p.Name, err)
+		}
+		failed = append(failed, err)
+	}
+	if len(failed) == 0 {
+		return nil, fmt.Errorf("namespace %s: no pod of the control plane runs (label app=%s)", namespace, api.ControllerName)
+	}
+	return nil, errors.Join(failed...)
+}
+
+// readServed decodes the answer of a replica.
+func readServed(raw []byte) (*servedMesh, error) {
+	var in server.Served
+	if err := json.Unmarshal(raw, &in); err != nil {
+		return nil, err
+	}
+	m := newServedMesh()
+	for _, r := range in.Resources {
+		if r.Error != "" {
+			return nil, fmt.Errorf("resource %s: %s", r.Name, r.Error)
+		}
+		if err := m.add(r.Type, r.Name, r.Resource); err != nil {
+			return nil, fmt.Errorf("resource %s: %w", r.Name, err)
+		}
+	}
+	return m, nil
+}
+
+func (m *servedMesh) add(typ, name string, text []byte) error {
+	var into proto.Message
+	switch typ {
+	case api.MeshSettingsType:
+		into = m.mesh
+	case api.AddressType:
+		into = &workloadapi.Address{}
+	case api.WorkloadSettingsType:
+		into = put(m.settings, name, &settings.WorkloadSettings{})
+	case api.ScopeType:
+		into = put(m.scopes, name, &settings.Scope{})
+	case api.ClusterType:
+		into = put(m.clusters, name, &clusterv3.Cluster{})
+	case api.RouteType:
+		into = put(m.routes, name, &route.RouteConfiguration{})
+	case api.AuthorizationType:
+		p := &securityapi.Authorization{}
+		m.policies = append(m.policies, p)
+		into = p
+	default:
+		return nil
+	}
+	if err := parseProto(text, into); err != nil {
+		return err
+	}
+	if a, ok := into.(*workloadapi.Address); ok {
+		if w := a.GetWorkload(); w != nil {
+			m.workloads = append(m.workloads, w)
+		}
+		if s := a.GetService(); s != nil {
+			return m.addService(s)
+		}
+	}
+	return nil
+}
+
+func put[T any](into map[string]T, name string, v T) T {
+	into[name] = v
+	return v
+}
+
+// parseProto reads what may come from a newer build.
+func parseProto(text []byte, into proto.Message) error {
+	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, into)
+}
+
+func (m *servedMesh) addService(s *workloadapi.Service) error {
+	set := &settings.ServiceSettings{}
+	if err := readExtension(s.GetExtensions(), api.ServiceSettingsExtension, set); err != nil {
+		return err
+	}
+	m.services = append(m.services, servedService{s, set})
+	return nil
+}
+
+func readExtension(all []*workloadapi.Extension, name string, into proto.Message) error {
+	for _, e := range all {
+		if e.GetName() == name {
+			return e.GetConfig().UnmarshalTo(into)
+		}
+	}
+	return nil
+}
+
+// heldOn asks the ztunnel of a node what it holds of workloads, services and policies.
+func (c *cluster) heldOn(ctx context.Context, namespace, node string) (*servedMesh, error) {
+	zts, err := c.ztunnels(ctx, namespace, node)
+	if err != nil {
+		return nil, err
+	}
+	path := "/config_dump?" + url.Values{"section": {"mesh", "workloads", "services", "policies"}}.Encode()
+	var failed []error
+	for _, zt := range zts { // during an update there are two
+		raw, err := c.ask(ctx, zt.Namespace, zt.Name, api.PortAdmin, path, maxServed)
+		if err == nil {
+			var m *servedMesh
+			if m, err = readHeld(raw); err == nil {
+				return m, nil
+			}
+			err = fmt.Errorf("read answer of pod %s/%s: %w", zt.Namespace, zt.Name, err)
+		}
+		failed = append(failed, err)
+	}
+	return nil, errors.Join(failed...)
+}
+
+// readHeld decodes the dump of a ztunnel.
+func readHeld(raw []byte) (*servedMesh, error) {
+	var in struct{ Mesh, Workloads, Services, Policies []json.RawMessage }
+	if err := json.Unmarshal(raw, &in); err != nil {
+		return nil, err
+	}
+	m := newServedMesh()
+	for _, text := range in.Mesh {
+		if err := parseProto(text, m.mesh); err != nil {
+			return nil, err
+		}
+	}
+	for _, text := range in.Workloads {
+		w := &workloadapi.Workload{}
+		if err := parseProto(text, w); err != nil {
+			return nil, err
+		}
+		m.workloads = append(m.workloads, w)
+	}
+	for _, text := range in.Services {
+		s := &workloadapi.Service{}
+		if err := parseProto(text, s); err != nil {
+			return nil, err
+		}
+		if err := m.addService(s); err != nil {
+			return nil, err
+		}
+	}
+	for _, text := range in.Policies {
+		p := &securityapi.Authorization{}
+		if err := parseProto(text, p); err != nil {
+			return nil, err
+		}
+		m.policies = append(m.policies, p)
+	}
+	return m, nil
+}
+
+// viewOf is how a pod sees the mesh, and the name of its scope, "" for the default one.
+func (m *servedMesh) viewOf(namespace, pod string) (view policy.View, scope string, err error) {
+	for _, w := range m.workloads {
+		if w.GetNamespace() != namespace || w.GetName() != pod {
+			continue
+		}
+		var ref settings.SettingsRef
+		if err := readExtension(w.GetExtensions(), api.WorkloadSettingsExtension, &ref); err != nil {
+			return view, "", err
+		}
+		scope = m.settings[ref.GetName()].GetScope()
+		if scope != "" && m.scopes[scope] == nil {
+			return view, "", fmt.Errorf("scope %s of pod %s/%s is not served", scope, namespace, pod)
+		}
+		return policy.View{Namespace: namespace, ClusterDomain: m.mesh.GetClusterDomain(), Scope: m.scopes[scope]}, scope, nil
+	}
+	return view, "", fmt.Errorf("pod %s/%s: the control plane serves no workload of this name", namespace, pod)
+}
