@@ -96,8 +96,9 @@ func (g generator) object(kind model.Kind, n model.Name) any {
 		s := &corev1.Service{ObjectMeta: g.meta(n)}
 		s.Annotations = map[string]string{model.AnnotationExportTo: g.pick("", "", ".", "*", "~", "foo,bar")}
 		s.Spec = corev1.ServiceSpec{Selector: g.selector(), ClusterIP: "10.96.0." + strconv.Itoa(g.IntN(9)),
-			Type:  corev1.ServiceType(g.pick("ClusterIP", "ClusterIP", "ExternalName")),
-			Ports: []corev1.ServicePort{{Name: g.pick("http", "foo"), Port: 80}, {Name: "n", Port: 81, TargetPort: intstr.FromString("main")}}}
+			Type:         corev1.ServiceType(g.pick("ClusterIP", "ClusterIP", "ExternalName")),
+			ExternalName: g.pick("x.foo.svc.cluster.local", "Y.bar.svc.cluster.local.", "ext.example.com", "10.0.0.1"),
+			Ports:        []corev1.ServicePort{{Name: g.pick("http", "foo"), Port: 80}, {Name: "n", Port: 81, TargetPort: intstr.FromString("main")}}}
 		return s
 	case model.KindEndpointSlice:
 		s := &discoveryv1.EndpointSlice{ObjectMeta: g.meta(n)}

@@ -85,6 +85,11 @@ func (c *Compiler) callee(s *model.Service) callee {
 	if s.Spec.ClusterIP == corev1.ClusterIPNone { // the caller chose an endpoint
 		out.finding = cluster.Cluster_ORIGINAL_DST
 	}
+	target := ""
+	if s.Spec.Type == corev1.ServiceTypeExternalName {
+		out.finding = cluster.Cluster_STRICT_DNS
+		target, _ = externalName(s) // whose error was reported
+	}
 	for _, ip := range clusterIPs(s.Service) {
 		out.vips = append(out.vips, authorityOf(ip))
 	}
@@ -95,7 +100,11 @@ func (c *Compiler) callee(s *model.Service) callee {
 		}
 		seen[uint32(p.Port)] = true
 		protocol, _ := appProtocol(p)
-		out.ports = append(out.ports, calleePort{number: uint32(p.Port), protocol: protocol})
+		port := calleePort{number: uint32(p.Port), protocol: protocol}
+		if target != "" {
+			port.names = []string{net.JoinHostPort(target, strconv.Itoa(int(p.Port)))}
+		}
+		out.ports = append(out.ports, port)
 	}
 	return out
 }

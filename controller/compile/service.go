@@ -38,9 +38,13 @@ func (c *Compiler) service(n model.Name) ([]Resource, []validate.Finding) {
 		found = append(found, validate.Finding{Severity: sev, Kind: "Service", Namespace: n.Namespace, Name: n.Name,
 			Field: field, Message: message})
 	}
-	if s.Skipped != "" {
-		add(validate.Info, "spec.type", s.Skipped)
-		return nil, found
+	target := ""
+	if s.Spec.Type == corev1.ServiceTypeExternalName {
+		var err error
+		if target, err = externalName(s); err != nil {
+			add(validate.Error, "spec.externalName", err.Error())
+			return nil, found
+		}
 	}
 	out := &workloadapi.Service{Name: s.Name, Namespace: s.Namespace, Hostname: c.hostname(s), LoadBalancing: balancing(s),
 		IpFamilies: families(s.Spec.IPFamilies), Canonical: true}
@@ -74,10 +78,15 @@ func (c *Compiler) service(n model.Name) ([]Resource, []validate.Finding) {
 		}
 		set.ClientIpAffinity = durationpb.New(timeout)
 	}
+	var outside []Resource
+	if target != "" {
+		set.Resolution, set.External = settings.ServiceSettings_RESOLUTION_DNS, c.reg.ServiceAt(target) == nil
+		outside = append(outside, c.named(s, out, target))
+	}
 	if !proto.Equal(set, &settings.ServiceSettings{}) {
 		out.Extensions = append(out.Extensions, extension(api.ServiceSettingsExtension, set))
 	}
-	return append(c.calls(c.callee(s)), Resource{Type: api.AddressType, Name: c.serviceKey(s), Aliases: aliases,
+	return append(append(outside, c.calls(c.callee(s))...), Resource{Type: api.AddressType, Name: c.serviceKey(s), Aliases: aliases,
 		Message: &workloadapi.Address{Type: &workloadapi.Address_Service{Service: out}}}), found
 }
 

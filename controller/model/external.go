@@ -21,13 +21,14 @@ type external struct {
 	workloads   map[string]map[Name]*WorkloadEntry
 	workloadsAt map[netip.Addr]map[Name]bool
 	clusterIPs  map[netip.Addr]map[Name]bool // of Kubernetes services
+	byTarget    map[string]map[Name]bool     // what services of type ExternalName stand for → these services
 }
 
 func newExternal() external {
 	return external{entries: map[Name]*ServiceEntry{}, byHost: map[string]map[Name]bool{}, byPrefix: map[netip.Prefix]map[Name]bool{},
 		byAssigned: map[netip.Addr]map[Name]bool{}, byEndpoint: map[netip.Addr]map[Name]bool{}, byPair: selectorIndex{},
 		workloads: map[string]map[Name]*WorkloadEntry{}, workloadsAt: map[netip.Addr]map[Name]bool{},
-		clusterIPs: map[netip.Addr]map[Name]bool{}}
+		clusterIPs: map[netip.Addr]map[Name]bool{}, byTarget: map[string]map[Name]bool{}}
 }
 
 // Entry returns nil when there is none.
@@ -192,12 +193,17 @@ func (r *Registry) dirtyClaims(ip netip.Addr, d *Dirty) {
 	mark(d.Workloads, r.external.workloadsAt[ip])
 }
 
-// dirtyHost marks what depends on whether a Kubernetes service is there: entries with its name or one of its addresses, and
-// the workload entries that it selects.
+// dirtyHost marks what depends on whether a Kubernetes service is there: entries with its name or one of its addresses,
+// services that stand for it, and the workload entries that it selects.
 func (r *Registry) dirtyHost(s *Service, add bool, d *Dirty) {
 	x := &r.external
 	n := Name{s.Namespace, s.Name}
-	mark(d.Entries, x.byHost[r.resolve(s.Name, s.Namespace)])
+	host := r.resolve(s.Name, s.Namespace)
+	mark(d.Entries, x.byHost[host])
+	mark(d.Services, x.byTarget[host])
+	if s.Spec.Type == corev1.ServiceTypeExternalName {
+		file(x.byTarget, ResolveHost(s.Spec.ExternalName, "", ""), n, add)
+	}
 	for _, ip := range ClusterIPs(s.Service) {
 		r.dirtyClaims(ip, d)
 		file(x.clusterIPs, ip, n, add)
