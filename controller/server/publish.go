@@ -3,11 +3,14 @@ package server
 import (
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/undermesh/undermesh/controller/api/securityapi"
 	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/api/workloadapi"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/xds"
 )
@@ -25,7 +28,7 @@ type publisher struct {
 func (p publisher) apply(d compile.Delta) {
 	upserts := make([]xds.Resource, len(d.Upserts))
 	for i, r := range d.Upserts {
-		upserts[i] = xds.Resource{Type: r.Type, Name: r.Name, Aliases: r.Aliases, Message: served(r.Message)}
+		upserts[i] = xds.Resource{Type: r.Type, Name: r.Name, Aliases: r.Aliases, Groups: groups(r.Message), Message: served(r.Message)}
 	}
 	removed := make([]xds.Key, len(d.Removed))
 	for i, k := range d.Removed {
@@ -59,6 +62,15 @@ func (p publisher) apply(d compile.Delta) {
 	if err := p.store.Apply(d.Generation, good, removed); err != nil {
 		p.log.Error("change is not served", "generation", d.Generation, "err", err)
 	}
+}
+
+// groups are the services of a workload: a client that asks for a service on demand needs its workloads.
+func groups(m proto.Message) []string {
+	a, ok := m.(*workloadapi.Address)
+	if !ok || len(a.GetWorkload().GetServices()) == 0 {
+		return nil
+	}
+	return slices.Collect(maps.Keys(a.GetWorkload().GetServices()))
 }
 
 // served is the message as nodes get it. Every response says its generation: settings of the mesh that say it too would be

@@ -166,6 +166,14 @@ func (c *conn) push() error {
 // whole, then the other removals. Each response says whether it completes a state that was one: a policy and the workloads
 // that name it come in two, and a client that decides by the first alone decides by a state that never was.
 func (c *conn) send(subs []*subscription) error {
+	if slices.ContainsFunc(subs, func(sub *subscription) bool { return sub.wildcard && !sub.answered }) {
+		select { // everything of a type: not to all that join at the same time
+		case c.srv.joins <- struct{}{}:
+			defer func() { <-c.srv.joins }()
+		case <-c.stream.Context().Done():
+			return status.FromContextError(c.stream.Context().Err()).Err()
+		}
+	}
 	got, err := c.srv.cfg.Store.collect(c.cursor, subs)
 	if err != nil {
 		return status.Error(codes.Aborted, err.Error())

@@ -33,6 +33,9 @@ type Config struct {
 	// StallTimeout is how long a client may leave responses unacknowledged, or unread, without any progress; then its stream
 	// ends, and it resumes by its versions. Default 1 min.
 	StallTimeout time.Duration
+	// Joins is how many clients are sent all of a type at once; others wait. What is encoded and not read yet is memory, and a
+	// thousand nodes that join together are served sooner one after the other. Default 64.
+	Joins int
 }
 
 // Server answers delta ADS streams from a Store. It is safe for concurrent use and owns no goroutine beyond its streams.
@@ -40,6 +43,7 @@ type Server struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
 	cfg     Config
 	metrics metrics
+	joins   chan struct{} // a place is held while all of a type is being sent
 
 	mu    sync.Mutex // protects below
 	next  uint64
@@ -58,7 +62,10 @@ func NewServer(cfg Config) *Server {
 	if cfg.StallTimeout == 0 {
 		cfg.StallTimeout = time.Minute
 	}
-	return &Server{cfg: cfg, metrics: newMetrics(cfg.Registerer), conns: map[*conn]struct{}{}}
+	if cfg.Joins == 0 {
+		cfg.Joins = 64
+	}
+	return &Server{cfg: cfg, joins: make(chan struct{}, cfg.Joins), metrics: newMetrics(cfg.Registerer), conns: map[*conn]struct{}{}}
 }
 
 // Register adds the discovery service to a gRPC server.

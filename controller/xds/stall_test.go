@@ -93,3 +93,29 @@ func TestStalledClientIsCut(t *testing.T) {
 		}
 	})
 }
+
+// TestJoinsWait: who comes when as many as may join do so waits for one of them, and is served then.
+func TestJoinsWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStore(StoreConfig{Clock: clock.System()})
+		s := NewServer(Config{Store: st, Clock: clock.System(), Joins: 1})
+		apply(t, st, 1, []Resource{wl("a", "10.0.0.1")})
+		join := func() *fakeStream {
+			ctx, cancel := context.WithCancel(t.Context())
+			f := &fakeStream{ctx, make(chan *discovery.DeltaDiscoveryRequest), make(chan *discovery.DeltaDiscoveryResponse), make(chan error, 1)}
+			go func() { f.done <- s.serve(f) }()
+			t.Cleanup(func() { cancel(); <-f.done })
+			f.subscribe(api.AddressType, nil)
+			synctest.Wait()
+			return f
+		}
+		slow, next := join(), join()
+		select {
+		case <-next.out:
+			t.Fatal("two clients join at once")
+		case <-time.After(time.Second):
+		}
+		expect(t, <-slow.out, "Address +["+uid+"a] -[]")
+		expect(t, <-next.out, "Address +["+uid+"a] -[]")
+	})
+}

@@ -33,7 +33,10 @@ import (
 type Resource struct {
 	Type, Name string
 	Aliases    []string
-	Message    proto.Message
+	// Groups are names of other resources whose subscribers get this one too: who asks for a service is given its workloads.
+	// Unlike Aliases they are not told to clients.
+	Groups  []string
+	Message proto.Message
 }
 
 // Key names one resource.
@@ -94,6 +97,7 @@ type entry struct {
 	seq        uint64
 	typ, name  string
 	aliases    []string            // sorted
+	groups     []string            // sorted
 	short      *discovery.Resource // as clients of package short get it, without aliases; nil for a tombstone
 	full       *discovery.Resource // as others get it; nil before the first one asked
 }
@@ -137,7 +141,7 @@ func (s *Store) Apply(generation uint64, upserts []Resource, removed []Key) erro
 	before, first := s.seq, !s.synced
 	s.generation, s.synced = generation, true
 	for i, r := range upserts {
-		s.putLocked(r.Type, encoded[i], r.Aliases)
+		s.putLocked(r.Type, encoded[i], r.Aliases, r.Groups)
 	}
 	for _, k := range removed {
 		s.removeLocked(k)
@@ -208,17 +212,16 @@ func (s *Store) logLocked(typ string) *log {
 	return l
 }
 
-func (s *Store) putLocked(typ string, res *discovery.Resource, aliases []string) {
-	aliases = slices.Clone(aliases)
-	slices.Sort(aliases)
-	aliases = slices.Compact(aliases)
+func (s *Store) putLocked(typ string, res *discovery.Resource, aliases, groups []string) {
+	aliases, groups = sorted(aliases), sorted(groups)
 	l := s.logLocked(typ)
 	e := l.entries[res.GetName()]
 	if e == nil {
 		e = &entry{typ: typ, name: res.GetName()}
 		l.entries[e.name] = e
 	} else {
-		if e.short != nil && bytes.Equal(e.short.GetResource().GetValue(), res.GetResource().GetValue()) && slices.Equal(e.aliases, aliases) {
+		if e.short != nil && bytes.Equal(e.short.GetResource().GetValue(), res.GetResource().GetValue()) && slices.Equal(e.aliases, aliases) &&
+			slices.Equal(e.groups, groups) {
 			return
 		}
 		if e.short == nil {
@@ -227,12 +230,14 @@ func (s *Store) putLocked(typ string, res *discovery.Resource, aliases []string)
 		l.unalias(e)
 		e.unlink()
 	}
-	e.short, e.full, e.aliases = res, nil, aliases
-	for _, a := range aliases {
-		if l.aliases[a] == nil {
-			l.aliases[a] = map[*entry]struct{}{}
+	e.short, e.full, e.aliases, e.groups = res, nil, aliases, groups
+	for _, list := range [][]string{aliases, groups} {
+		for _, a := range list {
+			if l.aliases[a] == nil {
+				l.aliases[a] = map[*entry]struct{}{}
+			}
+			l.aliases[a][e] = struct{}{}
 		}
-		l.aliases[a][e] = struct{}{}
 	}
 	s.appendLocked(&l.live, e)
 }
@@ -245,7 +250,7 @@ func (s *Store) removeLocked(k Key) {
 	}
 	l.unalias(e)
 	e.unlink()
-	e.short, e.full, e.aliases = nil, nil, nil
+	e.short, e.full, e.aliases, e.groups = nil, nil, nil, nil
 	l.dead++
 	s.appendLocked(&l.gone, e)
 }
@@ -263,11 +268,20 @@ func (e *entry) unlink() {
 }
 
 func (l *log) unalias(e *entry) {
-	for _, a := range e.aliases {
-		if delete(l.aliases[a], e); len(l.aliases[a]) == 0 {
-			delete(l.aliases, a)
+	for _, list := range [][]string{e.aliases, e.groups} {
+		for _, a := range list {
+			if delete(l.aliases[a], e); len(l.aliases[a]) == 0 {
+				delete(l.aliases, a)
+			}
 		}
 	}
+}
+
+// sorted is a copy of the list, each name once; nil for none.
+func sorted(list []string) []string {
+	out := slices.Clone(list)
+	slices.Sort(out)
+	return slices.Clip(slices.Compact(out))
 }
 
 // compactLocked forgets removals that every cursor has seen, and the oldest when there are too many.

@@ -283,7 +283,8 @@ func (sub *subscription) covers(e *entry) bool {
 	if _, ok := sub.sent[e.name]; ok {
 		return true
 	}
-	return slices.ContainsFunc(e.aliases, func(a string) bool { _, ok := sub.names[a]; return ok })
+	asked := func(a string) bool { _, ok := sub.names[a]; return ok }
+	return slices.ContainsFunc(e.aliases, asked) || slices.ContainsFunc(e.groups, asked)
 }
 
 func (sub *subscription) holds(n string) bool {

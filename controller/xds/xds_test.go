@@ -110,7 +110,7 @@ func newServer(t *testing.T) (*Store, *Server) {
 func wl(n, ip string, aliases ...string) Resource {
 	uid := "Kubernetes//Pod/foo/" + n
 	w := &workloadapi.Workload{Uid: uid, Name: n, Namespace: "foo", Addresses: [][]byte{netip.MustParseAddr(ip).AsSlice()}}
-	return Resource{api.AddressType, uid, append(aliases, "/"+ip), &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}}
+	return Resource{api.AddressType, uid, append(aliases, "/"+ip), nil, &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}}
 }
 
 func authz(n string, dry bool) Resource {

@@ -97,7 +97,8 @@ func (t *thin) run(ctx context.Context) error {
 	defer conn.Close()
 	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token, "clusterid", api.DefaultClusterID)
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true},
-		discovery.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName, grpc.ForceCodec(raw{}), grpc.MaxCallRecvMsgSize(maxMessage))
+		discovery.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName, grpc.ForceCodec(raw{}), grpc.MaxCallRecvMsgSize(maxMessage),
+		grpc.WaitForReady(true)) // a node tries again too
 	if err != nil {
 		return fmt.Errorf("open stream: %w", err)
 	}
