@@ -111,6 +111,7 @@ func (p *Proxy) NewPod(cfg PodConfig) *Pod {
 	pod := &Pod{p: p, cfg: cfg, removed: make(chan struct{}), listeners: map[net.Listener]*listener{}, gate: newGate(p.cfg.Clock, p.cfg.MaxHandshakes, &p.unproved)}
 	pod.SetProbes(cfg.Probes)
 	pod.tunnels = newTunnels(pod)
+	p.affinity.add(pod)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if old := p.pods[podName{cfg.Namespace, cfg.Name}]; old != nil {
@@ -246,6 +247,7 @@ func (pod *Pod) Run(ctx context.Context) error {
 	end(refused(why, nil))
 	pod.tunnels.close()
 	<-done
+	pod.p.affinity.remove(pod)
 	pod.forget()
 	pod.p.mu.Lock()
 	delete(pod.p.all, pod)
