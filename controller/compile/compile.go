@@ -85,6 +85,8 @@ type Compiler struct {
 	out        map[Key]Resource // what nodes have, without the mesh's settings
 	findings   map[owner][]validate.Finding
 	counts     map[validate.Severity]int
+
+	declarations declarations
 }
 
 // owner is the object that resources come from.
@@ -100,7 +102,7 @@ func New(cfg Config) *Compiler {
 		cfg: cfg, reg: model.New(model.Config{Mesh: cfg.Mesh, InstallNamespace: cfg.InstallNamespace,
 			RequireMesh: cfg.RequireMesh, ClusterDomain: cfg.ClusterDomain}),
 		owned: map[owner][]Key{}, refs: map[Key]int{}, out: map[Key]Resource{}, findings: map[owner][]validate.Finding{},
-		counts: map[validate.Severity]int{},
+		counts: map[validate.Severity]int{}, declarations: newDeclarations(),
 	}
 }
 
@@ -117,7 +119,8 @@ func (c *Compiler) MeshFindings() []validate.Finding { return c.reg.MeshFindings
 // Apply takes in the events. The first call that is not Held publishes everything, the mesh's settings at the least.
 func (c *Compiler) Apply(events []model.Event) Delta {
 	dirty := c.reg.Apply(events)
-	ch := &change{c: c, touched: map[Key]bool{}, before: map[Key]Resource{}}
+	c.declarations.take(events)
+	ch := &change{c: c, touched: map[Key]bool{}, before: map[Key]Resource{}, owners: map[owner]bool{}}
 	if !c.reg.MeshKnown() {
 		ch.set(owner{kind: model.KindConfigMap}, c.reg.MeshFindings(), nil)
 		return Delta{}
@@ -160,7 +163,7 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 	}
 	delta := ch.delta()
 	delta.Keys = len(dirty.Keys) > 0
-	delta.Status = status
+	delta.Status = c.statuses(ch.owners, status)
 	for n := range dirty.Entries {
 		delta.Entries = append(delta.Entries, c.reg.EntryAddresses(n))
 	}
@@ -202,6 +205,7 @@ type change struct {
 	c       *Compiler
 	touched map[Key]bool
 	before  map[Key]Resource // of what was touched and existed
+	owners  map[owner]bool   // whose findings or resources were set
 }
 
 func (ch *change) touch(k Key) {
@@ -217,6 +221,7 @@ func (ch *change) touch(k Key) {
 // set replaces what the object compiles to. Several objects may want one resource; it goes with the last of them.
 func (ch *change) set(o owner, findings []validate.Finding, resources []Resource) {
 	c := ch.c
+	ch.owners[o] = true
 	for _, f := range c.findings[o] {
 		c.counts[f.Severity]--
 	}

@@ -109,3 +109,6 @@ var (
 		{KindIngressClass, GroupIngress, "IngressClass", "ingressclasses", []string{"v1"}, true},
 	}
 )
+
+// GatewayController is what a GatewayClass names to be the mesh's.
+const GatewayController = "istio.io/gateway-controller"

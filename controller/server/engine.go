@@ -19,7 +19,7 @@ type engine struct {
 	log     *slog.Logger
 	clock   clock.Clock
 	out     publisher
-	status  func([]validate.Status)
+	status  func([]model.Event, []validate.Status)
 	entries func([]model.EntryAddresses)
 	keys    func(wanted map[string]jwks.Record, unwanted []string) // nil: nobody fetches keys
 	index   interface{ Apply([]model.Event) }
@@ -62,9 +62,7 @@ func (e *engine) apply(events []model.Event) {
 	if !delta.Empty() {
 		e.out.apply(delta)
 	}
-	if len(delta.Status) > 0 {
-		e.status(delta.Status)
-	}
+	e.status(events, delta.Status)
 	if len(delta.Entries) > 0 {
 		e.entries(delta.Entries)
 	}

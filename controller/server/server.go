@@ -57,10 +57,8 @@ type Config struct {
 
 	// Authority is required with XDSAddr; nil: there is none.
 	Authority *AuthorityConfig
-	// Status stores what was found about policies; nil stores nothing.
-	Status interface {
-		Write(ctx context.Context, s validate.Status) error
-	}
+	// Status stores what the mesh makes of the objects; nil stores nothing.
+	Status status.Writer
 	// Addresses stores the addresses of service entries; nil: none are assigned.
 	Addresses interface {
 		WriteAddresses(ctx context.Context, a status.Assignment) error
@@ -129,10 +127,17 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
-	report := func([]validate.Status) {}
+	report := func([]model.Event, []validate.Status) {}
 	if cfg.Status != nil {
-		s.statuses = status.New(status.Config{Writer: cfg.Status, Log: cfg.Log, Clock: cfg.Clock})
-		report = s.statuses.Update
+		check, err := newCheck()
+		if err != nil {
+			return nil, err
+		}
+		s.statuses = status.New(status.Config{Writer: cfg.Status, Log: cfg.Log, Clock: cfg.Clock, Check: check})
+		report = func(events []model.Event, statuses []validate.Status) {
+			s.statuses.Observe(events)
+			s.statuses.Update(statuses)
+		}
 	}
 	entries := func([]model.EntryAddresses) {}
 	if cfg.Addresses != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,25 +19,29 @@ import (
 )
 
 const (
-	group      = "security.istio.io"
-	apiVersion = group + "/v1"
 	writerName = "controller"
+	// fieldManager owns what this package writes: other managers' fields of a status are not touched.
+	fieldManager = "istiod-status"
 )
 
 // Directory writes statuses into the overlay directory below Dir.
 type Directory struct{ Dir string }
 
-// Write implements the Manager's writer.
-func (d Directory) Write(_ context.Context, s validate.Status) error {
-	k := configdir.Key{Group: group, Kind: s.Kind, Namespace: s.Namespace, Name: s.Name}
+// Write implements Writer.
+func (d Directory) Write(_ context.Context, s validate.Status, _ map[string]any) (bool, error) {
+	r, ok := model.ResourceOf(model.Kind(s.Kind))
+	if !ok {
+		return false, fmt.Errorf("write status of %s: not a kind of the mesh", s.Key())
+	}
+	k := configdir.Key{Group: r.Group, Kind: r.APIKind, Namespace: s.Namespace, Name: s.Name}
 	if s.Gone {
-		return configdir.RemoveOverlay(d.Dir, writerName, k)
+		return true, configdir.RemoveOverlay(d.Dir, writerName, k)
 	}
 	var list []any
 	for _, c := range conditionsOf(s) {
 		list = append(list, map[string]any{"type": c.name, "status": c.status, "reason": c.reason, "message": c.message})
 	}
-	return configdir.WriteOverlay(d.Dir, writerName, configdir.Overlay{APIVersion: apiVersion, Key: k,
+	return true, configdir.WriteOverlay(d.Dir, writerName, configdir.Overlay{APIVersion: r.Group + "/" + r.Versions[0], Key: k,
 		Status: map[string]any{"conditions": list}})
 }
 
@@ -48,76 +51,94 @@ type Kubernetes struct {
 	Clock  clock.Clock
 }
 
-var resources = map[string]string{
-	string(model.KindPeerAuthentication):  "peerauthentications",
-	string(model.KindAuthorizationPolicy): "authorizationpolicies",
+// Write implements Writer.
+func (k Kubernetes) Write(ctx context.Context, s validate.Status, now map[string]any) (bool, error) {
+	r, ok := model.ResourceOf(model.Kind(s.Kind))
+	switch {
+	case !ok:
+		return false, fmt.Errorf("write status of %s: not a kind of the mesh", s.Key())
+	case s.Gone:
+		return false, nil
+	case isRoute(r.Kind):
+		return k.route(ctx, r, s, now)
+	}
+	list, changed := render(s, byType(now["conditions"]), k.Clock.Now())
+	if !changed {
+		return false, nil
+	}
+	status := map[string]any{"conditions": list}
+	if r.Group != model.GroupGatewayAPI {
+		status["observedGeneration"] = s.Generation
+		if messages := validationMessages(s); messages != nil {
+			status["validationMessages"] = messages
+		}
+	}
+	return true, k.each(r, s, func(client dynamic.ResourceInterface, version string) error {
+		meta := map[string]any{"name": s.Name}
+		if !r.Cluster {
+			meta["namespace"] = s.Namespace
+		}
+		o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": r.Group + "/" + version, "kind": r.APIKind,
+			"metadata": meta, "status": status}}
+		_, err := client.ApplyStatus(ctx, s.Name, o, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+		return err
+	})
 }
 
-// Write implements the Manager's writer. Conditions of other types are kept.
-func (k Kubernetes) Write(ctx context.Context, s validate.Status) error {
-	if s.Gone {
+func isRoute(k model.Kind) bool {
+	switch k {
+	case model.KindHTTPRoute, model.KindGRPCRoute, model.KindTCPRoute, model.KindTLSRoute, model.KindUDPRoute:
+		return true
+	}
+	return false
+}
+
+// each calls f for the versions of the kind until one is served. An object that is gone is no error.
+func (k Kubernetes) each(r model.Resource, s validate.Status, f func(dynamic.ResourceInterface, string) error) error {
+	for _, v := range r.Versions {
+		client := k.Client.Resource(schema.GroupVersionResource{Group: r.Group, Version: v, Resource: r.Plural})
+		err := error(nil)
+		if r.Cluster {
+			err = f(client, v)
+		} else {
+			err = f(client.Namespace(s.Namespace), v)
+		}
+		if apierrors.IsNotFound(err) { // the version, or the object
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("write status of %s: %w", s.Key(), err)
+		}
 		return nil
-	}
-	gvr := schema.GroupVersionResource{Group: group, Version: "v1", Resource: resources[s.Kind]}
-	client := k.Client.Resource(gvr).Namespace(s.Namespace)
-	now, err := client.Get(ctx, s.Name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("read %s: %w", s.Key(), err)
-	}
-	list, changed := k.merge(now, s)
-	if !changed {
-		return nil
-	}
-	patch, err := json.Marshal(map[string]any{"status": map[string]any{
-		"conditions": list, "observedGeneration": s.Generation}})
-	if err != nil {
-		return fmt.Errorf("encode status of %s: %w", s.Key(), err)
-	}
-	_, err = client.Patch(ctx, s.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "istiod"}, "status")
-	if apierrors.IsNotFound(err) { // removed since
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("write status of %s: %w", s.Key(), err)
 	}
 	return nil
 }
 
-// merge returns the list of conditions as it should be and whether it differs from what the object has.
-func (k Kubernetes) merge(u *unstructured.Unstructured, s validate.Status) (list []any, changed bool) {
-	old, _, err := unstructured.NestedSlice(u.Object, "status", "conditions")
-	if err != nil {
-		old = nil // of a shape that is not ours: replaced
+// route writes under the parents of a route. Their list has several writers and no owner of single items: it is read before
+// it is written, and written only if nobody else did meanwhile.
+func (k Kubernetes) route(ctx context.Context, r model.Resource, s validate.Status, now map[string]any) (bool, error) {
+	if _, changed, err := routeParents(s, now, k.Clock.Now()); err != nil || !changed {
+		return false, err
 	}
-	had := map[string]map[string]any{}
-	for _, o := range old {
-		m, ok := o.(map[string]any)
-		name, _ := m["type"].(string)
-		if !ok {
-			continue
+	return true, k.each(r, s, func(client dynamic.ResourceInterface, _ string) error {
+		u, err := client.Get(ctx, s.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
 		}
-		had[name] = m
-		if name != ConditionAccepted && name != ConditionEnforced {
-			list = append(list, m)
+		status, _ := u.Object["status"].(map[string]any)
+		list, changed, err := routeParents(s, status, k.Clock.Now())
+		if err != nil || !changed {
+			return err
 		}
-	}
-	for _, c := range conditionsOf(s) {
-		m := map[string]any{"type": c.name, "status": c.status, "reason": c.reason, "message": c.message,
-			"observedGeneration": s.Generation}
-		before := had[c.name]
-		m["lastTransitionTime"] = before["lastTransitionTime"]
-		if before["status"] != c.status || m["lastTransitionTime"] == nil {
-			m["lastTransitionTime"] = k.Clock.Now().UTC().Format(time.RFC3339)
+		if list == nil {
+			list = []any{}
 		}
-		for _, field := range []string{"status", "reason", "message", "observedGeneration"} {
-			if fmt.Sprint(before[field]) != fmt.Sprint(m[field]) {
-				changed = true
-			}
+		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": u.GetResourceVersion()},
+			"status": map[string]any{"parents": list}})
+		if err != nil {
+			return err
 		}
-		list = append(list, m)
-	}
-	return list, changed
+		_, err = client.Patch(ctx, s.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}, "status")
+		return err
+	})
 }

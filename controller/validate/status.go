@@ -1,6 +1,11 @@
 package validate
 
-import "strings"
+import (
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+)
 
 // Reasons of a Status.
 const (
@@ -28,6 +33,10 @@ type Status struct {
 	EnforcedBy            string // reason of Enforced
 	Message               string
 	Findings              []Finding
+	// Object is what the status is about, so that whoever writes it may look closer; nil for policies, which were.
+	Object metav1.Object
+	// Parents are those of a route under which the status is said.
+	Parents []gatewayv1.ParentReference
 }
 
 // Key is Kind Namespace/Name.
@@ -54,5 +63,29 @@ func (s Status) Judge(findings []Finding, reason, text string) Status {
 	case Warning:
 		s.EnforcedBy = ReasonPartially
 	}
+	return s
+}
+
+// With adds what a closer look found: an error means that the object is not accepted. What the status said is kept.
+func (s Status) With(findings []Finding) Status {
+	worst := Worst(findings)
+	if worst == Info || !s.Accepted {
+		return s
+	}
+	var texts []string
+	for _, f := range findings {
+		if f.Severity == worst {
+			texts = append(texts, strings.TrimPrefix(f.Field+": "+f.Message, ": "))
+		}
+	}
+	s.Findings = append(s.Findings[:len(s.Findings):len(s.Findings)], findings...)
+	if worst == Error {
+		s.Accepted, s.AcceptedBy = false, ReasonInvalid
+		s.Enforced, s.EnforcedBy = false, ReasonInvalid
+	}
+	if s.Message != "" {
+		texts = append(texts, s.Message)
+	}
+	s.Message = strings.Join(texts, "; ")
 	return s
 }

@@ -1,6 +1,6 @@
 // Command gen writes the custom resource definitions that the base chart installs. It reads the schemas of the API module
-// that go.mod pins, drops the prose, stores v1beta1 where that version exists (TR-23), adds the category istio-io (IN-18)
-// and keeps unknown fields of security kinds. Run it with "make generate".
+// that go.mod pins, drops the prose, stores v1beta1 where that version exists (TR-23), adds the category istio-io (IN-18),
+// gives each condition of a status an owner and keeps unknown fields of security kinds. Run it with "make generate".
 package main
 
 import (
@@ -81,6 +81,7 @@ func adapt(crd map[string]any) error {
 			v["storage"] = v["name"] == "v1beta1"
 		}
 		dropProse(v["schema"])
+		ownConditions(v)
 		if spec["group"] == securityGroup {
 			if err := keepUnknownSpec(v); err != nil {
 				return fmt.Errorf("definition %v: %w", meta["name"], err)
@@ -91,6 +92,21 @@ func adapt(crd map[string]any) error {
 		}
 	}
 	return nil
+}
+
+// ownConditions makes conditions a list of items with an owner each, so that writing one by server-side apply leaves others'
+// alone.
+func ownConditions(version map[string]any) {
+	at := version
+	for _, key := range []string{"schema", "openAPIV3Schema", "properties", "status", "properties", "conditions"} {
+		at, _ = at[key].(map[string]any)
+	}
+	items, _ := at["items"].(map[string]any)
+	if items == nil {
+		return
+	}
+	at["x-kubernetes-list-type"], at["x-kubernetes-list-map-keys"] = "map", []any{"type"}
+	items["required"] = []any{"type"}
 }
 
 const securityGroup = "security.istio.io"

@@ -55,7 +55,13 @@ func forKubernetes(cfg *server.Config, o Options) error {
 		Log: cfg.Log, Clock: cfg.Clock})
 	cfg.Compile.RequireMesh = true // the chart makes the ConfigMap
 	cfg.Keys.Store = keeper.ConfigMapStore{Client: client.CoreV1().ConfigMaps(o.rootNamespace)}
-	writer := status.Kubernetes{Client: dyn, Clock: cfg.Clock}
+	own := rest.CopyConfig(rc) // statuses of many objects must not hold up watches
+	own.RateLimiter = nil
+	statuses, err := dynamic.NewForConfig(own)
+	if err != nil {
+		return fmt.Errorf("make client for statuses: %w", err)
+	}
+	writer := status.Kubernetes{Client: statuses, Clock: cfg.Clock}
 	cfg.Status, cfg.Addresses = writer, writer
 	cfg.Lead = server.ByLease(client, o.rootNamespace, o.identity, cfg.Log)
 	secrets := client.CoreV1().Secrets(o.rootNamespace)

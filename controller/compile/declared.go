@@ -1,0 +1,149 @@
+package compile
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/model/support"
+	"github.com/undermesh/undermesh/controller/validate"
+)
+
+// declarations are the objects of the mesh's APIs, as far as their statuses are concerned. Policies of AuthorizationPolicy and
+// PeerAuthentication are not among them: their statuses come from compiling them.
+type declarations struct {
+	all      map[owner]declared
+	restate  map[owner]bool // whose status may have changed
+	gateways gateways
+}
+
+type declared struct {
+	object metav1.Object
+	issues []validate.Field
+}
+
+func newDeclarations() declarations {
+	return declarations{all: map[owner]declared{}, restate: map[owner]bool{}, gateways: newGateways()}
+}
+
+// take takes in the events about objects of the mesh's APIs.
+func (d *declarations) take(events []model.Event) {
+	for _, e := range events {
+		if _, ok := model.ResourceOf(e.Kind); !ok || e.Kind == model.KindAuthorizationPolicy || e.Kind == model.KindPeerAuthentication {
+			continue
+		}
+		o := owner{e.Kind, e.Name}
+		d.restate[o] = true
+		old, now := d.all[o].object, metav1.Object(nil)
+		delete(d.all, o)
+		if object, ok := e.Object.(metav1.Object); ok {
+			now = object
+			d.all[o] = declared{object, e.Issues}
+		}
+		d.gateways.changed(o, old, now, func(o owner) { d.restate[o] = true })
+	}
+}
+
+// statuses of the declared objects that may have changed, and of those among the owners. What compiling said of an object
+// counts before what is said here, unless it is that the object is gone.
+func (c *Compiler) statuses(owners map[owner]bool, compiled []validate.Status) []validate.Status {
+	d := &c.declarations
+	for o := range owners {
+		if _, ok := d.all[o]; ok {
+			d.restate[o] = true
+		}
+	}
+	said := map[string]bool{}
+	var out []validate.Status
+	for _, s := range compiled {
+		if _, there := d.all[owner{model.Kind(s.Kind), model.Name{Namespace: s.Namespace, Name: s.Name}}]; s.Gone && there {
+			continue
+		}
+		said[s.Key()] = true
+		out = append(out, s)
+	}
+	for o := range d.restate {
+		if s, ok := c.declaredStatus(o); ok && !said[s.Key()] {
+			out = append(out, s)
+		}
+	}
+	clear(d.restate)
+	return out
+}
+
+// declaredStatus returns ok=false for an object that gets no status of ours.
+func (c *Compiler) declaredStatus(o owner) (st validate.Status, ok bool) {
+	st = newStatus(o.kind, o.name)
+	d, there := c.declarations.all[o]
+	if !there {
+		st.Gone = true
+		return st, true
+	}
+	if st.Parents, ok = c.declarations.gateways.ours(o, d.object); !ok {
+		return st, false
+	}
+	if o.kind == model.KindRequestAuthentication && c.reg.Policy(model.StandIn(o.name)) != nil {
+		return st, false // the policy in its place speaks for it
+	}
+	st.Generation, st.Object = d.object.GetGeneration(), d.object
+	found := slices.Clone(c.findings[o])
+	for _, i := range d.issues {
+		found = append(found, validate.Finding{Severity: validate.Error, Kind: string(o.kind), Namespace: o.name.Namespace, Name: o.name.Name,
+			Field: i.Path, Message: i.Message})
+	}
+	st = st.Judge(found, validate.ReasonInvalid, "not all of it can be read as written, and that has no effect")
+	if !st.Accepted {
+		return st, true
+	}
+	waiting, never := fieldsWithoutEffect(string(o.kind), d.object)
+	switch {
+	case waiting != "":
+		st.AcceptedBy = validate.ReasonNotEnforced
+		st.Enforced, st.EnforcedBy = false, validate.ReasonNotEnforced
+	case never != "":
+		st.EnforcedBy = validate.ReasonPartially
+	}
+	st.Message = strings.Join(slices.DeleteFunc([]string{waiting, never, st.Message}, func(s string) bool { return s == "" }), "; ")
+	return st, true
+}
+
+// mostFields is how many fields a message names.
+const mostFields = 8
+
+// fieldsWithoutEffect says which fields of the object do not do what they say yet, and which never will.
+func fieldsWithoutEffect(kind string, object metav1.Object) (waiting, never string) {
+	spec := reflect.ValueOf(object).Elem().FieldByName("Spec")
+	if !spec.IsValid() {
+		return "", ""
+	}
+	var later, unused []string
+	for _, f := range support.Ineffective(kind, spec.Addr().Interface()) {
+		path := "spec." + strings.ReplaceAll(f.Path, "{}", "")
+		if f.State == support.Unused {
+			unused = append(unused, path+" ("+f.Note+")")
+		} else {
+			later = append(later, path)
+		}
+	}
+	if len(later) > 0 {
+		waiting = "not enforced yet: " + shorten(later)
+		if support.Inert(kind) {
+			waiting = "the mesh does not act on this kind yet: " + shorten(later)
+		}
+	}
+	if len(unused) > 0 {
+		never = "without effect: " + shorten(unused)
+	}
+	return waiting, never
+}
+
+func shorten(list []string) string {
+	if len(list) <= mostFields {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:mostFields], ", "), len(list)-mostFields)
+}
