@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
@@ -137,7 +136,6 @@ func rotateUnderHandshakes(t *testing.T) {
 		replicas, services = append(replicas, a), append(services, s)
 	}
 	check(t, replicas[0].Sync(ctx, true))
-	r := rand.New(rand.NewPCG(1, 2))
 	first, err := replicas[0].RootPEM()
 	check(t, err)
 	var nodes []*identity.Manager
@@ -145,7 +143,7 @@ func rotateUnderHandshakes(t *testing.T) {
 	var ids []api.Identity
 	for i := range 3 {
 		f := &rootFile{data: first}
-		m, err := identity.New(identity.Config{Issuer: services[i%2], Roots: identity.NewRoots(f.read), Clock: clock.System(),
+		m, err := identity.New(identity.Config{Issuer: services[i%2], Roots: identity.NewRoots(f.read), Clock: clock.System(), RenewSettle: time.Second, RenewSpread: 10 * time.Second,
 			Trust: func() identity.Trust { return identity.Trust{Domain: "cluster.local"} }})
 		check(t, err)
 		running.Go(func() { _ = m.Run(ctx) })
@@ -169,15 +167,14 @@ func rotateUnderHandshakes(t *testing.T) {
 		replicas[0].Distributed(now)
 		if string(now) != string(published) {
 			published = now
-			for _, f := range files {
+			for i, f := range files { // the last node learns when the first has renewed
 				running.Go(func() {
 					select {
 					case <-ctx.Done():
-					case <-time.After(time.Duration(r.IntN(100)) * time.Second):
+					case <-time.After(time.Duration(i) * 55 * time.Second):
 						f.set(now)
 					}
 				})
-				synctest.Wait()
 			}
 		}
 		for i := range nodes {
