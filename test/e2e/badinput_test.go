@@ -94,6 +94,7 @@ func (w *World) awaitEvent(ctx context.Context, namespace, reason, text string) 
 // TestBadPolicy: what cannot be enforced as written refuses everything, and the status names the field.
 func TestBadPolicy(t *testing.T) {
 	ctx, w := meshed(t)
+	withoutAdmission(ctx, t, w) // it refuses them before they are stored
 	for _, tc := range []struct{ title, rule, says string }{
 		{"invalid port", `to: [{operation: {ports: ["http"]}}]`, "ports"},
 		{"invalid block", `from: [{source: {ipBlocks: ["10.0.0.0/33"]}}]`, "ipBlocks"},
@@ -153,6 +154,7 @@ func TestBadBytes(t *testing.T) {
 	ctx, w := meshed(t)
 	pod, err := w.OnePod(ctx, "foo", "httpbin")
 	check(t, err)
+	since := time.Now().UTC().Truncate(time.Second).Format(time.RFC3339)
 	garbage := bytes.Repeat([]byte{0x16, 0x03, 0x01, 0xff, 0xff, 'g', 0}, 400)
 	unharmed(ctx, t, w, func() {
 		for _, tc := range []struct {
@@ -177,6 +179,7 @@ func TestBadBytes(t *testing.T) {
 				t.Errorf("%s: the connection was accepted", tc.title)
 			}
 		}
+		check(t, w.ExpectLog(ctx, since, `"reason":"tls_handshake"`, pod.Metadata.Name, pod.Status.PodIP+":15008"))
 	})
 	t.Run("control: the pod is reached on the application's port", func(t *testing.T) {
 		got, err := exchange(ctx, pod.Status.PodIP+":80", []byte("GET /ip HTTP/1.1\r\nHost: httpbin\r\nConnection: close\r\n\r\n"))
@@ -288,13 +291,65 @@ spec:
 		for _, after := range []time.Duration{100 * time.Millisecond, 400 * time.Millisecond, 900 * time.Millisecond} {
 			check(t, w.Apply(ctx, pods))
 			check(t, Hold(ctx, after))
-			_, err := w.Kubectl(ctx, "delete", "pods", "-n", "foo", "-l", "app=brief", "--force", "--grace-period=0", "--wait")
-			check(t, err)
+			check(t, w.deleteBrief(ctx))
 		}
+		check(t, w.deletedDuringAdd(ctx, pods))
 		check(t, Until(ctx, time.Minute, "the pins of node1 to be those of its enrolled pods", func(ctx context.Context) error {
 			return w.comparePins(ctx, "node1")
 		}))
 	})
+	t.Run("control: pods that are not deleted have pins", func(t *testing.T) {
+		before, err := w.pins(ctx, "node1")
+		check(t, err)
+		check(t, w.Apply(ctx, pods))
+		t.Cleanup(func() { check(t, w.deleteBrief(context.Background())) })
+		check(t, Until(ctx, time.Minute, "pins of eight more pods", func(ctx context.Context) error {
+			now, err := w.pins(ctx, "node1")
+			if err == nil && len(now) < len(before)+8 {
+				err = fmt.Errorf("%d pods before, %d now", len(before), len(now))
+			}
+			return err
+		}))
+	})
+}
+
+func (w *World) deleteBrief(ctx context.Context) error {
+	_, err := w.Kubectl(ctx, "delete", "pods", "-n", "foo", "-l", "app=brief", "--force", "--grace-period=0", "--wait")
+	return err
+}
+
+// deletedDuringAdd deletes pods while their ADD waits for the agent, which is stopped meanwhile. The agent must name one of them.
+func (w *World) deletedDuringAdd(ctx context.Context, pods string) error {
+	agent, err := w.PID(ctx, "node1", "^/nodeagent ")
+	if err != nil {
+		return err
+	}
+	since := time.Now().UTC().Truncate(time.Second).Format(time.RFC3339)
+	if err := w.Signal(ctx, "node1", "STOP", agent); err != nil {
+		return err
+	}
+	goOn := func() error { return w.Signal(context.WithoutCancel(ctx), "node1", "CONT", agent) }
+	err = w.Apply(ctx, pods)
+	if err == nil {
+		err = Until(ctx, 20*time.Second, "a plugin to wait for the agent", func(ctx context.Context) error {
+			_, err := w.Cluster(ctx, "node", "1", "--", "pgrep", "-f", "undermesh-cni")
+			return err
+		})
+	}
+	if err == nil {
+		err = w.deleteBrief(ctx)
+	}
+	if err := errors.Join(err, goOn()); err != nil {
+		return err
+	}
+	_, err = w.awaitLine(ctx, "istio-cni-node", since, "CNI command refused", "foo/brief-", "pod does not exist")
+	return err
+}
+
+// pins are the uids of the pods that a node has pins of.
+func (w *World) pins(ctx context.Context, node string) ([]string, error) {
+	out, err := w.Cluster(ctx, "node", strings.TrimPrefix(node, "node"), "--", "ls", "/sys/fs/bpf/undermesh/pods")
+	return strings.Fields(out), err
 }
 
 // comparePins wants a directory of pins for each enrolled pod of a node, and no other.
@@ -313,11 +368,11 @@ func (w *World) comparePins(ctx context.Context, node string) error {
 			want[p.Metadata.UID] = true
 		}
 	}
-	out, err = w.Cluster(ctx, "node", strings.TrimPrefix(node, "node"), "--", "ls", "/sys/fs/bpf/undermesh/pods")
+	have, err := w.pins(ctx, node)
 	if err != nil {
 		return err
 	}
-	for _, uid := range strings.Fields(out) {
+	for _, uid := range have {
 		if !want[uid] {
 			return fmt.Errorf("there are pins of %s, which is no enrolled pod", uid)
 		}

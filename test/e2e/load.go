@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -202,17 +203,23 @@ func (r *LoadReport) enough() error {
 	return nil
 }
 
-// BrokenOnce wants the failures that the death of a proxy at a time explains, and no others: each long connection breaks
-// once at most, at that time; of the new ones only those that were in the proxy at that moment, and all others were answered
-// within limit.
-func BrokenOnce(reports []LoadReport, died time.Time, limit time.Duration) error {
+// BrokenOnce wants the failures that the death of a proxy at a time explains, and no others: each long connection of the clients on
+// these nodes, which passed it, breaks once, at that time, and none of the others; of the new ones only those that were
+// in the proxy at that moment, and all others were answered within limit.
+func BrokenOnce(reports []LoadReport, through []string, died time.Time, limit time.Duration) error {
 	at := died.UnixMilli()
 	for i := range reports {
 		r := &reports[i]
 		if err := r.enough(); err != nil {
 			return err
 		}
-		if r.Long.Failed > loadLong || r.Long.Started != loadLong+r.Long.Failed {
+		if !slices.Contains(through, r.Node) {
+			if err := Unharmed([]LoadReport{*r}); err != nil {
+				return err
+			}
+			continue
+		}
+		if r.Long.Failed != loadLong || r.Long.Started != 2*loadLong {
 			return fmt.Errorf("client on %s: %d failures of %d long connections", r.Node, r.Long.Failed, loadLong)
 		}
 		for _, f := range append(r.Long.Failures, r.New.Failures...) {

@@ -106,18 +106,20 @@ func TestLoadKillZtunnel(t *testing.T) {
 	_, err := w.Reports(ctx)
 	check(t, err)
 	for _, victim := range []struct {
-		title, pattern string
-		byKubelet      bool // who looks at containers once a second: its delay comes on top
+		title, node, pattern string
+		through              []string // the clients whose connections pass it: the server is on node1
+		byKubelet            bool     // who looks at containers once a second: its delay comes on top
 	}{
-		{"worker", "^/ztunnel worker ", false},
-		{"supervisor", "^/ztunnel --", true},
+		{"worker", "node1", "^/ztunnel worker ", nodes, false},
+		{"worker of a client's node", "node2", "^/ztunnel worker ", nodes[1:], false},
+		{"supervisor", "node1", "^/ztunnel --", nodes, true},
 	} {
 		t.Run(victim.title, func(t *testing.T) {
-			check(t, w.renewZtunnel(ctx, "node1")) // kubelet starts a container at once that did not crash of late
+			check(t, w.renewZtunnel(ctx, victim.node)) // kubelet starts a container at once that did not crash of late
 			check(t, w.StartClients(ctx))
 			check(t, w.StartOutsiders(ctx))
 			check(t, Hold(ctx, 3*time.Second))
-			died, gap, err := w.KillAndAwait(ctx, "node1", victim.pattern)
+			died, gap, err := w.KillAndAwait(ctx, victim.node, victim.pattern)
 			check(t, err)
 			limit := time.Second
 			if victim.byKubelet {
@@ -131,7 +133,7 @@ func TestLoadKillZtunnel(t *testing.T) {
 			if answered != 0 {
 				t.Errorf("%d tries of clients outside the mesh were answered", answered)
 			}
-			check(t, BrokenOnce(reports, died, limit))
+			check(t, BrokenOnce(reports, victim.through, died, limit))
 			_, err = w.Kubectl(ctx, "delete", "namespace", outsiders, "--wait")
 			check(t, err)
 		})

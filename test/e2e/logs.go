@@ -12,8 +12,13 @@ import (
 
 // AwaitLog waits for a line of a ztunnel that has all the texts, and returns it. since is in RFC 3339.
 func (w *World) AwaitLog(ctx context.Context, since string, texts ...string) (found string, err error) {
-	err = Until(ctx, 20*time.Second, "a line of ztunnel with "+strings.Join(texts, ", "), func(ctx context.Context) error {
-		out, err := w.Kubectl(ctx, "logs", "-n", api.DefaultRootNamespace, "-l", "app=ztunnel", "--tail=-1", "--since-time="+since)
+	return w.awaitLine(ctx, "ztunnel", since, texts...)
+}
+
+// awaitLine is AwaitLog for any component.
+func (w *World) awaitLine(ctx context.Context, app, since string, texts ...string) (found string, err error) {
+	err = Until(ctx, 20*time.Second, "a line of "+app+" with "+strings.Join(texts, ", "), func(ctx context.Context) error {
+		out, err := w.Kubectl(ctx, "logs", "-n", api.DefaultRootNamespace, "-l", "app="+app, "--tail=-1", "--since-time="+since)
 		if err != nil {
 			return err
 		}

@@ -28,10 +28,10 @@ func policyRows(barIP string) []row {
   rules:
   - to: [{operation: {ports: ["9001"]}}]
 `), refusal("policy_not_allowed", ""), ""},
-		{"AZ-34", "a refusal by DENY names the rule", echoPolicy("no-bar", `  action: DENY
+		{"AZ-34", "a refusal by DENY names the rule", echoPolicy("nobody", `  action: DENY
   rules:
   - from: [{source: {namespaces: ["elsewhere"]}}]
-  - from: [{source: {namespaces: ["bar"]}}]
+  - from: [{source: {namespaces: ["bar", "foo"]}}]
 `), refusal("policy_denied", `"rule":1`), ""},
 	}
 	for _, p := range EchoPolicies(barIP) {
@@ -73,33 +73,45 @@ func refused(namespaces ...string) func(context.Context, *World) error {
 	}
 }
 
-// refusal wants a silent client in bar to be accepted on port 9000 of foo's tcp-echo and reset within a second, and a log line with
-// the reason and a text.
+// refusal wants a silent client in bar, and one in foo on the server's own node, to be accepted on port 9000 of foo's tcp-echo and
+// reset within a second, and a log line for each with the reason and a text.
 func refusal(reason, text string) func(context.Context, *World) error {
 	return func(ctx context.Context, w *World) error {
 		pod, err := w.OnePod(ctx, "foo", "tcp-echo")
 		if err != nil {
 			return err
 		}
-		since := time.Now().UTC().Truncate(time.Second).Format(time.RFC3339)
-		r, err := w.Exec(ctx, "bar", "sleep", "curl -s -m 5 -w '%{time_connect} %{time_total}' telnet://tcp-echo.foo:9000 </dev/null; echo ' '$?")
-		if err != nil {
-			return err
+		for _, from := range Meshed {
+			since := time.Now().UTC().Truncate(time.Second).Format(time.RFC3339)
+			if err := w.refusedLater(ctx, from); err != nil {
+				return err
+			}
+			if err := w.ExpectLog(ctx, since, `"reason":"`+reason+`"`, `"policy":"foo/`, text, `"src.namespace":"`+from+`"`, pod.Status.PodIP+":9000"); err != nil {
+				return err
+			}
 		}
-		f := strings.Fields(r.Out)
-		if len(f) != 3 {
-			return fmt.Errorf("curl says %q %q", r.Out, r.Err)
-		}
-		connect, cerr := strconv.ParseFloat(f[0], 64)
-		total, terr := strconv.ParseFloat(f[1], 64)
-		if err := errors.Join(cerr, terr); err != nil {
-			return err
-		}
-		if connect == 0 || f[2] != "56" || total-connect > 1 {
-			return fmt.Errorf("%w: connected after %.3f s, ended after %.3f s with code %s", ErrOther, connect, total, f[2])
-		}
-		return w.ExpectLog(ctx, since, `"reason":"`+reason+`"`, `"policy":"foo/`, text, pod.Status.PodIP+":9000")
+		return nil
 	}
+}
+
+func (w *World) refusedLater(ctx context.Context, from string) error {
+	r, err := w.Exec(ctx, from, "sleep", "curl -s -m 5 -w '%{time_connect} %{time_total}' telnet://tcp-echo.foo:9000 </dev/null; echo ' '$?")
+	if err != nil {
+		return err
+	}
+	f := strings.Fields(r.Out)
+	if len(f) != 3 {
+		return fmt.Errorf("curl says %q %q", r.Out, r.Err)
+	}
+	connect, cerr := strconv.ParseFloat(f[0], 64)
+	total, terr := strconv.ParseFloat(f[1], 64)
+	if err := errors.Join(cerr, terr); err != nil {
+		return err
+	}
+	if connect == 0 || f[2] != "56" || total-connect > 1 {
+		return fmt.Errorf("%w: from %s connected after %.3f s, ended after %.3f s with code %s", ErrOther, from, connect, total, f[2])
+	}
+	return nil
 }
 
 // echoNow is echoCases without waiting.
