@@ -62,7 +62,8 @@ mesh-up: cluster-up images
 
 ## demo            from a bare machine to a mesh, every claim observed; the cluster stays up
 demo: cluster-up images
-	@$(call setup,build node) NAME=$(NAME) go run ./test/e2e/demo
+	@$(call setup,build node) mkdir -p .cache/test; go test -c -o .cache/test/e2e.test ./test/e2e; \
+	NAME=$(NAME) go run ./test/e2e/demo $(CURDIR)/.cache/test/e2e.test
 
 ## demo-down       nothing of it is left
 demo-down: cluster-down
