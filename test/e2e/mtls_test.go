@@ -244,4 +244,3 @@ func TestMT27Migration(t *testing.T) {
 		check(t, w.ExpectPairs(ctx, 30*time.Second))
 	})
 }
-
