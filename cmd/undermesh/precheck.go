@@ -83,7 +83,8 @@ func (c *cluster) precheck(ctx context.Context, namespace string) ([]finding, er
 	return all, nil
 }
 
-const minKubeMinor = 29
+// minKubeMinor has admission policies and tokens that name their node.
+const minKubeMinor = 30
 
 func (c *cluster) checkVersion(context.Context, string) ([]finding, error) {
 	v, err := c.kube.Discovery().ServerVersion()
