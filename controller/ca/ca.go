@@ -133,6 +133,7 @@ type Authority struct {
 
 	syncing  sync.Mutex          // one Sync at a time, protects below; order: syncing before mu
 	wanted   *issuer             // what the Secrets ask for: the last that was good
+	fallback *issuer             // the stored self-signed one, while cacerts, which are wanted, are gone
 	external []*x509.Certificate // roots of the external signer: the last that were good
 
 	mu        sync.RWMutex        // protects below

@@ -238,6 +238,58 @@ func TestOperatorsSteps(t *testing.T) {
 	}
 }
 
+// TestMT18BackToSelfSigned: cacerts are taken away; nothing changes until an operator says so, and then both are trusted.
+func TestMT18BackToSelfSigned(t *testing.T) {
+	for _, stored := range []bool{true, false} { // whether there ever was a self-signed root
+		s, clk, logs := &shared{}, &manual{now: start}, &bytes.Buffer{}
+		if stored {
+			must(t, s.replica(t, clk, logs).Sync(t.Context(), true))
+			s.record = nil
+		}
+		files, _ := hierarchy(t, start, 48*time.Hour)
+		s.set(files)
+		a, b := s.replica(t, clk, logs), s.replica(t, clk, logs)
+		must(t, a.Sync(t.Context(), true))
+		old := signerOf(t, a)
+		s.set(nil)
+		tell := func(d time.Duration) {
+			raw, _ := a.RootPEM()
+			a.Distributed(raw)
+			clk.add(d)
+			_ = a.Sync(t.Context(), true)
+			_ = b.Sync(t.Context(), false)
+		}
+		for range 3 {
+			tell(time.Hour)
+		}
+		if signerOf(t, a) != old || signerOf(t, b) != old || len(rootsOf(t, a)) != 1 {
+			t.Errorf("it changed by itself: trusted are %v", rootsOf(t, a))
+		}
+		s.set(files) // back again: the root is the operator's to replace
+		tell(time.Second)
+		s.request(RequestRotate)
+		tell(time.Second)
+		if len(s.record.Next) > 0 || !strings.Contains(s.record.Steps[len(s.record.Steps)-1].What, "refused") {
+			t.Errorf("cacerts are there: %+v", s.record.Steps)
+		}
+		s.set(nil)
+		tell(time.Second)
+		s.request(RequestRotate)
+		tell(time.Second)
+		if signerOf(t, a) != old || signerOf(t, b) != old || len(rootsOf(t, a)) != 2 {
+			t.Errorf("asked for: trusted are %v, steps %+v", rootsOf(t, a), s.record.Steps)
+		}
+		tell(time.Second)
+		tell(6 * time.Minute)
+		if signerOf(t, a) == old || signerOf(t, b) == old || len(rootsOf(t, a)) != 2 {
+			t.Errorf("not done: trusted are %v, steps %+v", rootsOf(t, a), s.record.Steps)
+		}
+		if err := a.Sync(t.Context(), true); err != nil {
+			t.Errorf("afterwards: %v", err)
+		}
+	}
+}
+
 // TestMT18LiveReload: cacerts appear, change their intermediate, go bad, change their root, and vanish.
 func TestMT18LiveReload(t *testing.T) {
 	s, clk, logs := &shared{}, &manual{now: start}, &bytes.Buffer{}

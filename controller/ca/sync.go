@@ -10,7 +10,7 @@ import (
 )
 
 // ErrPlugInGone is returned when cacerts, which were in force, are no longer there.
-var ErrPlugInGone = errors.New("cacerts are gone: what they said last stays in force until a restart")
+var ErrPlugInGone = errors.New("cacerts are gone: what they said last stays in force; store them again, or go back to a self-signed root with ca rotate")
 
 // ErrNotAgreed is returned at a start when the root that is wanted is another one than the mesh has: the leader knows more.
 var ErrNotAgreed = errors.New("the signing certificate leads to another root than the mesh's, which the leader has not taken in yet")
@@ -36,12 +36,20 @@ func (a *Authority) Sync(ctx context.Context, lead bool) error {
 // readWanted reads the signing certificate that is asked for; with an error the last good one stays wanted.
 func (a *Authority) readWanted(ctx context.Context, lead bool, now time.Time) error {
 	files, plugged, err := a.files(ctx, lead, now)
+	if plugged && err == nil {
+		a.fallback = nil // they are there
+	}
 	switch {
 	case err != nil:
 		return err
 	case a.wanted.madeFrom(files):
 		return nil
 	case !plugged && a.wanted != nil && a.wanted.plugged:
+		fallback, err := parseRoot(files, now)
+		if err != nil {
+			return fmt.Errorf("check stored root: %w", err)
+		}
+		a.fallback = fallback
 		return ErrPlugInGone
 	}
 	parse, what := parseRoot, "stored root"
@@ -54,7 +62,7 @@ func (a *Authority) readWanted(ctx context.Context, lead bool, now time.Time) er
 	}
 	a.cfg.Log.Info("signing certificate loaded", "subject", iss.cert.Subject.String(), "plugged_in", iss.plugged,
 		"root", Fingerprint(encodeCert(iss.root().Raw)), "not_after", iss.cert.NotAfter)
-	a.wanted = iss
+	a.wanted, a.fallback = iss, nil
 	return nil
 }
 
@@ -81,8 +89,12 @@ func (a *Authority) files(ctx context.Context, lead bool, now time.Time) (files 
 		if files, err = selfSigned(a.cfg.TrustDomain(), now); err != nil {
 			return nil, false, fmt.Errorf("make root: %w", err)
 		}
-	case kept.plugged:
+	case kept.plugged && !lead:
 		return nil, false, ErrPlugInGone
+	case kept.plugged:
+		if files, err = selfSigned(a.cfg.TrustDomain(), now); err != nil {
+			return nil, false, fmt.Errorf("make root: %w", err)
+		}
 	case !lead:
 		return kept.files, false, nil
 	default:
@@ -126,6 +138,7 @@ func (a *Authority) agree(ctx context.Context, lead bool, now time.Time) (*Recor
 		record = last.clone()
 		record.Version, record.Request = "", nil
 	}
+	a.fallBack(record, lead)
 	if !lead {
 		return record, nil
 	}
@@ -138,6 +151,19 @@ func (a *Authority) agree(ctx context.Context, lead bool, now time.Time) (*Recor
 		return record, nil
 	}
 	return next, a.store(ctx, record, next, s.want)
+}
+
+// fallBack lets the self-signed root be wanted again when cacerts are gone: an operator asked for it, or did before. That they
+// are gone is no reason by itself.
+func (a *Authority) fallBack(record *Record, lead bool) {
+	if a.fallback == nil || record == nil {
+		return
+	}
+	root := encodeCert(a.fallback.root().Raw)
+	asked := lead && len(record.Next) == 0 && record.Request != nil && record.Request.Step == RequestRotate
+	if asked || bytes.Equal(root, record.Next) || bytes.Equal(root, record.Root) {
+		a.wanted, a.fallback = a.fallback, nil
+	}
 }
 
 // situation is what the leader decides by.
@@ -180,6 +206,9 @@ func (a *Authority) store(ctx context.Context, was, next *Record, want *issuer) 
 func (a *Authority) madeRoot(record *Record, s *situation) (*Record, error) {
 	if record == nil || s.want.plugged {
 		return record, nil
+	}
+	if len(record.Made) == 0 && !bytes.Equal(encodeCert(s.want.root().Raw), record.Root) {
+		return record, nil // another one is wanted already
 	}
 	if len(record.Made) == 0 {
 		if record.Request == nil || record.Request.Step != RequestRotate || len(record.Next) > 0 {
