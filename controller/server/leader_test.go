@@ -72,8 +72,10 @@ func TestNodeAuthorizerReadsOnAMiss(t *testing.T) {
 		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: "uid-1"},
 			Spec: corev1.PodSpec{NodeName: node, ServiceAccountName: account}, Status: corev1.PodStatus{Phase: phase}}
 	}
+	ending := pod("bar", "ending", "n1", "ending", corev1.PodRunning) // it serves until its containers ended
+	ending.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)}
 	client := fake.NewClientset(pod("istio-system", "z1", "n1", "ztunnel", ""), pod("foo", "late", "n1", "late", ""),
-		pod("foo", "done", "n1", "done", corev1.PodSucceeded))
+		pod("foo", "done", "n1", "done", corev1.PodSucceeded), ending)
 	n := nodeAuthorizer{runsOn{index: watch.NewIndex(), direct: client}}
 	id := func(account string) api.Identity {
 		return api.Identity{TrustDomain: "cluster.local", Namespace: "foo", ServiceAccount: account}
@@ -81,6 +83,9 @@ func TestNodeAuthorizerReadsOnAMiss(t *testing.T) {
 	caller := ca.Caller{Namespace: "istio-system", ServiceAccount: "ztunnel", Node: "n1"}
 	if err := n.MayImpersonate(t.Context(), caller, id("late")); err != nil {
 		t.Error("a pod whose event is late:", err)
+	}
+	if err := n.MayImpersonate(t.Context(), caller, api.Identity{TrustDomain: "cluster.local", Namespace: "bar", ServiceAccount: "ending"}); err != nil {
+		t.Error("a pod that is being deleted:", err)
 	}
 	byPod := ca.Caller{Namespace: "istio-system", ServiceAccount: "ztunnel", PodName: "z1", PodUID: "uid-1"}
 	if err := n.MayImpersonate(t.Context(), byPod, id("late")); err != nil {

@@ -164,6 +164,11 @@ func TestIndex(t *testing.T) {
 	if !x.Runs("n1", "foo", "default") {
 		t.Error("one of two pods ended and the other is forgotten")
 	}
+	ending := pod("b", "n1", corev1.PodRunning)
+	ending.Object.(*corev1.Pod).DeletionTimestamp = &metav1.Time{}
+	if x.Apply([]model.Event{ending}); !x.Runs("n1", "foo", "default") {
+		t.Error("a pod that is being deleted still runs and is forgotten")
+	}
 	x.Apply([]model.Event{{Kind: model.KindPod, Name: nameOf("foo", "b")}})
 	if x.Runs("n1", "foo", "default") {
 		t.Error("no pod is left and the account still runs there")

@@ -71,6 +71,15 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// TestDecideTerminating: a pod stays in the mesh while it ends, since it may be the last one that serves.
+func TestDecideTerminating(t *testing.T) {
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "foo", Labels: map[string]string{"istio-injection": "enabled"}}}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &metav1.Time{}}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
+	if d := Decide(ns, pod, Policy{}); !d.Enrolled {
+		t.Errorf("not enrolled: %s", d.Why)
+	}
+}
+
 func TestDecideNever(t *testing.T) {
 	on := map[string]string{"istio-injection": "enabled"}
 	for name, tc := range map[string]struct {
