@@ -188,7 +188,9 @@ func refusal(r *admissionv1.AdmissionRequest, wrong []validate.Finding) *metav1.
 			break
 		}
 		lines = append(lines, line(f))
-		s.Details.Causes = append(s.Details.Causes, metav1.StatusCause{Type: metav1.CauseTypeFieldValueInvalid, Message: f.Message, Field: f.Field})
+		field := f.Field
+		f.Field = "" // kubectl writes it before the text
+		s.Details.Causes = append(s.Details.Causes, metav1.StatusCause{Type: metav1.CauseTypeFieldValueInvalid, Message: line(f), Field: field})
 	}
 	s.Message = fmt.Sprintf("%s %s: %s", r.Kind.Kind, name, strings.Join(lines, "; "))
 	return s

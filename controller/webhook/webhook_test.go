@@ -105,6 +105,9 @@ func TestReview(t *testing.T) {
 			if got.Allowed != tc.allowed || got.UID != "u" || !strings.Contains(text, tc.says) || (tc.says == "") != (text == "") {
 				t.Errorf("allowed %t: %s", got.Allowed, text)
 			}
+			if tc.name == "unknown field" && got.Result.Details.Causes[0].Message != `unknown field (did you mean "from"?)` {
+				t.Errorf("%+v", got.Result.Details.Causes)
+			}
 			if !got.Allowed && (got.Result.Code != http.StatusUnprocessableEntity || len(got.Result.Details.Causes) == 0 || got.Result.Details.Causes[0].Field == "") {
 				t.Errorf("%+v", got.Result)
 			}
