@@ -9,11 +9,13 @@ import (
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	upstream "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 
 	"github.com/undermesh/undermesh/controller/api"
 )
@@ -65,14 +67,10 @@ func carriesHTTP(protocol string) bool {
 
 func (c *Compiler) cluster(s callee, p calleePort) *cluster.Cluster {
 	out := &cluster.Cluster{
-		Name:           api.ClusterName(p.number, "", s.hostname),
-		ConnectTimeout: durationpb.New(c.connectTimeout()),
-		LbPolicy:       cluster.Cluster_ROUND_ROBIN, // SR-02: in turn
-		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
-			MaxConnections: unlimited(), MaxPendingRequests: unlimited(), MaxRequests: unlimited(), MaxRetries: unlimited(),
-			TrackRemaining: true,
-		}}},
+		Name:     api.ClusterName(p.number, "", s.hostname),
+		LbPolicy: cluster.Cluster_ROUND_ROBIN, // SR-02: in turn
 	}
+	out.ConnectTimeout, out.CircuitBreakers = c.defaults().timeout, c.defaults().breakers
 	out.ClusterDiscoveryType = &cluster.Cluster_Type{Type: s.finding}
 	switch s.finding {
 	case cluster.Cluster_ORIGINAL_DST:
@@ -123,22 +121,45 @@ func upstreamHTTP(protocol string) *upstream.HttpProtocolOptions {
 	return nil
 }
 
-func (c *Compiler) connectTimeout() time.Duration {
-	if t := c.reg.Mesh().Config.GetConnectTimeout(); t.AsDuration() > 0 {
-		return t.AsDuration()
+// callDefaults are the parts that clusters and routes have in common: one message each, shared by all of them, because
+// there is a cluster and a route for each port of the mesh.
+type callDefaults struct {
+	config   *meshv1alpha1.MeshConfig // that they were made of
+	timeout  *durationpb.Duration
+	none     *durationpb.Duration
+	breakers *cluster.CircuitBreakers
+	retry    *route.RetryPolicy // nil: none
+	stream   *route.RouteAction_MaxStreamDuration
+}
+
+// defaults are those of the mesh as it is now.
+func (c *Compiler) defaults() *callDefaults {
+	config := c.reg.Mesh().Config
+	if c.calling != nil && c.calling.config == config {
+		return c.calling
 	}
-	return defaultConnectTimeout
+	none := durationpb.New(0)
+	c.calling = &callDefaults{config: config, timeout: durationpb.New(defaultConnectTimeout), none: none, retry: retryPolicy(config),
+		breakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
+			MaxConnections: unlimited(), MaxPendingRequests: unlimited(), MaxRequests: unlimited(), MaxRetries: unlimited(),
+			TrackRemaining: true,
+		}}},
+		stream: &route.RouteAction_MaxStreamDuration{MaxStreamDuration: none, GrpcTimeoutHeaderMax: none}}
+	if t := config.GetConnectTimeout(); t.AsDuration() > 0 {
+		c.calling.timeout = t
+	}
+	return c.calling
 }
 
 // fixedClusters are those that stand for no service; they are always there.
 func (c *Compiler) fixedClusters() []Resource {
 	passthrough := &cluster.Cluster{
-		Name: api.PassthroughCluster, ConnectTimeout: durationpb.New(c.connectTimeout()),
+		Name: api.PassthroughCluster, ConnectTimeout: c.defaults().timeout,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST}, LbPolicy: cluster.Cluster_CLUSTER_PROVIDED,
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptions: packed(upstreamHTTP(""))},
 	}
 	hole := &cluster.Cluster{
-		Name: api.BlackHoleCluster, ConnectTimeout: durationpb.New(c.connectTimeout()),
+		Name: api.BlackHoleCluster, ConnectTimeout: c.defaults().timeout,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
 	}
 	return []Resource{

@@ -87,6 +87,7 @@ type Compiler struct {
 	counts     map[validate.Severity]int
 
 	declarations declarations
+	calling      *callDefaults
 }
 
 // owner is the object that resources come from.

@@ -11,8 +11,8 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previous "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
 
@@ -32,7 +32,7 @@ const (
 // the names that mean the service in every namespace. What a namespace adds, its short names, is added where the caller is
 // known (policy.View).
 func (c *Compiler) route(s callee, p calleePort) *route.RouteConfiguration {
-	host := s.hostname + ":" + strconv.Itoa(int(p.number))
+	host, d := s.hostname+":"+strconv.Itoa(int(p.number)), c.defaults()
 	return &route.RouteConfiguration{
 		Name: api.RouteKey(s.namespace, p.number, s.hostname),
 		VirtualHosts: []*route.VirtualHost{{
@@ -42,11 +42,9 @@ func (c *Compiler) route(s callee, p calleePort) *route.RouteConfiguration {
 				Match:     &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: "/"}},
 				Decorator: &route.Decorator{Operation: host + "/*"},
 				Action: &route.Route_Route{Route: &route.RouteAction{
-					ClusterSpecifier: &route.RouteAction_Cluster{Cluster: api.ClusterName(p.number, "", s.hostname)},
-					Timeout:          durationpb.New(0), // RS-02: none
-					MaxStreamDuration: &route.RouteAction_MaxStreamDuration{
-						MaxStreamDuration: durationpb.New(0), GrpcTimeoutHeaderMax: durationpb.New(0)},
-					RetryPolicy: c.retryPolicy(),
+					ClusterSpecifier:  &route.RouteAction_Cluster{Cluster: api.ClusterName(p.number, "", s.hostname)},
+					Timeout:           d.none, // RS-02
+					MaxStreamDuration: d.stream, RetryPolicy: d.retry,
 				}},
 			}},
 		}},
@@ -56,12 +54,12 @@ func (c *Compiler) route(s callee, p calleePort) *route.RouteConfiguration {
 }
 
 // retryPolicy is nil when MeshConfig turns retries off.
-func (c *Compiler) retryPolicy() *route.RetryPolicy {
+func retryPolicy(config *meshv1alpha1.MeshConfig) *route.RetryPolicy {
 	out := &route.RetryPolicy{RetryOn: defaultRetryOn, NumRetries: wrapperspb.UInt32(defaultRetries),
 		HostSelectionRetryMaxAttempts: hostAttempts,
 		RetryHostPredicate: []*route.RetryPolicy_RetryHostPredicate{{Name: "envoy.retry_host_predicates.previous_hosts",
 			ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: previousHosts()}}}}
-	said := c.reg.Mesh().Config.GetDefaultHttpRetryPolicy()
+	said := config.GetDefaultHttpRetryPolicy()
 	if said == nil {
 		return out
 	}
