@@ -31,10 +31,11 @@ func (f *frame) caCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.caRotate(cmd.Context(), wait) }}
 	rotate.Flags().DurationVar(&wait, "wait", 15*time.Minute, "how long each step may take")
 	var force bool
+	var withdrawn time.Duration
 	withdraw := &cobra.Command{Use: "withdraw", Short: "Trust the old roots no longer", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return f.caWithdraw(cmd.Context(), force, wait) }}
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.caWithdraw(cmd.Context(), force, withdrawn) }}
 	withdraw.Flags().BoolVar(&force, "force", false, "although certificates of theirs are in use, or nodes cannot be asked: their connections end")
-	withdraw.Flags().DurationVar(&wait, "wait", time.Minute, "how long the controller may take")
+	withdraw.Flags().DurationVar(&withdrawn, "wait", time.Minute, "how long the controller may take")
 	cmd.AddCommand(status, rotate, withdraw)
 	return cmd
 }

@@ -65,7 +65,8 @@ var meshConfig = []entry{
 	{"tlsDefaults", Accepted, "2/5", "MT-14", ""},
 	{"ca", Accepted, "2/5", "MT-20", ""},
 	{"caCertificates", Accepted, "2/5", "MT-20", ""},
-	{"certificates", Accepted, "2/5", "MT-21", ""},
+	{"certificates[].secretName", Enforced, "", "MT-21", ""},
+	{"certificates[].dnsNames[]", Enforced, "", "MT-21", ""},
 	{"hboneIdleTimeout", Accepted, "2/5", "MT-01", ""},
 
 	{"ingressClass", Accepted, Gateways, "KI-01", ""},
