@@ -29,6 +29,8 @@ var rowsTSV string
 
 // deviations are rows that we decided to answer differently; the text says how.
 var deviations = map[string]string{
+	"IN-01": "gateways are not there yet: install prints the components that it installed",
+	"IN-02": "gateways are not there yet: install prints the components that it installed",
 	"TR-23": "stored as v1beta1; kubectl shows v1, which is served too",
 }
 

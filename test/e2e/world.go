@@ -74,7 +74,7 @@ func must(what string, r Result, err error) (string, error) {
 		return "", err
 	}
 	if r.Code != 0 {
-		return "", fmt.Errorf("%s: exit code %d: %s%s", what, r.Code, strings.TrimSpace(r.Err), strings.TrimSpace(r.Out))
+		return r.Out, fmt.Errorf("%s: exit code %d: %s%s", what, r.Code, strings.TrimSpace(r.Err), strings.TrimSpace(r.Out))
 	}
 	return r.Out, nil
 }
