@@ -157,3 +157,38 @@ spec:
 	t.Run("SR-21 a port of no service is captured and policed", func(t *testing.T) { check(t, r.expects(ctx, w, "bar", true)) })
 	t.Run("SR-21 control: outside the mesh", func(t *testing.T) { check(t, r.expects(ctx, w, "legacy", false)) })
 }
+
+// TestServiceRows observes what happens without any configuration of the mesh, and how soon a change of it counts.
+func TestServiceRows(t *testing.T) {
+	ctx, w := meshed(t)
+	before, err := w.PodFacts(ctx, All)
+	check(t, err)
+	for _, r := range []externalRow{
+		{"SR-01", "a new Service is known without any configuration of the mesh", `apiVersion: v1
+kind: Service
+metadata: {name: found, namespace: foo}
+spec: {selector: {app: tcp-echo}, ports: [{name: tcp, port: 9100, targetPort: 9000}]}
+`, named("found.foo", 9100, "hello", "found.foo.svc.cluster.local"), ""},
+		{"SR-18", "a new rule counts within seconds, without a restart", `apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: not-from-foo, namespace: foo}
+spec:
+  selector: {matchLabels: {app: tcp-echo}}
+  action: DENY
+  rules:
+  - from: [{source: {principals: ["cluster.local/ns/foo/sa/sleep"]}}]
+    to: [{operation: {ports: ["9001"]}}]
+`, byHost("tcp-echo.foo", 9001, ""), ""},
+	} {
+		t.Run(r.id+" control: without the resource", func(t *testing.T) { check(t, r.expects(ctx, w, "foo", false)) })
+		check(t, w.Apply(ctx, r.resource))
+		start := time.Now()
+		t.Run(r.id+" "+r.title, func(t *testing.T) { check(t, r.expects(ctx, w, "foo", true)) })
+		w.Say("%s: seen %.1f s after it was applied", r.id, time.Since(start).Seconds())
+		t.Run(r.id+" control: outside the mesh", func(t *testing.T) { check(t, r.expects(ctx, w, "legacy", false)) })
+		check(t, w.Delete(ctx, r.resource))
+	}
+	after, err := w.PodFacts(ctx, All)
+	check(t, err)
+	check(t, Same(before, after))
+}
