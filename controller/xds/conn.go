@@ -167,9 +167,11 @@ func (c *conn) push() error {
 // that name it come in two, and a client that decides by the first alone decides by a state that never was.
 func (c *conn) send(subs []*subscription) error {
 	if slices.ContainsFunc(subs, func(sub *subscription) bool { return sub.wildcard && !sub.answered }) {
-		select { // everything of a type: not to all that join at the same time
+		c.unguard() // who waits for others, and whose acknowledgements wait with it, is not stalled
+		select {    // everything of a type: not to all that join at the same time
 		case c.srv.joins <- struct{}{}:
 			defer func() { <-c.srv.joins }()
+			c.progress()
 		case <-c.stream.Context().Done():
 			return status.FromContextError(c.stream.Context().Err()).Err()
 		}

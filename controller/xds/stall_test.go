@@ -109,11 +109,15 @@ func TestJoinsWait(t *testing.T) {
 			synctest.Wait()
 			return f
 		}
-		slow, next := join(), join()
+		slow := join()
+		next := join()
 		select {
 		case <-next.out:
 			t.Fatal("two clients join at once")
-		case <-time.After(time.Second):
+		case err := <-next.done:
+			next.done <- err
+			t.Fatalf("the client that waits is cut off: %v", err)
+		case <-time.After(59 * time.Second):
 		}
 		expect(t, <-slow.out, "Address +["+uid+"a] -[]")
 		expect(t, <-next.out, "Address +["+uid+"a] -[]")

@@ -27,8 +27,8 @@ type controller struct {
 	took time.Duration // from the start of the process to readiness
 }
 
-// start runs this program again as the controller of the world and waits until it is ready.
-func start(ctx context.Context, w *world) (_ *controller, err error) {
+// start runs the program as the controller of the world and waits until it is ready; "" is this one.
+func start(ctx context.Context, w *world, program string) (_ *controller, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
@@ -43,11 +43,12 @@ func start(ctx context.Context, w *world) (_ *controller, err error) {
 	if c.dir, err = os.MkdirTemp("", "bench-controller-"); err != nil {
 		return nil, fmt.Errorf("make directory: %w", err)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find program: %w", err)
+	if program == "" {
+		if program, err = os.Executable(); err != nil {
+			return nil, fmt.Errorf("find program: %w", err)
+		}
 	}
-	c.cmd = exec.Command(self)
+	c.cmd = exec.Command(program)
 	c.cmd.Env = append(os.Environ(), serveEnv+"=http://"+l.Addr().String(), dirEnv+"="+c.dir)
 	c.cmd.Stderr = os.Stderr
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 
 // TestMeasure runs the whole bench on a small cluster: every figure is there, and the report says them.
 func TestMeasure(t *testing.T) {
-	cells, err := measure(t.Context(), 1, size{60, 3}, []int{2, 4}, load{syncs: 1, changes: 3, storm: 200, limit: time.Minute})
+	cells, err := measure(t.Context(), 1, side{}, size{60, 3}, []int{2, 4}, load{syncs: 1, changes: 3, storm: 200, limit: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestMeasure(t *testing.T) {
 		}
 	}
 	text := (&report{rounds: 1, cells: cells}).String()
-	for _, want := range []string{"| 60 | 3 | 72 | 2 |", "| 1 | 60 | 3 | 72 | 4 |"} {
+	for _, want := range []string{"|  | 60 | 3 | 72 | 2 |", "| 1 |  | 60 | 3 | 72 | 4 |"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the report lacks %q:\n%s", want, text)
 		}

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,6 +44,7 @@ func run(ctx context.Context, args []string) error {
 	rounds := fs.Int("rounds", 3, "rounds")
 	sizes := fs.String("sizes", "2000/20,20000/200,100000/1000", "`pods/nodes`, comma-separated")
 	clients := fs.String("clients", "10,100,1000", "numbers of clients, growing, at least 2")
+	before := fs.String("before", "", "earlier `build` of this program: its controller is measured in turn with this one's")
 	out := fs.String("out", "", "`directory` for the report")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -58,14 +60,21 @@ func run(ctx context.Context, args []string) error {
 	begin := time.Now()
 	r := &report{facts: machine(begin), rounds: *rounds, begin: begin}
 	fmt.Println(r.facts)
+	sides := []side{{}}
+	if *before != "" {
+		sides = []side{{"before", *before}, {}}
+	}
 	for round := range *rounds {
 		for _, sz := range szs {
 			ld := load{syncs: max(3, 40_000/sz.pods), changes: 200, storm: 10_000, limit: 5 * time.Minute}
-			cells, err := measure(ctx, round+1, sz, counts, ld)
-			if err != nil {
-				cells = append(cells, &cell{round: round + 1, size: sz, missing: err.Error()})
+			for _, by := range sides {
+				cells, err := measure(ctx, round+1, by, sz, counts, ld)
+				if err != nil {
+					cells = append(cells, &cell{round: round + 1, side: by.name, size: sz, missing: err.Error()})
+				}
+				r.cells = append(r.cells, cells...)
 			}
-			r.cells = append(r.cells, cells...)
+			slices.Reverse(sides)
 		}
 	}
 	r.took = time.Since(begin)

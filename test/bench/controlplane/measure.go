@@ -17,6 +17,7 @@ import (
 // cell is what was measured of one size with one number of clients in one round.
 type cell struct {
 	round   int
+	side    string // whose controller it is: "" for this program's
 	size    size
 	clients int
 	missing string // why there are no figures
@@ -37,6 +38,9 @@ type cell struct {
 	stormCPU        time.Duration
 	stormCollection uint32 // garbage collections in the storm
 }
+
+// side is a controller that is measured: this program's, or that of an earlier build of this program.
+type side struct{ name, program string }
 
 // load is how much is measured.
 type load struct {
@@ -60,12 +64,12 @@ type bench struct {
 }
 
 // measure runs one size with growing numbers of clients.
-func measure(ctx context.Context, round int, sz size, counts []int, ld load) (cells []*cell, err error) {
+func measure(ctx context.Context, round int, by side, sz size, counts []int, ld load) (cells []*cell, err error) {
 	w, err := newWorld(sz)
 	if err != nil {
 		return nil, err
 	}
-	c, err := start(ctx, w)
+	c, err := start(ctx, w, by.program)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +78,7 @@ func measure(ctx context.Context, round int, sz size, counts []int, ld load) (ce
 	b.ctx, b.cancel = context.WithCancel(ctx)
 	defer b.wg.Wait()
 	defer b.cancel()
-	base := cell{round: round, size: sz, start: c.took}
+	base := cell{round: round, side: by.name, size: sz, start: c.took}
 	if err := b.syncs(&base); err != nil {
 		return nil, err
 	}

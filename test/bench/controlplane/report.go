@@ -64,7 +64,7 @@ func short(v float64) string {
 
 // show prints a cell as soon as it is measured.
 func show(c *cell) {
-	fmt.Printf("round %d, %d pods, %d clients:", c.round, c.size.pods, c.clients)
+	fmt.Printf("round %d, %s %d pods, %d clients:", c.round, c.side, c.size.pods, c.clients)
 	for _, f := range figures {
 		fmt.Printf(" %s %s;", f.name, short(f.of(c)))
 	}
@@ -74,13 +74,14 @@ func show(c *cell) {
 type key struct {
 	size    size
 	clients int
+	side    string
 }
 
 // groups are the measured cells that differ only by round, in order.
 func (r *report) groups() (keys []key, by map[key][]*cell) {
 	by = map[key][]*cell{}
 	for _, c := range r.cells {
-		k := key{c.size, c.clients}
+		k := key{c.size, c.clients, c.side}
 		if c.missing != "" {
 			continue
 		}
@@ -90,7 +91,7 @@ func (r *report) groups() (keys []key, by map[key][]*cell) {
 		by[k] = append(by[k], c)
 	}
 	slices.SortFunc(keys, func(a, b key) int {
-		return cmp.Or(cmp.Compare(a.size.pods, b.size.pods), cmp.Compare(a.clients, b.clients))
+		return cmp.Or(cmp.Compare(a.size.pods, b.size.pods), cmp.Compare(a.clients, b.clients), cmp.Compare(b.side, a.side))
 	})
 	return keys, by
 }
@@ -121,8 +122,8 @@ response or several, until the storm has settled. RSS is after the storm; the pe
 func (r *report) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Bench of the controller\n\n%s* %d rounds; took %s\n\n%s## Aims\n\n%s\n## Medians of the rounds\n\n", r.facts, r.rounds, r.took.Round(time.Second), reading, r.aims())
-	head := "| pods | nodes | resources | clients |"
-	rule := "|---|---|---|---|"
+	head := "| | pods | nodes | resources | clients |"
+	rule := "|---|---|---|---|---|"
 	for _, f := range figures {
 		head += " " + f.name + " |"
 		rule += "---|"
@@ -130,15 +131,16 @@ func (r *report) String() string {
 	fmt.Fprintf(&b, "%s\n%s\n", head, rule)
 	keys, by := r.groups()
 	for _, k := range keys {
-		fmt.Fprintf(&b, "| %d | %d | %d | %d |", k.size.pods, k.size.nodes, k.size.resources(), k.clients)
+		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d |", k.side, k.size.pods, k.size.nodes, k.size.resources(), k.clients)
 		for _, f := range figures {
 			b.WriteString(" " + short(median(by[k], f.of)) + " |")
 		}
 		b.WriteString("\n")
 	}
-	fmt.Fprintf(&b, "\n## All rounds\n\n%s\n%s\n", strings.Replace(head, "| pods", "| round | pods", 1), "|---"+rule)
+	fmt.Fprintf(&b, "\n## Cost of one change\n\nThe ratio is that of the CPU to the smallest size's with as many clients.\n\n```\n%s```\n", r.cost())
+	fmt.Fprintf(&b, "\n## All rounds\n\n%s\n%s\n", strings.Replace(head, "| | pods", "| round | | pods", 1), "|---"+rule)
 	for _, c := range r.cells {
-		fmt.Fprintf(&b, "| %d | %d | %d | %d | %d |", c.round, c.size.pods, c.size.nodes, c.size.resources(), c.clients)
+		fmt.Fprintf(&b, "| %d | %s | %d | %d | %d | %d |", c.round, c.side, c.size.pods, c.size.nodes, c.size.resources(), c.clients)
 		if c.missing != "" {
 			fmt.Fprintf(&b, " missing: %s |\n", strings.NewReplacer("\n", " ", "|", "/").Replace(c.missing))
 			continue
@@ -184,20 +186,35 @@ func (r *report) aims() string {
 	}
 	for _, a := range aims {
 		for _, k := range keys {
-			if a.pods == 0 || a.pods == k.size.pods {
+			if k.side == "" && (a.pods == 0 || a.pods == k.size.pods) {
 				row(k, a.name, a.most, median(by[k], a.of), a.note)
 			}
 		}
 	}
 	for _, k := range keys {
-		small := by[key{size{2000, 20}, k.clients}]
-		if k.size.pods != 100_000 || len(small) == 0 {
+		small := by[key{size{2000, 20}, k.clients, ""}]
+		if k.size.pods != 100_000 || k.side != "" || len(small) == 0 {
 			continue
 		}
 		for _, f := range []figure{{"CPU of one change", func(c *cell) float64 { return c.cpu.Seconds() }},
 			{"event to client p50", func(c *cell) float64 { return ms(c.p50) }}} {
 			row(k, f.name+", 100,000 / 2,000 pods", 1.5, median(by[k], f.of)/median(small, f.of), "")
 		}
+	}
+	return b.String()
+}
+
+// cost plots what one change costs at each size, beside the smallest: a bar is as long as the ratio, 1.5 is the aim.
+func (r *report) cost() string {
+	var b strings.Builder
+	keys, by := r.groups()
+	for _, k := range keys {
+		base := slices.IndexFunc(keys, func(o key) bool { return o.clients == k.clients && o.side == k.side })
+		cells, smallest := by[k], by[keys[base]]
+		cpu := func(c *cell) float64 { return ms(c.cpu) / 1000 }
+		ratio := median(cells, cpu) / median(smallest, cpu)
+		fmt.Fprintf(&b, "%-6s %4d clients %6d pods  %5.2f ms CPU  %6.1f ms to a client  %4.2f |%s\n", k.side, k.clients, k.size.pods,
+			median(cells, cpu), median(cells, func(c *cell) float64 { return ms(c.p50) }), ratio, strings.Repeat("#", min(60, int(ratio*20+0.5))))
 	}
 	return b.String()
 }
