@@ -38,6 +38,7 @@ type engine struct {
 func (e *engine) apply(events []model.Event) {
 	start := e.clock.Now()
 	e.index.Apply(events)
+	e.metrics.objects.take(events)
 	delta := e.compiler.Apply(events)
 	mesh, bad := e.compiler.Mesh(), e.compiler.MeshFindings()
 	for s := validate.Info; s <= validate.Error; s++ {
@@ -72,7 +73,7 @@ func (e *engine) apply(events []model.Event) {
 	e.logFindings(delta.Status, bad)
 	e.synced.Store(true)
 	took := e.clock.Now().Sub(start)
-	e.metrics.compiled(len(events), delta, took.Seconds())
+	e.metrics.compiled(delta, took.Seconds())
 	e.log.Debug("snapshot published", "generation", delta.Generation, "events", len(events),
 		"changed", len(delta.Upserts), "removed", len(delta.Removed), "dur", took)
 }
@@ -129,7 +130,7 @@ func (e *engine) changed(object, said string) bool {
 
 // metrics of the controller, under the names that Istio's dashboards read where they exist.
 type metrics struct {
-	events    prometheus.Counter
+	objects   *objects
 	pushes    *prometheus.CounterVec
 	snapshot  prometheus.Gauge
 	findings  *prometheus.GaugeVec
@@ -138,9 +139,12 @@ type metrics struct {
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	seen, err := newObjects(reg)
+	if err != nil {
+		return nil, err
+	}
 	m := &metrics{
-		events: prometheus.NewCounter(prometheus.CounterOpts{Name: "pilot_k8s_cfg_events",
-			Help: "Events of objects that were taken in."}),
+		objects: seen,
 		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "undermesh_controller_resources_total",
 			Help: "Resources changed by compilation."}, []string{"change"}),
 		snapshot: prometheus.NewGauge(prometheus.GaugeOpts{Name: "undermesh_controller_generation",
@@ -152,7 +156,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		converged: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "undermesh_controller_compile_seconds",
 			Help: "Time from a batch of events to its publication.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9)}),
 	}
-	for _, c := range []prometheus.Collector{m.events, m.pushes, m.snapshot, m.findings, m.meshBad, m.converged} {
+	for _, c := range []prometheus.Collector{m.pushes, m.snapshot, m.findings, m.meshBad, m.converged} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -160,8 +164,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-func (m *metrics) compiled(events int, d compile.Delta, seconds float64) {
-	m.events.Add(float64(events))
+func (m *metrics) compiled(d compile.Delta, seconds float64) {
 	m.pushes.WithLabelValues("upsert").Add(float64(len(d.Upserts)))
 	m.pushes.WithLabelValues("remove").Add(float64(len(d.Removed)))
 	m.snapshot.Set(float64(d.Generation))
