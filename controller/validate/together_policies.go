@@ -134,24 +134,22 @@ func (v *view) unboundPorts(m *member, p *securitybeta.PeerAuthentication, pods 
 // boundPorts maps the ports of a workload's containers to the ports of the services that lead to them.
 func (v *view) boundPorts(w *workload) map[uint32][]servicePort {
 	out := map[uint32][]servicePort{}
-	for _, name := range sortedKeys(v.hosts) {
-		for _, h := range v.hosts[name] {
-			if h.namespace != w.namespace || len(h.selector) == 0 || !contains(w.labels, h.selector) {
-				continue
-			}
-			for _, p := range h.ports {
-				n := p.number
-				if p.target != "" {
-					if number, err := strconv.ParseUint(p.target, 10, 16); err == nil {
-						n = uint32(number)
-					} else if named, ok := w.ports[p.target]; ok && named > 0 {
-						n = uint32(named)
-					} else {
-						continue
-					}
+	for _, h := range v.selecting[w.namespace] {
+		if !contains(w.labels, h.selector) {
+			continue
+		}
+		for _, p := range h.ports {
+			n := p.number
+			if p.target != "" {
+				if number, err := strconv.ParseUint(p.target, 10, 16); err == nil {
+					n = uint32(number)
+				} else if named, ok := w.ports[p.target]; ok && named > 0 {
+					n = uint32(named)
+				} else {
+					continue
 				}
-				out[n] = append(out[n], servicePort{h, p})
 			}
+			out[n] = append(out[n], servicePort{h, p})
 		}
 	}
 	return out

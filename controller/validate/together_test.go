@@ -1,8 +1,12 @@
 package validate
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // bookinfo is a small application whose objects fit each other.
@@ -278,4 +282,64 @@ func TestTogetherUnread(t *testing.T) {
 	if found, _ := judge(t, c, SetConfig{All: true}, alone); len(found) < 6 {
 		t.Error("the objects have no references:", text(found))
 	}
+}
+
+// TestThousandObjects: a thousand objects are read and judged within a second, however they refer to each other.
+func TestThousandObjects(t *testing.T) {
+	c, err := NewCatalogue()
+	if err != nil {
+		t.Fatal(err)
+	}
+	judge(t, c, SetConfig{All: true}, bookinfo) // makes the schemas
+	text := thousand()
+	begin := cpu(t)
+	s := c.NewSet(SetConfig{All: true})
+	r := s.File("f", []byte(text))
+	found := append(r.Findings, s.Together()...)
+	took := cpu(t) - begin
+	if r.Objects != 1000 || Worst(found) > Info {
+		t.Errorf("%d objects: %v", r.Objects, found[:min(len(found), 5)])
+	}
+	t.Logf("%d objects, %d bytes in %s", r.Objects, len(text), took)
+	if took > 2*time.Second { // 0.2 s; the race detector takes several times as long
+		t.Errorf("%s is far longer than it was", took)
+	}
+}
+
+// cpu is the time that this process has computed: what others do on the machine does not count.
+func cpu(t *testing.T) time.Duration {
+	t.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func BenchmarkThousandObjects(b *testing.B) {
+	c, err := NewCatalogue()
+	if err != nil {
+		b.Fatal(err)
+	}
+	text := []byte(thousand())
+	for b.Loop() {
+		s := c.NewSet(SetConfig{All: true})
+		s.File("f", text)
+		s.Together()
+	}
+}
+
+// thousand is 1,000 objects: 200 services with their pods, routes, rules and policies.
+func thousand() string {
+	var b strings.Builder
+	for i := range 200 {
+		n := fmt.Sprintf("app-%d", i)
+		sel := "{matchLabels: {app: " + n + "}}"
+		b.WriteString(write("v1 Service", n, "{selector: {app: "+n+"}, ports: [{name: http, port: 80, targetPort: 8080}]}"))
+		b.WriteString("---\napiVersion: v1\nkind: Pod\nmetadata: {name: " + n + ", namespace: shop, labels: {app: " + n + ", version: v1}}\nspec: {containers: [{name: c, image: i, ports: [{containerPort: 8080}]}]}\n")
+		b.WriteString(write(network+"VirtualService", n, "{hosts: ["+n+"], http: [{match: [{uri: {prefix: /a}, headers: {x-a: {exact: b}}}], retries: {attempts: 2}, route: [{destination: {host: "+n+", subset: v1}, weight: 100}]}, {route: [{destination: {host: "+n+"}}]}]}"))
+		b.WriteString(write(network+"DestinationRule", n, "{host: "+n+", subsets: [{name: v1, labels: {version: v1}}]}"))
+		b.WriteString(write(security+"AuthorizationPolicy", n, "{selector: "+sel+", rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/a]}}], to: [{operation: {methods: [GET], ports: ['8080']}}]}]}"))
+	}
+	return b.String()
 }

@@ -8,7 +8,6 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/labels"
 )
 
 const (
@@ -23,6 +22,7 @@ type view struct {
 	members   []*member // what the Set holds, in order
 	workloads map[string][]*workload
 	hosts     map[string][]*host // by name in lower case; wildcards too
+	selecting map[string][]*host // of Services with a selector, by namespace
 	wild      []*host            // those whose name has a wildcard, longest first
 	rules     map[string][]*destinationRule
 }
@@ -54,7 +54,7 @@ type destinationRule struct {
 }
 
 func newView(s *Set) *view {
-	v := &view{Set: s, workloads: map[string][]*workload{}, hosts: map[string][]*host{}, rules: map[string][]*destinationRule{}}
+	v := &view{Set: s, workloads: map[string][]*workload{}, hosts: map[string][]*host{}, selecting: map[string][]*host{}, rules: map[string][]*destinationRule{}}
 	for _, m := range s.order {
 		if s.objects[m.objectID] == m {
 			v.members = append(v.members, m)
@@ -119,6 +119,9 @@ func (v *view) indexService(m *member, s *corev1.Service) {
 		h.ports = append(h.ports, port)
 	}
 	v.addHost(h)
+	if len(h.selector) > 0 {
+		v.selecting[h.namespace] = append(v.selecting[h.namespace], h)
+	}
 }
 
 func (v *view) addHost(h *host) {
@@ -170,7 +173,7 @@ func exported(exportTo []string, from, to string) bool {
 func (v *view) selected(namespace string, want map[string]string) []*workload {
 	var out []*workload
 	for _, w := range v.workloads[namespace] {
-		if labels.SelectorFromSet(want).Matches(labels.Set(w.labels)) {
+		if contains(w.labels, want) {
 			out = append(out, w)
 		}
 	}
