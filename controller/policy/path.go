@@ -166,6 +166,12 @@ func mayServe(svc *client.Service, id api.Identity) bool {
 	return len(names) == 0 || slices.Contains(names, id.String())
 }
 
+// SameAccount reports whether two identities are one account: equal, or differing in the trust domain only, where both are
+// the mesh's own or an alias of it. While a trust domain changes peers hear of it one after the other (MT-23).
+func SameAccount(mesh *settings.MeshSettings, a, b api.Identity) bool {
+	return slices.Contains(serverIdentities(mesh, a), b)
+}
+
 func serverIdentities(mesh *settings.MeshSettings, id api.Identity) []api.Identity {
 	out := []api.Identity{id}
 	bundle := append([]string{mesh.GetTrustDomain()}, mesh.GetTrustDomainAliases()...)

@@ -161,7 +161,7 @@ func (s *session) connect(own api.Identity, client *identity.Peer, req *hbone.Se
 		return refused(identity.ReasonOf(err), err)
 	}
 	switch {
-	case w == nil || w.Identity != own:
+	case w == nil || w.Identity != own && !policy.SameAccount(s.p.cfg.Snapshot().Mesh(), w.Identity, own):
 		return refusedf(reason.NotReady, "the pod is no longer known as %s", own)
 	case !s.pod.owns(w, target.Addr()):
 		return refusedf(reason.AuthorityMismatch, "authority %s is not an address of this pod", target)
