@@ -65,6 +65,8 @@ type Config struct {
 	}
 	// Keys fetches the keys of token issuers and stores them (JW-09); Fetch and Store are required in it. nil: nobody does.
 	Keys *keeper.Config
+	// Probe asks the API server whether it is there, for the metric of staleness; nil: there is none.
+	Probe func(ctx context.Context) error
 	// Lead runs its argument while this replica may write; default: always.
 	Lead func(ctx context.Context, lead func(context.Context) error) error
 	// Publish tells the nodes the root certificates; it is called by the leader after a start and when they change. May be nil.
@@ -113,6 +115,7 @@ type Server struct {
 	statuses *status.Manager   // nil: none are written
 	assigner *status.Allocator // nil: no addresses are assigned
 	keys     *keeper.Keeper    // nil: none are fetched
+	stale    *staleness        // nil: there is no API server
 	stopping atomic.Bool
 }
 
@@ -126,6 +129,11 @@ func New(cfg Config) (*Server, error) {
 	m, err := newMetrics(s.registry)
 	if err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+	if cfg.Probe != nil {
+		if s.stale, err = newStaleness(cfg.Clock, cfg.Log, cfg.Probe, s.registry); err != nil {
+			return nil, fmt.Errorf("register metrics: %w", err)
+		}
 	}
 	report := func([]model.Event, []validate.Status) {}
 	if cfg.Status != nil {
@@ -219,6 +227,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { return s.cfg.Source.Run(ctx, s.engine.apply) })
 	g.Go(func() error { return s.cfg.Lead(ctx, s.lead) })
+	if s.stale != nil {
+		g.Go(func() error { return s.stale.run(ctx) })
+	}
 	for _, l := range listeners {
 		g.Go(func() error { return l.serve(ctx, disco) })
 	}

@@ -53,6 +53,12 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	}
 	cfg.Source = watch.NewKubernetes(watch.KubeConfig{Client: client, Dynamic: dyn, Namespace: o.rootNamespace,
 		Log: cfg.Log, Clock: cfg.Clock})
+	cfg.Probe = func(ctx context.Context) error {
+		if err := client.Discovery().RESTClient().Get().AbsPath("/livez").Do(ctx).Error(); err != nil {
+			return fmt.Errorf("ask API server for /livez: %w", err)
+		}
+		return nil
+	}
 	cfg.Compile.RequireMesh = true // the chart makes the ConfigMap
 	cfg.Keys.Store = keeper.ConfigMapStore{Client: client.CoreV1().ConfigMaps(o.rootNamespace)}
 	own := rest.CopyConfig(rc) // statuses of many objects must not hold up watches
@@ -70,7 +76,7 @@ func forKubernetes(cfg *server.Config, o Options) error {
 		return err
 	}
 	cfg.Authority = &server.AuthorityConfig{
-		Store: ca.SecretStore{Client: secrets}, Rotation: ca.RotationSecret{Client: secrets}, External: external,
+		Store: ca.SecretStore{Client: secrets}, Rotation: ca.RotationSecret{Client: secrets}, Spread: o.rootSpread, External: external,
 		DNS:           &ca.DNSConfig{Client: secrets, Namespace: o.rootNamespace, ClusterDomain: o.clusterDomain, Allowed: list(o.dnsNames)},
 		PlugIn:        func(ctx context.Context) (map[string][]byte, error) { return plugIn(ctx, client, o.rootNamespace) },
 		Authenticator: ca.NewTokenReview(reviews.AuthenticationV1().TokenReviews(), cfg.Clock),
