@@ -54,8 +54,8 @@ type Field struct {
 // InForce reports whether the mesh does all that the field says.
 func (f Field) InForce() bool { return f.State == Enforced }
 
-// entry decides the field at the path, and all below it: only Enforced and Carried are never inherited, so that a field
-// which a newer API adds is not claimed.
+// entry decides the field at the path, and all below it: only Enforced is never inherited, so that a field which a
+// newer API adds is not claimed.
 type entry struct {
 	path      string
 	state     State
@@ -167,7 +167,7 @@ func (e *entry) covers(leaf string) bool {
 	if e.path == leaf {
 		return true
 	}
-	if e.state == Enforced || e.state == Carried {
+	if e.state == Enforced {
 		return false
 	}
 	rest, ok := strings.CutPrefix(leaf, e.path)

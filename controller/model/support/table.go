@@ -72,19 +72,34 @@ var gateway = []entry{
 }
 
 var serviceEntry = []entry{
-	{"hosts", Accepted, "2/5", "SR-05 SR-09", ""},
-	{"addresses", Accepted, "2/5", "SR-08", ""},
-	{"ports", Accepted, "2/5", "SR-05 SR-10 SR-12", ""},
-	{"location", Accepted, "2/5", "SR-05", ""},
-	{"resolution", Accepted, "2/5", "SR-05 SR-06 SR-07", ""},
-	{"endpoints", Accepted, "2/5", "SR-07", ""},
-	{"workloadSelector", Accepted, "2/5", "SR-07", ""},
-	{"exportTo", Accepted, "2/5", "SR-16", ""},
-	{"subjectAltNames", Accepted, "2/5", "MT-15", ""},
+	{"hosts[]", Enforced, "", "SR-05 SR-09", ""},
+	{"addresses[]", Enforced, "", "SR-08", ""},
+	{"ports[].number", Enforced, "", "SR-05", ""},
+	{"ports[].protocol", Enforced, "", "SR-05 SR-12", ""},
+	{"ports[].targetPort", Enforced, "", "SR-10", ""},
+	{"ports[].name", Enforced, "", "SR-05", "what endpoints[].ports refers to"},
+	{"location", Enforced, "", "SR-05", ""},
+	{"resolution", Enforced, "", "SR-05 SR-06 SR-07", ""},
+	{"endpoints[].address", Enforced, "", "SR-07", ""},
+	{"endpoints[].ports{}", Enforced, "", "SR-07", ""},
+	{"endpoints[].labels{}", Carried, L7, "TR-10", ""},
+	{"endpoints[].locality", Enforced, "", "SR-07", ""},
+	{"endpoints[].network", Carried, Gateways, "SR-07", ""},
+	{"endpoints[].serviceAccount", Enforced, "", "MT-15", ""},
+	{"endpoints[].weight", Enforced, "", "LB-04", ""},
+	{"workloadSelector.labels{}", Enforced, "", "SR-07", ""},
+	{"exportTo[]", Enforced, "", "SR-16", ""},
+	{"subjectAltNames[]", Carried, L7, "MT-15", ""},
 }
 
 var workloadEntry = []entry{
-	{"", Accepted, "2/5", "SR-07 SR-20", ""},
+	{"address", Enforced, "", "SR-07 SR-20", ""},
+	{"ports{}", Enforced, "", "SR-07", ""},
+	{"labels{}", Enforced, "", "SR-07", ""},
+	{"locality", Enforced, "", "SR-07", ""},
+	{"network", Carried, Gateways, "SR-07", ""},
+	{"serviceAccount", Enforced, "", "MT-15 SR-19", ""},
+	{"weight", Enforced, "", "LB-04", ""},
 }
 
 var workloadGroup = []entry{
@@ -92,11 +107,14 @@ var workloadGroup = []entry{
 }
 
 var sidecar = []entry{
-	{"egress", Accepted, "2/5", "SR-16", ""},
+	{"egress[].hosts[]", Enforced, "", "SR-16", ""},
+	{"egress[].port", Accepted, L7, "SR-16", ""},
+	{"egress[].port.number", Enforced, "", "SR-16", ""},
 	{"egress[].captureMode", Unused, "", "SR-16", noSidecar},
 	{"egress[].bind", Unused, "", "SR-16", noSidecar},
-	{"workloadSelector", Accepted, "2/5", "SR-16", ""},
-	{"outboundTrafficPolicy", Accepted, L7, "EG-01 EG-02", ""},
+	{"workloadSelector.labels{}", Enforced, "", "SR-16", ""},
+	{"outboundTrafficPolicy.mode", Carried, L7, "EG-01 EG-02", ""},
+	{"outboundTrafficPolicy.egressProxy", Carried, L7, "EG-22", ""},
 	{"ingress", Accepted, L7, "SR-16", ""},
 	{"ingress[].captureMode", Unused, "", "SR-16", noSidecar},
 	{"ingress[].bind", Unused, "", "SR-16", noSidecar},
@@ -122,15 +140,23 @@ var peerAuthentication = []entry{
 	{"portLevelMtls{}.mode", Enforced, "", "MT-07 MT-08", ""},
 }
 
+const noTokens = "tokens are not checked yet: everything is denied to the workloads that the policy is for"
+
 var requestAuthentication = []entry{
-	{"jwtRules", Accepted, Policy, "JW-01 JW-02 JW-04 JW-05 JW-08 JW-10", ""},
-	{"jwtRules[].jwksUri", Accepted, Policy, "JW-01 JW-09", ""},
-	{"jwtRules[].fromHeaders", Accepted, Policy, "JW-03", ""},
-	{"jwtRules[].fromParams", Accepted, Policy, "JW-03", ""},
-	{"jwtRules[].fromCookies", Accepted, Policy, "JW-03", ""},
-	{"selector", Accepted, Policy, "JW-06 JW-07", ""},
-	{"targetRef", Accepted, Policy, "JW-07", ""},
-	{"targetRefs", Accepted, Policy, "JW-07", ""},
+	{"jwtRules", Refused, Policy, "JW-01 JW-02 JW-04 JW-05 JW-08 JW-10", noTokens},
+	{"jwtRules[].jwksUri", Refused, Policy, "JW-01 JW-09", noTokens},
+	{"jwtRules[].fromHeaders", Refused, Policy, "JW-03", noTokens},
+	{"jwtRules[].fromParams", Refused, Policy, "JW-03", noTokens},
+	{"jwtRules[].fromCookies", Refused, Policy, "JW-03", noTokens},
+	{"selector.matchLabels{}", Enforced, "", "JW-06 JW-07", ""},
+	{"targetRef.kind", Enforced, "", "JW-07", ""},
+	{"targetRef.name", Enforced, "", "JW-07", ""},
+	{"targetRef.group", Unused, "", "JW-07", rightGroup},
+	{"targetRef.namespace", Unused, "", "JW-07", rightGroup},
+	{"targetRefs[].kind", Enforced, "", "JW-07", ""},
+	{"targetRefs[].name", Enforced, "", "JW-07", ""},
+	{"targetRefs[].group", Unused, "", "JW-07", rightGroup},
+	{"targetRefs[].namespace", Unused, "", "JW-07", rightGroup},
 }
 
 const tcpOnly = "judged as on TCP: in a rule of an ALLOW policy the rule matches nothing, in one of a DENY policy it matches whatever the rest does"
