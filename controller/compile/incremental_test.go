@@ -301,6 +301,9 @@ func runHistory(t *testing.T, seed uint64) {
 		if got, want := fmt.Sprint(c.Findings()), fmt.Sprint(full.Findings()); got != want {
 			t.Fatalf("step %d: findings\n%s\nwant\n%s", step, got, want)
 		}
+		if step%10 == 0 {
+			acceptable(t, c)
+		}
 	}
 }
 
