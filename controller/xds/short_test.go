@@ -71,6 +71,13 @@ func TestShortContents(t *testing.T) {
 // TestStormOfManyResources: however long a storm of many resources lasts, it is few pushes; and when it is over, a change
 // that comes alone goes out at once again.
 func TestStormOfManyResources(t *testing.T) {
+	for _, gap := range []int{1, 15} { // evenly, and in bursts every 300 ms
+		stormOfMany(t, gap)
+	}
+}
+
+func stormOfMany(t *testing.T, gap int) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		st, s := newServer(t)
 		apply(t, st, 1, nil)
@@ -95,15 +102,17 @@ func TestStormOfManyResources(t *testing.T) {
 				list = append(list, wl(fmt.Sprintf("pod-%d", (i*size+j)%2000), fmt.Sprintf("10.0.%d.%d", i/250, j)))
 			}
 			apply(t, st, uint64(i+2), list)
-			time.Sleep(20 * time.Millisecond)
-			take()
+			if i%gap == gap-1 {
+				time.Sleep(time.Duration(gap) * 20 * time.Millisecond)
+				take()
+			}
 		}
 		for range 20 {
 			time.Sleep(100 * time.Millisecond)
 			take()
 		}
 		if pushes > 20 {
-			t.Errorf("%d pushes of %d changes in 10 s", pushes, batches*size)
+			t.Errorf("%d pushes of %d changes in 10 s, in bursts of %d", pushes, batches*size, gap*size)
 		}
 		for n, e := range st.logs[api.AddressType].entries {
 			if have[n] != e.short.GetVersion() {

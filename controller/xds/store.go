@@ -325,11 +325,11 @@ func (s *Store) wakeAll() {
 	now := s.cfg.Clock.Now()
 	passed := now.Sub(s.woken)
 	changed := time.Duration(s.seq-s.wokenSeq) * s.cfg.Interval / stormSize // how long so many may take
-	switch {
-	case passed > 2*s.interval: // it was quiet before
-		s.interval = s.cfg.Interval
+	switch {                                                                // by the rate alone: where CPUs are short a storm comes in bursts with gaps between them
 	case changed > passed:
 		s.interval = min(2*s.interval, s.cfg.MaxInterval)
+	case passed > 10*s.interval:
+		s.interval = s.cfg.Interval
 	case 2*changed < passed:
 		s.interval = max(s.interval/2, s.cfg.Interval)
 	}
