@@ -62,7 +62,7 @@ func TestAdmission(t *testing.T) {
 		check(t, w.Apply(ctx, route))
 		out, err := w.Kubectl(ctx, "get", "virtualservice", "-n", "foo", "admitted", "-o", "jsonpath={.apiVersion}")
 		check(t, err)
-		stored, err := w.Kubectl(ctx, "get", "crd", "virtualservices.networking.istio.io", "-o", `jsonpath={.spec.versions[?(@.storage)].name}`)
+		stored, err := w.Kubectl(ctx, "get", "crd", "virtualservices.networking.istio.io", "-o", `jsonpath={.spec.versions[?(@.storage==true)].name}`)
 		check(t, err)
 		if out != "networking.istio.io/v1" || stored != "v1beta1" {
 			t.Errorf("kubectl shows %s, %s is stored", out, stored)
