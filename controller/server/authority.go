@@ -28,6 +28,7 @@ type AuthorityConfig struct {
 	PlugIn func(ctx context.Context) (map[string][]byte, error)
 	// Rotation is what replicas agree upon while a root is replaced; nil: none ever is.
 	Rotation ca.RotationStore
+	Spread   time.Duration // how long another root is published before it signs; default 5 min
 	// External signs workloads' certificates; nil: the authority's own key does.
 	External      *ca.External
 	Authenticator ca.Authenticator
@@ -71,7 +72,7 @@ func newAuthority(cfg AuthorityConfig, sc Config, trustDomain func() string, met
 	}
 	return &authority{
 		cfg: cfg, log: sc.Log, clock: sc.Clock, ready: make(chan struct{}),
-		ca: ca.New(ca.Config{Store: cfg.Store, PlugIn: cfg.PlugIn, Rotation: cfg.Rotation, External: cfg.External,
+		ca: ca.New(ca.Config{Store: cfg.Store, PlugIn: cfg.PlugIn, Rotation: cfg.Rotation, Spread: cfg.Spread, External: cfg.External,
 			TrustDomain: trustDomain, Authenticator: cfg.Authenticator,
 			NodeAuthorizer:      nodeAuthorizer{runsOn{index: sc.Index, direct: cfg.Direct}},
 			TrustedNodeAccounts: cfg.TrustedNodeAccounts, DefaultTTL: sc.Compile.CertTTL, Clock: sc.Clock, Log: sc.Log,

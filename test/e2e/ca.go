@@ -81,18 +81,6 @@ func certificates(raw []byte) (out []*x509.Certificate, err error) {
 	}
 }
 
-// signedBy wants the pod's chain to end in root.
-func (w *World) signedBy(ctx context.Context, namespace, app string, root []byte) error {
-	s, err := w.Secret(ctx, namespace, app)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(s.Trusted[0].Raw, root) {
-		return fmt.Errorf("%w: the root of %s/%s is %s", ErrOther, namespace, app, s.Trusted[0].Subject)
-	}
-	return nil
-}
-
 // newCA makes a self-signed CA, or one below parent.
 func newCA(name string, parent *authority) (*authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -27,6 +27,7 @@ type Options struct {
 	clusterDomain string
 	clusterID     string
 	certTTL       time.Duration
+	rootSpread    time.Duration
 	xdsAddr       string
 	xdsPlainAddr  string
 	monitorAddr   string
@@ -58,6 +59,7 @@ func Parse(name string, args []string, out io.Writer) (Options, error) {
 	fs.StringVar(&o.clusterDomain, "cluster-domain", api.DefaultClusterDomain, "DNS `domain` of services")
 	fs.StringVar(&o.clusterID, "cluster-id", api.DefaultClusterID, "`name` of the cluster")
 	fs.DurationVar(&o.certTTL, "cert-ttl", 24*time.Hour, "lifetime of workload certificates")
+	fs.DurationVar(&o.rootSpread, "root-spread", 5*time.Minute, "how long another root is published before it signs; kubelets bring it into pods within 2m")
 	fs.StringVar(&o.xdsAddr, "xds-addr", port(api.PortXDS), "`address` of discovery and certificate service over TLS")
 	fs.StringVar(&o.xdsPlainAddr, "xds-plain-addr", "", "`address` of discovery without TLS, for tests only")
 	fs.StringVar(&o.monitorAddr, "monitor-addr", port(api.PortMonitor), "`address` of /metrics")
@@ -130,6 +132,8 @@ func (o Options) check(rest int) error {
 		return errors.New("-webhook-addr and -webhook-config need an API server")
 	case o.certTTL < time.Minute:
 		return errors.New("-cert-ttl must be a minute or more")
+	case o.rootSpread <= 0:
+		return errors.New("-root-spread must be more than 0")
 	}
 	return nil
 }

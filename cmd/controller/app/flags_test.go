@@ -21,8 +21,9 @@ func TestFlagsRefuseWhatCannotWork(t *testing.T) {
 		"--config=d --kubeconfig=k": "exclude each other",
 		"--cert-ttl=1s":             "-cert-ttl must be a minute or more",
 		"--config=d --webhook-addr=:1 --xds-addr=": "need an API server",
-		"surplus":                "takes no arguments",
-		"--config=d --xds-addr=": "",
+		"--root-spread=0s":                         "-root-spread must be more than 0",
+		"surplus":                                  "takes no arguments",
+		"--config=d --xds-addr=":                   "",
 		"--config=d --token-file=t --cert-dir=c --identity=me": "",
 		"--root-namespace=istio-system --cluster-id=Kubernetes --cluster-domain=cluster.local --xds-addr=:15012 --monitor-addr=:15014 --ready-addr=:8080 --log-level=info": "",
 	} {

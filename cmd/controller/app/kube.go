@@ -76,7 +76,7 @@ func forKubernetes(cfg *server.Config, o Options) error {
 		return err
 	}
 	cfg.Authority = &server.AuthorityConfig{
-		Store: ca.SecretStore{Client: secrets}, Rotation: ca.RotationSecret{Client: secrets}, External: external,
+		Store: ca.SecretStore{Client: secrets}, Rotation: ca.RotationSecret{Client: secrets}, Spread: o.rootSpread, External: external,
 		DNS:           &ca.DNSConfig{Client: secrets, Namespace: o.rootNamespace, ClusterDomain: o.clusterDomain, Allowed: list(o.dnsNames)},
 		PlugIn:        func(ctx context.Context) (map[string][]byte, error) { return plugIn(ctx, client, o.rootNamespace) },
 		Authenticator: ca.NewTokenReview(reviews.AuthenticationV1().TokenReviews(), cfg.Clock),
