@@ -77,11 +77,12 @@ func (c *cluster) caState(ctx context.Context, namespace string) (*caState, *ca.
 	}
 	out := &caState{Steps: rec.Steps}
 	add := func(role string, raw []byte, until time.Time) {
-		if len(raw) > 0 {
+		name := ca.Fingerprint(raw)
+		if len(raw) > 0 && !slices.ContainsFunc(out.Roots, func(r rootState) bool { return r.Root == name }) {
 			if until.IsZero() {
 				until, _ = ca.Expiry(raw)
 			}
-			out.Roots = append(out.Roots, rootState{Root: ca.Fingerprint(raw), Role: role, Until: until})
+			out.Roots = append(out.Roots, rootState{Root: name, Role: role, Until: until})
 		}
 	}
 	add("signs workloads, externally", rec.External, time.Time{})

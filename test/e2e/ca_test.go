@@ -121,28 +121,31 @@ func TestPlugInUnderLoad(t *testing.T) {
 			t.Errorf("a chain of %d", len(s.Chain))
 		}
 	})
-	t.Run("MT-18 the documents' openssl and diff", func(t *testing.T) { check(t, w.documentsCommands(ctx, between, root)) })
+	t.Run("MT-18 the documents' openssl and diff", func(t *testing.T) { check(t, w.documentsCommands(ctx, t.TempDir(), between, root)) })
 	t.Run("MT-18 control: another root", func(t *testing.T) {
 		other, err := newCA("Root CA", nil)
 		check(t, err)
-		if err := w.documentsCommands(ctx, between, other); err == nil {
+		if err := w.documentsCommands(ctx, t.TempDir(), between, other); err == nil {
 			t.Error("any root is identical")
 		}
 	})
 }
 
 // documentsCommands is what "Plug in CA Certificates" has its readers type, with the tunnel's port, where TLS is met.
-func (w *World) documentsCommands(ctx context.Context, between, root *authority) error {
+func (w *World) documentsCommands(ctx context.Context, dir string, between, root *authority) error {
 	pod, err := w.OnePod(ctx, "foo", "httpbin")
 	if err != nil {
 		return err
 	}
-	for name, a := range map[string]*authority{"ca-cert.pem": between, "root-cert.pem": root} {
-		if _, err := w.ExecIn(ctx, a.pem, "legacy", "sleep", "mkdir -p /tmp/c && cat > /tmp/c/"+name); err != nil {
-			return err
-		}
+	r, err := w.Exec(ctx, "legacy", "sleep", "(sleep 2) | openssl s_client -showcerts -alpn h2 -connect "+pod.Status.PodIP+":15008 2>&1")
+	if err != nil {
+		return err
 	}
-	r, err := w.Exec(ctx, "legacy", "sleep", `cd /tmp/c && rm -f proxy-cert-* && (sleep 2) | openssl s_client -showcerts -alpn h2 -connect `+pod.Status.PodIP+`:15008 > httpbin-proxy-cert.txt 2>&1
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "httpbin-proxy-cert.txt"), []byte(r.Out), 0o600),
+		os.WriteFile(filepath.Join(dir, "ca-cert.pem"), between.pem, 0o600), os.WriteFile(filepath.Join(dir, "root-cert.pem"), root.pem, 0o600)); err != nil {
+		return err
+	}
+	r, err = run(ctx, nil, nil, "bash", "-c", `cd `+dir+` && rm -f proxy-cert-*
 grep -o 'verify error:num=19' httpbin-proxy-cert.txt | head -1
 sed -n '/-----BEGIN CERTIFICATE-----/{:start /-----END CERTIFICATE-----/!{N;b start};/.*/p}' httpbin-proxy-cert.txt > certs.pem
 awk 'BEGIN {counter=0;} /BEGIN CERT/{counter++} { print > "proxy-cert-" counter ".pem"}' < certs.pem
@@ -152,8 +155,7 @@ diff -s root-cert.crt.txt pod-root-cert.crt.txt
 openssl x509 -in ca-cert.pem -text -noout > ca-cert.crt.txt
 openssl x509 -in ./proxy-cert-2.pem -text -noout > pod-cert-chain-ca.crt.txt
 diff -s ca-cert.crt.txt pod-cert-chain-ca.crt.txt
-cat ca-cert.pem root-cert.pem > both.pem
-openssl verify -CAfile both.pem ./proxy-cert-1.pem`)
+openssl verify -CAfile <(cat ca-cert.pem root-cert.pem) ./proxy-cert-1.pem`)
 	if err != nil {
 		return err
 	}
