@@ -71,7 +71,7 @@ func TestShortContents(t *testing.T) {
 // TestStormOfManyResources: however long a storm of many resources lasts, it is few pushes; and when it is over, a change
 // that comes alone goes out at once again.
 func TestStormOfManyResources(t *testing.T) {
-	for _, gap := range []int{1, 15} { // evenly, and in bursts every 300 ms
+	for _, gap := range []int{1, 15, 100} { // evenly, in bursts every 300 ms, and every 2 s
 		stormOfMany(t, gap)
 	}
 }
@@ -88,7 +88,9 @@ func stormOfMany(t *testing.T, gap int) {
 		pushes, have := 0, map[string]string{}
 		take := func() {
 			for r := f.next(); r != nil; r = f.next() {
-				pushes++
+				if r.GetControlPlane().GetIdentifier() == api.DiscoveryWhole { // else more follows of the same push
+					pushes++
+				}
 				for _, x := range r.GetResources() {
 					have[x.GetName()] = x.GetVersion()
 				}
@@ -99,7 +101,7 @@ func stormOfMany(t *testing.T, gap int) {
 		for i := range batches {
 			var list []Resource
 			for j := range size {
-				list = append(list, wl(fmt.Sprintf("pod-%d", (i*size+j)%2000), fmt.Sprintf("10.0.%d.%d", i/250, j)))
+				list = append(list, wl(fmt.Sprintf("pod-%d", (i*size+j)%2000), fmt.Sprintf("10.0.%d.%d", i/100, j)))
 			}
 			apply(t, st, uint64(i+2), list)
 			if i%gap == gap-1 {

@@ -13,6 +13,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"sync"
@@ -57,9 +58,12 @@ type StoreConfig struct {
 	MaxInterval time.Duration
 }
 
-// A storm is when more resources than these change an Interval, 250 a second by default; it is over at half as many. A roll-out
-// of one service is far below it.
-const stormSize = 15
+// A storm is when more resources than stormRate change a second, and over at half as many; the rate is forgotten in about
+// stormMemory, for where CPUs are short a storm comes in bursts with gaps between them. A roll-out of one service is far below.
+const (
+	stormRate   = 250
+	stormMemory = 3 * time.Second
+)
 
 // Store is the newest state of all resources. It is safe for concurrent use.
 type Store struct {
@@ -71,11 +75,12 @@ type Store struct {
 	seq        uint64
 	logs       map[string]*log
 	cursors    map[*cursor]struct{}
-	timer      clock.Timer // nil when no wake-up is pending
-	deadline   time.Time   // of the pending wake-up
-	woken      time.Time   // when clients were told last
-	wokenSeq   uint64      // what had changed by then
-	interval   time.Duration
+	timer      clock.Timer   // nil when no wake-up is pending
+	deadline   time.Time     // of the pending wake-up
+	woken      time.Time     // when clients were told last
+	wokenSeq   uint64        // what had changed by then
+	interval   time.Duration // now
+	rate       float64       // changes a second
 }
 
 // log is one type: two rings in the order of the last change, next of the root is the oldest, prev the newest.
@@ -323,14 +328,12 @@ func (s *Store) wakeAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.cfg.Clock.Now()
-	passed := now.Sub(s.woken)
-	changed := time.Duration(s.seq-s.wokenSeq) * s.cfg.Interval / stormSize // how long so many may take
-	switch {                                                                // by the rate alone: where CPUs are short a storm comes in bursts with gaps between them
-	case changed > passed:
+	passed, changed := now.Sub(s.woken), float64(s.seq-s.wokenSeq)
+	s.rate = max(changed/max(passed, s.cfg.Debounce).Seconds(), s.rate*math.Exp(-passed.Seconds()/stormMemory.Seconds()))
+	switch {
+	case s.rate > stormRate:
 		s.interval = min(2*s.interval, s.cfg.MaxInterval)
-	case passed > 10*s.interval:
-		s.interval = s.cfg.Interval
-	case 2*changed < passed:
+	case s.rate < stormRate/2:
 		s.interval = max(s.interval/2, s.cfg.Interval)
 	}
 	s.timer, s.woken, s.wokenSeq = nil, now, s.seq
