@@ -9,7 +9,9 @@ import (
 
 func TestMT23SameAccount(t *testing.T) {
 	mesh := &settings.MeshSettings{TrustDomain: "new-td", TrustDomainAliases: []string{"old-td"}}
-	id := func(td, ns, sa string) api.Identity { return api.Identity{TrustDomain: td, Namespace: ns, ServiceAccount: sa} }
+	id := func(td, ns, sa string) api.Identity {
+		return api.Identity{TrustDomain: td, Namespace: ns, ServiceAccount: sa}
+	}
 	for _, c := range []struct {
 		a, b api.Identity
 		want bool

@@ -33,7 +33,10 @@ func TestIN01IN02Install(t *testing.T) {
 			t.Errorf("profile %s says %q, want %q", profile, got, want)
 		}
 	}
-	t.Cleanup(func() { again(context.Background(), "demo"); check(t, w.ExpectPairs(context.Background(), time.Minute)) })
+	t.Cleanup(func() {
+		again(context.Background(), "demo")
+		check(t, w.ExpectPairs(context.Background(), time.Minute))
+	})
 	for _, profile := range []string{"default", "demo"} {
 		again(ctx, profile)
 	}
