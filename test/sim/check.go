@@ -180,9 +180,10 @@ func (w *world) windowLocked(p *pod) []version {
 // delivered judges bytes of s that the application of p has read from a connection.
 func (w *world) delivered(s *stream, p *pod, port uint16, syn memnet.SYN) {
 	w.mu.Lock()
-	if w.unjudged[flow{syn.Src, syn.Dst}] {
+	if f := (flow{syn.Src, syn.Dst}); w.unjudged[f] || !p.inbound.Load() {
+		w.unjudged[f] = true
 		w.mu.Unlock()
-		return // the pod was not in the mesh
+		return // the pod was not in the mesh, or has left it: nobody judges for it, and its connections go on
 	}
 	who := s.from.who
 	if !s.captured || s.plain.Load() {

@@ -98,7 +98,7 @@ type world struct {
 	open      int
 	ended     []*stream
 	records   map[netip.AddrPort][]record
-	unjudged  map[flow]bool // reached an application before its pod was captured
+	unjudged  map[flow]bool // reached an application before its pod was captured, or lived on when it was not any more
 
 	vmu        sync.Mutex // protects below; innermost
 	violations []Violation
