@@ -25,7 +25,7 @@ func everyKind(namespace string) string {
 		object("networking.istio.io/v1alpha3", "EnvoyFilter", "{configPatches: [{applyTo: CLUSTER, patch: {operation: MERGE, value: {connect_timeout: 1s}}}]}"),
 		object("networking.istio.io/v1beta1", "ProxyConfig", "{concurrency: 1}"),
 		object("security.istio.io/v1", "PeerAuthentication", "{mtls: {mode: STRICT}}"),
-		object("security.istio.io/v1", "RequestAuthentication", "{jwtRules: [{issuer: a, jwks: '{\"keys\":[]}'}]}"),
+		object("security.istio.io/v1", "RequestAuthentication", "{jwtRules: [{issuer: a, jwks: '{\"keys\":[{\"kty\":\"EC\",\"crv\":\"P-256\",\"kid\":\"a\",\"x\":\"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4\",\"y\":\"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM\"}]}'}]}"),
 		object("security.istio.io/v1beta1", "AuthorizationPolicy", "{action: DENY, rules: [{to: [{operation: {ports: ['9']}}]}]}"),
 		object("telemetry.istio.io/v1", "Telemetry", "{accessLogging: [{providers: [{name: envoy}]}]}"),
 		object("extensions.istio.io/v1alpha1", "WasmPlugin", "{url: 'oci://example.com/x'}"),

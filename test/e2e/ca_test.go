@@ -28,6 +28,8 @@ func TestCertificatesOfPods(t *testing.T) {
 	ctx, w := meshed(t)
 	root, err := w.meshRoot(ctx)
 	check(t, err)
+	check(t, w.renewZtunnel(ctx, "node1")) // keys end with it, so that this controller signs
+	check(t, w.ExpectPairs(ctx, time.Minute))
 	var s *Shown
 	t.Run("MT-16 MT-25 leaf, chain and root of a pod", func(t *testing.T) {
 		s, err = w.Secret(ctx, "foo", "sleep")

@@ -92,7 +92,7 @@ func TestStatusOfWhatIsNotEnforced(t *testing.T) {
 		check(t, w.Apply(ctx, `apiVersion: security.istio.io/v1
 kind: RequestAuthentication
 metadata: {name: jwt, namespace: `+statusNamespace+`}
-spec: {jwtRules: [{issuer: "testing@secure.istio.io", jwks: '{"keys":[]}'}]}
+spec: {jwtRules: [{issuer: "testing@secure.istio.io", jwks: '{"keys":[{"kty":"EC","crv":"P-256","kid":"a","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}'}]}
 `))
 		check(t, w.awaitReason(ctx, "requestauthentications", statusNamespace, "jwt", "Enforced", "False DeniesAll", "tokens are not checked yet"))
 	})
