@@ -112,6 +112,7 @@ func TestIN28MeshConfigLive(t *testing.T) {
 	})
 	t.Run("IN-28 EG-02 control: outside the mesh", func(t *testing.T) { check(t, w.awaitUnknownHost(ctx, "legacy", "0")) })
 	t.Run("IN-28 a bad configuration changes nothing and is named", func(t *testing.T) {
+		withoutAdmission(ctx, t, w) // it refuses it before it is stored
 		check(t, w.SetMesh(ctx, "outboundTrafficPolicy: {mode: NOPE}\n"))
 		check(t, Until(ctx, 20*time.Second, "undermesh_mesh_config_held 1", func(ctx context.Context) error {
 			got, err := w.metric(ctx, "undermesh_mesh_config_held")

@@ -8,6 +8,19 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 )
 
+// lookAtStatus is what kubectl needs beyond the agent's rights: it reads what it patches.
+const lookAtStatus = `apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: e2e-look-at-status}
+rules: [{apiGroups: [""], resources: [pods/status], verbs: [get]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: e2e-look-at-status}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: e2e-look-at-status}
+subjects: [{kind: ServiceAccount, name: istio-cni, namespace: ` + api.DefaultRootNamespace + `}]
+`
+
 // TestAgentRights: the agent's token of one node changes one annotation of its own pods, and nothing else of any pod.
 func TestAgentRights(t *testing.T) {
 	ctx, w := meshed(t)
@@ -23,6 +36,8 @@ func TestAgentRights(t *testing.T) {
 	if node(own.Metadata.Name) == node(other.Metadata.Name) {
 		t.Fatal("both pods are on one node")
 	}
+	check(t, w.Apply(ctx, lookAtStatus))
+	t.Cleanup(func() { check(t, w.Delete(context.Background(), lookAtStatus)) })
 	patch := func(namespace, pod, body string) error {
 		_, err := w.Kubectl(context.WithoutCancel(ctx), "patch", "pod", "-n", namespace, pod, "--subresource=status", "--type=merge", "-p", body,
 			"--as=system:serviceaccount:"+api.DefaultRootNamespace+":istio-cni", "--as-user-extra=authentication.kubernetes.io/node-name="+node(own.Metadata.Name))
