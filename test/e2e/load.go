@@ -17,7 +17,8 @@ const (
 	outsiders     = "outsiders"
 	loadPort      = 9000
 	loadLong      = 50 // connections a client holds open
-	loadRate      = 50 // new connections a second and client
+	loadLeast     = 50 // new connections a second and client that are wanted
+	loadRate      = 60 // that are asked for: a busy machine loses some
 )
 
 const loadServer = `apiVersion: v1
@@ -194,10 +195,10 @@ func Unharmed(reports []LoadReport) error {
 	return nil
 }
 
-// enough reports whether a client did what it was asked to: 50 long connections that talked, and new ones at 90 % of the rate.
+// enough reports whether a client did what it was asked to: 50 long connections that talked, and 50 new ones a second.
 func (r *LoadReport) enough() error {
 	seconds := float64(r.EndMS-r.StartMS) / 1000
-	if r.Long.Started < loadLong || r.Long.OK < loadLong || float64(r.New.Started) < 0.9*loadRate*seconds {
+	if r.Long.Started < loadLong || r.Long.OK < loadLong || float64(r.New.Started) < loadLeast*seconds {
 		return fmt.Errorf("client on %s: too little load in %.1f s: %d long connections, %d answers on them, %d new ones", r.Node, seconds, r.Long.Started, r.Long.OK, r.New.Started)
 	}
 	return nil
