@@ -64,16 +64,6 @@ func ResourceOf(k Kind) (r Resource, ok bool) {
 	return resources[i], true
 }
 
-// KindOf finds the kind of objects that call themselves apiKind in the group; ok is false for one that is not the mesh's.
-func KindOf(group, apiKind string) (k Kind, ok bool) {
-	for _, r := range resources {
-		if r.Group == group && r.APIKind == apiKind {
-			return r.Kind, true
-		}
-	}
-	return "", false
-}
-
 var (
 	threeVersions = []string{"v1", "v1beta1", "v1alpha3"}
 	twoVersions   = []string{"v1", "v1beta1"}

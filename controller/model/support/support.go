@@ -112,16 +112,7 @@ var kinds = []kind{
 	{"IngressClass", "networking.k8s.io", ofGo[ingressv1.IngressClassSpec](), ingressClass},
 }
 
-// Kinds lists the kinds in the order of the documentation.
-func Kinds() []string {
-	var names []string
-	for _, k := range kinds {
-		names = append(names, k.name)
-	}
-	return names
-}
-
-// decisions holds what Lookup computed: kind → path → decision.
+// decisions are what the tables say: kind → path → decision.
 var decisions = sync.OnceValue(func() map[string]map[string]Field {
 	all := map[string]map[string]Field{}
 	for _, k := range kinds {
@@ -134,12 +125,6 @@ var decisions = sync.OnceValue(func() map[string]map[string]Field {
 	}
 	return all
 })
-
-// Lookup returns the decision about a field; ok is false for a field that no kind has.
-func Lookup(kind, path string) (f Field, ok bool) {
-	f, ok = decisions()[kind][path]
-	return f, ok
-}
 
 // Fields returns the decisions about all fields of a kind, by path.
 func Fields(kind string) []Field {
