@@ -151,8 +151,8 @@ func (e *External) request(ctx context.Context, pem string, ttl time.Duration) (
 		if len(now.Status.Certificate) > 0 {
 			return now.Status.Certificate, nil
 		}
-		if err := pause(ctx, e.clock, externalPoll); err != nil {
-			return nil, err
+		if !clock.Pause(ctx, e.clock, externalPoll) {
+			return nil, context.Cause(ctx)
 		}
 	}
 }
@@ -164,18 +164,6 @@ func (e *External) remove(ctx context.Context, name string) {
 	limit := e.clock.AfterFunc(cleanupLimit, cancel)
 	defer limit.Stop()
 	_ = e.client.Delete(ctx, name, metav1.DeleteOptions{})
-}
-
-func pause(ctx context.Context, c clock.Clock, d time.Duration) error {
-	due := make(chan struct{})
-	timer := c.AfterFunc(d, func() { close(due) })
-	defer timer.Stop()
-	select {
-	case <-due:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 func requestName() (string, error) {

@@ -161,23 +161,10 @@ func (c *Client) Run(ctx context.Context) error {
 		c.metrics.terminations.Inc()
 		wait := time.Duration((0.5 + c.cfg.Rand.Float64()/2) * float64(delay))
 		c.cfg.Log.Warn("controller stream ended", "err", err, "retry_in", wait, "has_snapshot", c.Snapshot() != nil)
-		if !c.wait(ctx, wait) {
+		if !clock.Pause(ctx, c.cfg.Clock, wait) {
 			return nil
 		}
 		delay = min(2*delay, c.cfg.MaxBackoff)
-	}
-}
-
-// wait reports whether d passed before ctx ended.
-func (c *Client) wait(ctx context.Context, d time.Duration) bool {
-	done := make(chan struct{})
-	t := c.cfg.Clock.AfterFunc(d, func() { close(done) })
-	defer t.Stop()
-	select {
-	case <-done:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

@@ -104,7 +104,7 @@ func (a *authority) run(ctx context.Context) error {
 		if a.loaded.Load() == nil {
 			period = a.cfg.Retry
 		}
-		if !pause(ctx, a.clock, period) {
+		if !clock.Pause(ctx, a.clock, period) {
 			return nil
 		}
 	}
@@ -161,7 +161,7 @@ func (a *authority) keepDNS(ctx context.Context, mesh func() *model.Mesh) error 
 			}
 		}
 		said = text
-		if !pause(ctx, a.clock, dnsPeriod) {
+		if !clock.Pause(ctx, a.clock, dnsPeriod) {
 			return nil
 		}
 	}

@@ -375,21 +375,8 @@ func (s *Server) publishRoots(ctx context.Context) error {
 			s.cfg.Log.Warn("publish root certificates", "err", err)
 			wait = time.Second
 		}
-		if !pause(ctx, s.cfg.Clock, wait) {
+		if !clock.Pause(ctx, s.cfg.Clock, wait) {
 			return nil
 		}
-	}
-}
-
-// pause reports false when ctx ended first.
-func pause(ctx context.Context, c clock.Clock, d time.Duration) bool {
-	due := make(chan struct{})
-	timer := c.AfterFunc(d, func() { close(due) })
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-due:
-		return true
 	}
 }

@@ -62,7 +62,7 @@ func (s *staleness) run(ctx context.Context) error {
 		case !s.away.Swap(true):
 			s.log.Warn("API server does not answer: what was known last is served", "err", err)
 		}
-		if !pause(ctx, s.clock, probePeriod) {
+		if !clock.Pause(ctx, s.clock, probePeriod) {
 			return nil
 		}
 	}

@@ -272,13 +272,5 @@ func (p *pace) wait(ctx context.Context) bool {
 	if over <= 0 {
 		return true
 	}
-	due := make(chan struct{})
-	timer := p.clock.AfterFunc(time.Duration(over*float64(p.interval)), func() { close(due) })
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-due:
-		return true
-	}
+	return clock.Pause(ctx, p.clock, time.Duration(over*float64(p.interval)))
 }

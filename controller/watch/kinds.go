@@ -27,6 +27,7 @@ import (
 	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/validate"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
 // empties make the typed objects of the kinds that may be missing at an API server.
@@ -124,7 +125,7 @@ func (k *Kubernetes) runKinds(ctx context.Context, g *errgroup.Group) (wait func
 				listed.Wait()
 				tell()
 			}
-			if len(missing) == 0 || !sleep(ctx, k.cfg.Clock, k.cfg.CRDPoll) {
+			if len(missing) == 0 || !clock.Pause(ctx, k.cfg.Clock, k.cfg.CRDPoll) {
 				return nil
 			}
 		}

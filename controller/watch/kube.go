@@ -182,24 +182,11 @@ func (k *Kubernetes) pump(ctx context.Context, emit func([]model.Event)) {
 			return
 		case <-k.wake:
 		}
-		if !sleep(ctx, k.cfg.Clock, k.cfg.Quiet) {
+		if !clock.Pause(ctx, k.cfg.Clock, k.cfg.Quiet) {
 			return
 		}
 		if events := k.drain(); len(events) > 0 {
 			emit(events)
 		}
-	}
-}
-
-// sleep reports false when ctx ended first.
-func sleep(ctx context.Context, c clock.Clock, d time.Duration) bool {
-	done := make(chan struct{})
-	timer := c.AfterFunc(d, func() { close(done) })
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-done:
-		return true
 	}
 }

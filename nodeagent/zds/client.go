@@ -94,20 +94,10 @@ func (c *Client) Run(ctx context.Context) error {
 		} else {
 			c.cfg.Log.Debug("agent not reachable", "path", c.cfg.Path, "err", err)
 		}
-		c.sleep(ctx, pause)
+		clock.Pause(ctx, c.cfg.Clock, pause)
 		pause = min(2*pause, c.cfg.RetryMax)
 	}
 	return nil
-}
-
-func (c *Client) sleep(ctx context.Context, d time.Duration) {
-	done := make(chan struct{})
-	t := c.cfg.Clock.AfterFunc(d, func() { close(done) })
-	defer t.Stop()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
 }
 
 // connect serves one connection; served says whether the agent took the hello.

@@ -3,7 +3,10 @@
 // nothing of the module. System is the only place in these rooms that may name the real clock.
 package clock
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // Clock tells the time and runs timers. All methods are safe for concurrent use.
 type Clock interface {
@@ -19,6 +22,19 @@ type Timer interface {
 	Stop() bool
 	// Reset makes the call happen d from now and reports whether it was still pending.
 	Reset(d time.Duration) bool
+}
+
+// Pause waits for d. It reports false when ctx ended first.
+func Pause(ctx context.Context, c Clock, d time.Duration) bool {
+	over := make(chan struct{})
+	t := c.AfterFunc(d, func() { close(over) })
+	defer t.Stop()
+	select {
+	case <-over:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // System returns the clock of the machine; inside a testing/synctest bubble that is the clock of the bubble.
