@@ -80,9 +80,9 @@ type Compiler struct {
 	cfg        Config
 	reg        *model.Registry
 	generation uint64
-	owned      map[owner][]Key  // what an object compiled to
-	refs       map[Key]int      // how many objects want it
-	out        map[Key]Resource // what nodes have, without the mesh's settings
+	owned      map[owner][]Key // what an object compiled to
+	out        map[Key]held    // what nodes have, without the mesh's settings
+	unknown    uint64          // digests given to what cannot be encoded
 	findings   map[owner][]validate.Finding
 	counts     map[validate.Severity]int
 
@@ -102,7 +102,7 @@ func New(cfg Config) *Compiler {
 	return &Compiler{
 		cfg: cfg, reg: model.New(model.Config{Mesh: cfg.Mesh, InstallNamespace: cfg.InstallNamespace,
 			RequireMesh: cfg.RequireMesh, ClusterDomain: cfg.ClusterDomain}),
-		owned: map[owner][]Key{}, refs: map[Key]int{}, out: map[Key]Resource{}, findings: map[owner][]validate.Finding{},
+		owned: map[owner][]Key{}, out: map[Key]held{}, findings: map[owner][]validate.Finding{},
 		counts: map[validate.Severity]int{}, declarations: newDeclarations(),
 	}
 }
@@ -121,32 +121,24 @@ func (c *Compiler) MeshFindings() []validate.Finding { return c.reg.MeshFindings
 func (c *Compiler) Apply(events []model.Event) Delta {
 	dirty := c.reg.Apply(events)
 	c.declarations.take(events)
-	ch := &change{c: c, touched: map[Key]bool{}, before: map[Key]Resource{}, owners: map[owner]bool{}}
+	ch := &change{c: c, touched: map[Key]bool{}, before: map[Key]digest{}, now: map[Key]Resource{}, owners: map[owner]bool{}}
 	if !c.reg.MeshKnown() {
 		ch.set(owner{kind: model.KindConfigMap}, c.reg.MeshFindings(), nil)
 		return Delta{}
 	}
 	if c.generation == 0 || dirty.Mesh {
-		ch.set(owner{kind: model.KindConfigMap}, c.reg.MeshFindings(), append(c.strictPolicies(), c.fixedClusters()...))
+		ch.compile(owner{kind: model.KindConfigMap})
 	}
-	for n := range dirty.Services {
-		res, found := c.service(n)
-		ch.set(owner{model.KindService, n}, found, res)
-	}
-	for n := range dirty.Slices {
-		res, found := c.slice(n)
-		ch.set(owner{model.KindEndpointSlice, n}, found, res)
-	}
-	for n := range dirty.Entries {
-		res, found := c.entry(n)
-		ch.set(owner{model.KindServiceEntry, n}, found, res)
-	}
-	for n := range dirty.Workloads {
-		res, found := c.workloadEntry(n)
-		ch.set(owner{model.KindWorkloadEntry, n}, found, res)
-	}
-	for n := range dirty.Pods {
-		ch.set(owner{model.KindPod, n}, nil, c.pod(n))
+	for _, d := range []struct {
+		kind  model.Kind
+		names map[model.Name]bool
+	}{
+		{model.KindService, dirty.Services}, {model.KindEndpointSlice, dirty.Slices}, {model.KindServiceEntry, dirty.Entries},
+		{model.KindWorkloadEntry, dirty.Workloads}, {model.KindPod, dirty.Pods},
+	} {
+		for n := range d.names {
+			ch.compile(owner{d.kind, n})
+		}
 	}
 	var status []validate.Status
 	for n := range dirty.Policies {
@@ -160,7 +152,7 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 		status = append(status, st)
 	}
 	for source := range dirty.Keys {
-		ch.set(owner{kindKeys, model.Name{Name: source}}, nil, c.keys(source))
+		ch.compile(owner{kindKeys, model.Name{Name: source}})
 	}
 	delta := ch.delta()
 	delta.Keys = len(dirty.Keys) > 0
@@ -178,14 +170,46 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 	return delta
 }
 
-// Resources returns everything that nodes have, sorted by type and name.
+// Resources returns everything that nodes have, sorted by type and name. They are compiled anew: the compiler keeps only
+// digests of them.
 func (c *Compiler) Resources() []Resource {
-	all := slices.Collect(maps.Values(c.out))
+	unique := map[Key]Resource{}
+	for o := range c.owned {
+		resources, _ := c.resources(o)
+		for _, r := range resources {
+			unique[Key{r.Type, r.Name}] = r
+		}
+	}
+	all := slices.Collect(maps.Values(unique))
 	if c.generation > 0 {
 		all = append(all, c.meshSettings())
 	}
 	slices.SortFunc(all, compareResources)
 	return all
+}
+
+// resources compiles one object.
+func (c *Compiler) resources(o owner) ([]Resource, []validate.Finding) {
+	switch o.kind {
+	case model.KindConfigMap:
+		return append(c.strictPolicies(), c.fixedClusters()...), c.reg.MeshFindings()
+	case model.KindService:
+		return c.service(o.name)
+	case model.KindEndpointSlice:
+		return c.slice(o.name)
+	case model.KindServiceEntry:
+		return c.entry(o.name)
+	case model.KindWorkloadEntry:
+		return c.workloadEntry(o.name)
+	case model.KindPod:
+		return c.pod(o.name), nil
+	case model.KindAuthorizationPolicy:
+		res, st := c.policy(o.name)
+		return res, st.Findings
+	case kindKeys:
+		return c.keys(o.name.Name), nil
+	}
+	return nil, nil
 }
 
 // Findings returns what is wrong with the objects, sorted.
@@ -200,76 +224,3 @@ func (c *Compiler) Findings() []validate.Finding {
 
 // CountFindings returns how many findings of the severity there are.
 func (c *Compiler) CountFindings(s validate.Severity) int { return c.counts[s] }
-
-// change collects what one Apply does to the resources.
-type change struct {
-	c       *Compiler
-	touched map[Key]bool
-	before  map[Key]Resource // of what was touched and existed
-	owners  map[owner]bool   // whose findings or resources were set
-}
-
-func (ch *change) touch(k Key) {
-	if ch.touched[k] {
-		return
-	}
-	ch.touched[k] = true
-	if r, ok := ch.c.out[k]; ok {
-		ch.before[k] = r
-	}
-}
-
-// set replaces what the object compiles to. Several objects may want one resource; it goes with the last of them.
-func (ch *change) set(o owner, findings []validate.Finding, resources []Resource) {
-	c := ch.c
-	ch.owners[o] = true
-	for _, f := range c.findings[o] {
-		c.counts[f.Severity]--
-	}
-	for _, f := range findings {
-		c.counts[f.Severity]++
-	}
-	delete(c.findings, o)
-	if len(findings) > 0 {
-		c.findings[o] = findings
-	}
-	old := c.owned[o]
-	delete(c.owned, o)
-	for _, r := range resources {
-		k := Key{r.Type, r.Name}
-		ch.touch(k)
-		c.refs[k]++
-		c.out[k] = r
-		c.owned[o] = append(c.owned[o], k)
-	}
-	for _, k := range old {
-		ch.touch(k)
-		if c.refs[k]--; c.refs[k] == 0 {
-			delete(c.refs, k)
-			delete(c.out, k)
-		}
-	}
-}
-
-func (ch *change) delta() Delta {
-	var d Delta
-	for k := range ch.touched {
-		now, exists := ch.c.out[k]
-		before, existed := ch.before[k]
-		switch {
-		case exists && existed && slices.Equal(now.Aliases, before.Aliases) && proto.Equal(now.Message, before.Message):
-			ch.c.out[k] = before
-		case exists:
-			d.Upserts = append(d.Upserts, now)
-		case existed:
-			d.Removed = append(d.Removed, k)
-		}
-	}
-	slices.SortFunc(d.Upserts, compareResources)
-	slices.SortFunc(d.Removed, func(a, b Key) int { return strings.Compare(a.Type+" "+a.Name, b.Type+" "+b.Name) })
-	return d
-}
-
-func compareResources(a, b Resource) int {
-	return strings.Compare(a.Type+" "+a.Name, b.Type+" "+b.Name)
-}
