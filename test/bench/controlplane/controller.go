@@ -18,11 +18,49 @@ import (
 	"time"
 )
 
+// child is a process that the bench started, with a control door.
+type child struct {
+	doors
+	dir string // where it says its doors, and what else it has to say
+	cmd *exec.Cmd
+}
+
+// startChild runs the program, "" is this one, with more in its environment, and waits until file in dir says its doors.
+func startChild(ctx context.Context, program, dir, file string, env ...string) (_ *child, err error) {
+	if program == "" {
+		if program, err = os.Executable(); err != nil {
+			return nil, fmt.Errorf("find program: %w", err)
+		}
+	}
+	c := &child{dir: dir, cmd: exec.Command(program)}
+	c.cmd.Env = append(append(os.Environ(), dirEnv+"="+dir), env...)
+	c.cmd.Stderr = os.Stderr
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := c.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", program, err)
+	}
+	err = until(ctx, 10*time.Minute, func() error {
+		raw, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(raw, &c.doors)
+	})
+	if err != nil {
+		c.stop()
+		return nil, fmt.Errorf("wait for doors: %w", err)
+	}
+	return c, nil
+}
+
+func (c *child) stop() {
+	_ = c.cmd.Process.Kill()
+	_ = c.cmd.Wait()
+}
+
 // controller is the process under test.
 type controller struct {
-	doors
-	dir  string
-	cmd  *exec.Cmd
+	*child
 	api  *http.Server
 	took time.Duration // from the start of the process to readiness
 }
@@ -35,39 +73,16 @@ func start(ctx context.Context, w *world, program string) (_ *controller, err er
 	}
 	c := &controller{api: &http.Server{Handler: w.api}}
 	go func() { _ = c.api.Serve(l) }()
-	defer func() {
-		if err != nil {
-			c.stop()
-		}
-	}()
-	if c.dir, err = os.MkdirTemp("", "bench-controller-"); err != nil {
-		return nil, fmt.Errorf("make directory: %w", err)
-	}
-	if program == "" {
-		if program, err = os.Executable(); err != nil {
-			return nil, fmt.Errorf("find program: %w", err)
-		}
-	}
-	c.cmd = exec.Command(program)
-	c.cmd.Env = append(os.Environ(), serveEnv+"=http://"+l.Addr().String(), dirEnv+"="+c.dir)
-	c.cmd.Stderr = os.Stderr
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	begin := time.Now()
-	if err := c.cmd.Start(); err != nil {
-		c.cmd = nil
-		return nil, fmt.Errorf("start controller: %w", err)
-	}
-	err = until(ctx, 10*time.Minute, func() error {
-		raw, err := os.ReadFile(filepath.Join(c.dir, doorsFile))
-		if err != nil {
-			return err
-		}
-		if err := json.Unmarshal(raw, &c.doors); err != nil {
-			return err
-		}
-		return c.ask("/ready", nil)
-	})
+	dir, err := os.MkdirTemp("", "bench-controller-")
 	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make directory: %w", err), c.api.Close())
+	}
+	begin := time.Now()
+	if c.child, err = startChild(ctx, program, dir, doorsFile, serveEnv+"=http://"+l.Addr().String()); err != nil {
+		return nil, errors.Join(err, c.api.Close(), os.RemoveAll(dir))
+	}
+	if err := until(ctx, 10*time.Minute, func() error { return c.ask(ctx, "/ready", nil) }); err != nil {
+		c.stop()
 		return nil, fmt.Errorf("wait for controller: %w", err)
 	}
 	c.took = time.Since(begin)
@@ -76,14 +91,9 @@ func start(ctx context.Context, w *world, program string) (_ *controller, err er
 
 // stop ends the process and what it had.
 func (c *controller) stop() {
-	if c.cmd != nil {
-		_ = c.cmd.Process.Kill()
-		_ = c.cmd.Wait()
-	}
+	c.child.stop()
 	_ = c.api.Close()
-	if c.dir != "" {
-		_ = os.RemoveAll(c.dir)
-	}
+	_ = os.RemoveAll(c.dir)
 }
 
 // until asks every 10 ms until f returns nil, and returns its last error after the limit.
@@ -106,29 +116,35 @@ func until(ctx context.Context, limit time.Duration, f func() error) error {
 }
 
 // ask reads a page of the control door; out may be nil.
-func (c *controller) ask(path string, out any) error {
-	resp, err := http.Get(c.Control + path)
+func (c *child) ask(ctx context.Context, path string, out any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Control+path, nil)
 	if err != nil {
-		return fmt.Errorf("ask controller: %w", err)
+		return fmt.Errorf("ask for %s: %w", path, err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask for %s: %w", path, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-		return fmt.Errorf("ask controller for %s: %s: %s", path, resp.Status, strings.TrimSpace(string(text)))
+		return fmt.Errorf("ask for %s: %s: %s", path, resp.Status, strings.TrimSpace(string(text)))
 	}
 	if out == nil {
 		return nil
 	}
 	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
-		return fmt.Errorf("ask controller for %s: %w", path, err)
+		return fmt.Errorf("ask for %s: %w", path, err)
 	}
 	return nil
 }
 
-func (c *controller) usage() (u usage, err error) { return u, c.ask("/usage", &u) }
+func (c *controller) usage(ctx context.Context) (u usage, err error) {
+	return u, c.ask(ctx, "/usage", &u)
+}
 
 // memory is VmRSS and VmHWM of the process, in bytes.
-func (c *controller) memory() (now, peak int64, err error) {
+func (c *child) memory() (now, peak int64, err error) {
 	f, err := os.Open(filepath.Join("/proc", strconv.Itoa(c.cmd.Process.Pid), "status"))
 	if err != nil {
 		return 0, 0, fmt.Errorf("read memory: %w", err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"hash/maphash"
 	"os"
 	"strings"
 	"testing"
@@ -15,7 +16,7 @@ import (
 
 // TestMain lets the test's program be the controller that a test starts.
 func TestMain(m *testing.M) {
-	if os.Getenv(serveEnv) != "" {
+	if os.Getenv(serveEnv) != "" || os.Getenv(swarmEnv) != "" {
 		main()
 		return
 	}
@@ -59,11 +60,13 @@ func TestParseResponse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := parseResponse(msg)
-	if want := (response{api.AddressType, "n", 2, true}); err != nil || got != want {
+	seed := maphash.MakeSeed()
+	got, err := parseResponse(msg, seed)
+	want := response{typ: api.AddressType, nonce: "n", size: len(msg), resources: 2, digest: got.digest, generation: 7, whole: true}
+	if err != nil || got != want || got.digest == 0 {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
-	if _, err := parseResponse(msg[:len(msg)-1]); err == nil {
+	if _, err := parseResponse(msg[:len(msg)-1], seed); err == nil {
 		t.Error("a response that is cut off is accepted")
 	}
 }

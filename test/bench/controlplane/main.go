@@ -1,5 +1,5 @@
 // Command controlplane measures the controller: clusters of generated objects, many discovery clients, one process that
-// is the controller and nothing else.
+// is the controller and nothing else, one that is the clients.
 //
 // Everything of the controller is real, as cmd/controller assembles it: informers, registry, compiler, change log, CA,
 // gRPC over TLS with tokens. What is replaced is outside of it: the API server, which is this process (lists and watches
@@ -23,6 +23,7 @@ import (
 // With these the program is the controller, which the bench starts.
 const (
 	serveEnv = "BENCH_CONTROLLER_API"
+	swarmEnv = "BENCH_CONTROLLER_XDS" // or clients of the controller at this address
 	dirEnv   = "BENCH_CONTROLLER_DIR"
 )
 
@@ -39,6 +40,9 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	if api := os.Getenv(serveEnv); api != "" {
 		return serve(ctx, api, os.Getenv(dirEnv), slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
+	}
+	if addr := os.Getenv(swarmEnv); addr != "" {
+		return serveSwarm(ctx, addr, os.Getenv(dirEnv))
 	}
 	fs := flag.NewFlagSet("controlplane", flag.ContinueOnError)
 	rounds := fs.Int("rounds", 3, "rounds")
@@ -66,7 +70,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	for round := range *rounds {
 		for _, sz := range szs {
-			ld := load{syncs: max(3, 40_000/sz.pods), changes: 200, storm: 10_000, limit: 5 * time.Minute}
+			ld := load{syncs: max(3, 40_000/sz.pods), changes: 200, least: 60, fan: 60_000, storm: 10_000, limit: 5 * time.Minute}
 			for _, by := range sides {
 				cells, err := measure(ctx, round+1, by, sz, counts, ld)
 				if err != nil {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -45,6 +47,7 @@ type side struct{ name, program string }
 // load is how much is measured.
 type load struct {
 	syncs, changes, storm int
+	least, fan            int           // fewer changes, but not fewer than least, when they make more than fan pushes
 	limit                 time.Duration // for everything that is waited for
 }
 
@@ -52,9 +55,10 @@ type load struct {
 type bench struct {
 	w     *world
 	c     *controller
+	swarm *child // all clients but one
 	load  load
+	seed  maphash.Seed
 	full  *client.Client
-	thins []*thin
 	next  int // pod to change
 
 	ctx    context.Context //nolint:containedctx // of the clients
@@ -74,7 +78,11 @@ func measure(ctx context.Context, round int, by side, sz size, counts []int, ld 
 		return nil, err
 	}
 	defer c.stop()
-	b := &bench{w: w, c: c, load: ld, failed: make(chan error, 1)}
+	b := &bench{w: w, c: c, load: ld, seed: maphash.MakeSeed(), failed: make(chan error, 1)}
+	if b.swarm, err = startChild(ctx, "", c.dir, swarmFile, swarmEnv+"="+c.XDS); err != nil {
+		return nil, fmt.Errorf("start clients: %w", err)
+	}
+	defer b.swarm.stop()
 	b.ctx, b.cancel = context.WithCancel(ctx)
 	defer b.wg.Wait()
 	defer b.cancel()
@@ -122,7 +130,7 @@ func (b *bench) dial() (*thin, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newThin(len(b.thins)+1, dial), nil
+	return newThin(1, b.seed, dial), nil
 }
 
 // syncs measures full syncs to one client, one after the other, each over a connection of its own.
@@ -222,12 +230,11 @@ func (b *bench) spawn(run func(context.Context) error) {
 
 // grow adds clients, all at once, until there are as many as the cell wants: one that keeps everything, the others thin.
 func (b *bench) grow(out *cell) error {
-	begin := time.Now()
-	first, err := b.dial()
-	if err != nil {
-		return err
-	}
 	if b.full == nil {
+		first, err := b.dial()
+		if err != nil {
+			return err
+		}
 		b.full = newClient(0, first.dial)
 		changed, stop := b.full.Watch()
 		defer stop()
@@ -236,18 +243,21 @@ func (b *bench) grow(out *cell) error {
 			return err
 		}
 	}
-	old := len(b.thins)
-	for len(b.thins) < out.clients-1 {
-		t := newThin(len(b.thins)+1, first.dial)
-		b.thins = append(b.thins, t)
-		b.spawn(t.run)
+	var g grown
+	if err := b.tell("/grow?n="+strconv.Itoa(out.clients-1), &g); err != nil {
+		return err
 	}
-	for _, t := range b.thins[old:] {
-		if err := b.wait(t.synced, b.failed); err != nil {
-			return err
-		}
+	out.join = g.Took
+	return nil
+}
+
+// tell asks the swarm, for as long as anything is waited for.
+func (b *bench) tell(path string, out any) error {
+	ctx, cancel := context.WithTimeout(b.ctx, b.load.limit)
+	defer cancel()
+	if err := b.swarm.ask(ctx, path, out); err != nil {
+		return fmt.Errorf("clients: %w", err)
 	}
-	out.join = time.Since(begin)
 	return nil
 }
 
@@ -256,10 +266,6 @@ func (b *bench) change() (full, last time.Duration, err error) {
 	b.next = (b.next + 7919) % len(b.w.pods)
 	changed, stop := b.full.Watch()
 	defer stop()
-	before := make([]int64, len(b.thins))
-	for i, t := range b.thins {
-		before[i] = t.last.Load()
-	}
 	begin := time.Now()
 	p, err := b.w.flip(b.next)
 	if err != nil {
@@ -270,20 +276,12 @@ func (b *bench) change() (full, last time.Duration, err error) {
 			return 0, 0, err
 		}
 	}
-	full, last = time.Since(begin), time.Since(begin)
-	for i, t := range b.thins {
-		err := until(b.ctx, b.load.limit, func() error {
-			if t.last.Load() == before[i] {
-				return fmt.Errorf("client %d has not got the change", t.id)
-			}
-			return nil
-		})
-		if err != nil {
-			return 0, 0, err
-		}
-		last = max(last, time.Duration(t.last.Load()-begin.UnixNano()))
+	full = time.Since(begin)
+	var all arrived
+	if err := b.tell("/arrived?generation="+strconv.FormatUint(b.full.Snapshot().Generation(), 10), &all); err != nil {
+		return 0, 0, err
 	}
-	return full, last, nil
+	return full, max(full, time.Duration(all.Last-begin.UnixNano())), nil
 }
 
 // has reports whether the full client's snapshot shows the pod as it is.
@@ -302,14 +300,15 @@ const apart = 75 * time.Millisecond
 
 // changes measures single changes, the next one when every client has the last.
 func (b *bench) changes(out *cell) error {
-	before, err := b.c.usage()
+	before, err := b.c.usage(b.ctx)
 	if err != nil {
 		return err
 	}
 	var full, last []time.Duration
 	tick := time.NewTicker(apart)
 	defer tick.Stop()
-	for range b.load.changes {
+	n := min(b.load.changes, max(b.load.least, b.load.fan/out.clients))
+	for range n {
 		<-tick.C
 		f, l, err := b.change()
 		if err != nil {
@@ -317,24 +316,23 @@ func (b *bench) changes(out *cell) error {
 		}
 		full, last = append(full, f), append(last, l)
 	}
-	after, err := b.c.usage()
+	after, err := b.c.usage(b.ctx)
 	if err != nil {
 		return err
 	}
 	out.p50, out.p99, out.last = quantile(full, 0.5), quantile(full, 0.99), quantile(last, 0.99)
-	out.cpu = (after.CPU - before.CPU) * 1000 / time.Duration(b.load.changes)
+	out.cpu = (after.CPU - before.CPU) * 1000 / time.Duration(n)
 	return nil
 }
 
 // storm spreads many changes of different pods over a second and counts what reaches the clients.
 func (b *bench) storm(out *cell) error {
-	before, err := b.c.usage()
+	before, err := b.c.usage(b.ctx)
 	if err != nil {
 		return err
 	}
-	states, responses := make([]int64, len(b.thins)), make([]int64, len(b.thins))
-	for i, t := range b.thins {
-		states[i], responses[i] = t.states.Load(), t.responses.Load()
+	if err := b.tell("/mark", nil); err != nil {
+		return err
 	}
 	const steps = 100
 	tick := time.NewTicker(time.Second / steps)
@@ -358,18 +356,19 @@ func (b *bench) storm(out *cell) error {
 			return err
 		}
 	}
-	if _, _, err := b.change(); err != nil { // one more, so that everyone is known to have the storm behind it
+	if err := b.tell("/arrived?generation="+strconv.FormatUint(b.full.Snapshot().Generation(), 10), &arrived{}); err != nil {
 		return err
 	}
 	out.stormSettled = time.Since(begin)
-	after, err := b.c.usage()
+	after, err := b.c.usage(b.ctx)
 	if err != nil {
 		return err
 	}
-	for i, t := range b.thins {
-		out.stormStates = max(out.stormStates, t.states.Load()-states[i]-1)
-		out.stormResponses = max(out.stormResponses, t.responses.Load()-responses[i])
+	var n counted
+	if err := b.tell("/counts", &n); err != nil {
+		return err
 	}
+	out.stormStates, out.stormResponses = n.States, n.Responses
 	out.stormCPU, out.stormCollection = after.CPU-before.CPU, after.Count-before.Count
 	return nil
 }
