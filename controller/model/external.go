@@ -111,8 +111,8 @@ func (r *Registry) dirtyEntry(e *ServiceEntry, d *Dirty) {
 // dirtyMembers marks the workloads behind the hosts of the entry.
 func (r *Registry) dirtyMembers(e *ServiceEntry, d *Dirty) {
 	for _, ep := range e.Endpoints {
-		for n := range r.podsByIP[ep.IP] {
-			d.Pods[n] = true
+		for _, p := range r.podsByIP[ep.IP] {
+			d.Pods[p.Name] = true
 		}
 	}
 	if e.Selector == nil {

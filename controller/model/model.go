@@ -40,7 +40,7 @@ func (n Name) String() string { return n.Namespace + "/" + n.Name }
 type Event struct {
 	Kind   Kind
 	Name   Name
-	Object any              // *corev1.Pod, …; nil: the object is gone. Never modified afterwards
+	Object any              // *corev1.Pod or *Pod, *corev1.Service, …; nil: the object is gone. Never modified afterwards
 	Issues []validate.Field // fields of the object that the decoder did not understand
 	Status map[string]any   // of the object, as the API server has it; nil when there is none. Never modified
 }
@@ -48,18 +48,18 @@ type Event struct {
 // Pod is what the mesh needs of a pod.
 type Pod struct {
 	Name
-	UID            string
 	Labels         map[string]string
 	Node           string
 	ServiceAccount string
 	IPs            []netip.Addr
-	Ports          map[string]uint32 // named TCP ports of the containers
+	Ports          map[string]uint32 // named TCP ports of the containers; nil for none
 	OwnerKind      string
 	OwnerName      string
 	HostNetwork    bool
 	Captured       bool // the node agent finished its redirection
 	Ready          bool // ready and not terminating
 	Terminating    bool // ready and terminating: it serves those whom nobody else serves
+	Mirrored       bool // a node runs it from a file of its own and made the object itself
 }
 
 // Service is a Kubernetes service; Skipped says why it is none of the mesh's ("" when it is).

@@ -19,17 +19,30 @@ const (
 	labelSubzone     = "topology.istio.io/subzone"
 )
 
+// PodOf returns the pod of an event: a *Pod as it is, a *corev1.Pod as NewPod reads it; nil when there is none.
+func PodOf(object any) *Pod {
+	switch o := object.(type) {
+	case nil:
+		return nil
+	case *Pod:
+		return o
+	default:
+		return NewPod(o.(*corev1.Pod))
+	}
+}
+
 // NewPod reads a pod. It returns nil for a pod that has finished: its addresses may belong to another one.
 func NewPod(p *corev1.Pod) *Pod {
 	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		return nil
 	}
 	out := &Pod{
-		Name: Name{p.Namespace, p.Name}, UID: string(p.UID), Labels: p.Labels, Node: p.Spec.NodeName,
+		Name: Name{p.Namespace, p.Name}, Labels: p.Labels, Node: p.Spec.NodeName,
 		ServiceAccount: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
 		Captured: p.Annotations[api.AnnotationRedirection] == api.RedirectionEnabled && !p.Spec.HostNetwork,
 		Ports:    namedPorts(p), IPs: podIPs(p),
 	}
+	_, out.Mirrored = p.Annotations[corev1.MirrorPodAnnotationKey]
 	if out.ServiceAccount == "" {
 		out.ServiceAccount = "default"
 	}
@@ -57,10 +70,13 @@ func podIPs(p *corev1.Pod) []netip.Addr {
 }
 
 func namedPorts(p *corev1.Pod) map[string]uint32 {
-	ports := map[string]uint32{}
+	var ports map[string]uint32
 	add := func(c *corev1.Container) {
 		for _, port := range c.Ports {
 			if _, taken := ports[port.Name]; port.Name != "" && !taken && isTCP(port.Protocol) {
+				if ports == nil {
+					ports = map[string]uint32{}
+				}
 				ports[port.Name] = uint32(port.ContainerPort)
 			}
 		}

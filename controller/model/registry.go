@@ -30,7 +30,7 @@ type Registry struct {
 
 	podsByLabel    labelIndex
 	podsByNode     map[string]map[Name]*Pod
-	podsByIP       map[netip.Addr]map[Name]*Pod // not those on the host network
+	podsByIP       map[netip.Addr][]*Pod // not those on the host network
 	nodesByIP      map[netip.Addr]map[string]bool
 	servicesByPair selectorIndex
 	slicesByIP     map[netip.Addr]map[Name]bool
@@ -71,7 +71,7 @@ func New(cfg Config) *Registry {
 	return &Registry{cfg: cfg, mesh: meshState{now: cfg.Mesh}, pods: map[Name]*Pod{}, services: map[Name]*Service{},
 		slices: map[Name]*Slice{}, nodes: map[string]Node{}, peers: map[Name]*PeerAuthentication{},
 		policies: map[Name]*AuthorizationPolicy{}, podsByLabel: labelIndex{}, podsByNode: map[string]map[Name]*Pod{},
-		podsByIP: map[netip.Addr]map[Name]*Pod{}, nodesByIP: map[netip.Addr]map[string]bool{}, servicesByPair: selectorIndex{}, slicesByIP: map[netip.Addr]map[Name]bool{},
+		podsByIP: map[netip.Addr][]*Pod{}, nodesByIP: map[netip.Addr]map[string]bool{}, servicesByPair: selectorIndex{}, slicesByIP: map[netip.Addr]map[Name]bool{},
 		slicesOf: map[Name]map[Name]bool{}, policiesByPair: selectorIndex{}, policiesOf: map[Name]map[Name]bool{},
 		peersByPair: selectorIndex{}, without: map[Name]string{}, external: newExternal(), traffic: newTraffic(), keyring: newKeyring()}
 }
@@ -165,14 +165,14 @@ func (r *Registry) applyPod(e Event, d *Dirty) {
 		r.podsByLabel.remove(old)
 		unlink(r.podsByNode, old.Node, old.Name)
 		for _, ip := range old.IPs {
-			unlink(r.podsByIP, ip, old.Name)
+			r.unlinkIP(ip, old)
 			r.dirtyAddress(ip, d)
 		}
 	}
 	if e.Object == nil {
 		return
 	}
-	pod := NewPod(e.Object.(*corev1.Pod))
+	pod := PodOf(e.Object)
 	if pod == nil {
 		return
 	}
@@ -181,11 +181,21 @@ func (r *Registry) applyPod(e Event, d *Dirty) {
 	link(r.podsByNode, pod.Node, pod.Name, pod)
 	for _, ip := range pod.IPs {
 		if !pod.HostNetwork {
-			link(r.podsByIP, ip, pod.Name, pod)
+			r.podsByIP[ip] = append(r.podsByIP[ip], pod)
 		}
 		r.dirtyAddress(ip, d)
 	}
 	r.dirtyServices(pod, d)
+}
+
+// unlinkIP forgets that the pod has the address; hardly an address has more than one.
+func (r *Registry) unlinkIP(ip netip.Addr, p *Pod) {
+	left := slices.DeleteFunc(r.podsByIP[ip], func(o *Pod) bool { return o == p })
+	if len(left) == 0 {
+		delete(r.podsByIP, ip)
+	} else {
+		r.podsByIP[ip] = left
+	}
 }
 
 // dirtyServices marks the targeted services that the pod is in.
@@ -243,8 +253,8 @@ func (r *Registry) dirtySlice(s *Slice, d *Dirty) {
 	d.Slices[Name{s.Namespace, s.EndpointSlice.Name}] = true
 	d.target(r, s.Service)
 	for _, ip := range s.Addresses() {
-		for n := range r.podsByIP[ip] {
-			d.Pods[n] = true
+		for _, p := range r.podsByIP[ip] {
+			d.Pods[p.Name] = true
 		}
 	}
 }

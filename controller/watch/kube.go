@@ -113,8 +113,12 @@ func (k *Kubernetes) startBuiltin(ctx context.Context) (synced []cache.InformerS
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 			o.LabelSelector = discoveryv1.LabelManagedBy + "!=" + model.SliceController
 		}))
+	pods := all.Core().V1().Pods().Informer()
+	if err := pods.SetTransform(newPool().slim); err != nil {
+		return nil, nil, fmt.Errorf("watch API server: %w", err)
+	}
 	for _, inf := range []cache.SharedIndexInformer{
-		all.Core().V1().Pods().Informer(), all.Core().V1().Services().Informer(), all.Core().V1().Nodes().Informer(),
+		pods, all.Core().V1().Services().Informer(), all.Core().V1().Nodes().Informer(),
 		manual.Discovery().V1().EndpointSlices().Informer(), own.Core().V1().ConfigMaps().Informer(),
 		keys.Core().V1().ConfigMaps().Informer(),
 	} {
@@ -135,6 +139,14 @@ func (k *Kubernetes) handler() cache.ResourceEventHandler {
 	set := func(o any, gone bool) {
 		if tomb, ok := o.(cache.DeletedFinalStateUnknown); ok {
 			o = tomb.Obj
+		}
+		if p, ok := o.(*slimPod); ok {
+			e := model.Event{Kind: model.KindPod, Name: p.name}
+			if !gone && p.pod != nil {
+				e.Object = p.pod
+			}
+			k.put(e)
+			return
 		}
 		kind, ok := kindOf(o)
 		meta, isMeta := o.(metav1.Object)
@@ -170,7 +182,7 @@ func (k *Kubernetes) drain() []model.Event {
 	events := slices.SortedFunc(maps.Values(k.pending), func(a, b model.Event) int {
 		return strings.Compare(string(a.Kind)+" "+a.Name.String(), string(b.Kind)+" "+b.Name.String())
 	})
-	clear(k.pending)
+	k.pending = map[objectKey]model.Event{} // a map that was cleared keeps the room of the first list
 	return events
 }
 

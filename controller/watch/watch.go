@@ -76,11 +76,11 @@ func (x *Index) Apply(events []model.Event) {
 				delete(x.count, old)
 			}
 		}
-		p, ok := e.Object.(*corev1.Pod)
-		if !ok || finished(p) || p.Spec.NodeName == "" || mirrored(p) {
+		p := model.PodOf(e.Object)
+		if p == nil || p.Node == "" || p.Mirrored { // who makes the object itself proves nothing by it
 			continue
 		}
-		at := placeOf(p)
+		at := place{p.Node, p.Namespace, p.ServiceAccount}
 		x.pods[e.Name] = at
 		x.count[at]++
 	}
@@ -98,25 +98,6 @@ func (x *Index) NodeOf(n model.Name) string {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return x.pods[n].node
-}
-
-// mirrored tells pods that a node runs from its own files. A node creates their objects itself, in any namespace, and they have
-// no service account: they prove nothing.
-func mirrored(p *corev1.Pod) bool {
-	_, ok := p.Annotations[corev1.MirrorPodAnnotationKey]
-	return ok
-}
-
-func placeOf(p *corev1.Pod) place {
-	account := p.Spec.ServiceAccountName
-	if account == "" {
-		account = "default"
-	}
-	return place{p.Spec.NodeName, p.Namespace, account}
-}
-
-func finished(p *corev1.Pod) bool {
-	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }
 
 func nameOf(namespace, name string) model.Name { return model.Name{Namespace: namespace, Name: name} }
