@@ -53,7 +53,7 @@ func (c *conn) request(req *discovery.DeltaDiscoveryRequest) error {
 	sub := c.subs[typ]
 	if sub == nil {
 		sub = newSubscription(req)
-		sub.short = c.short
+		sub.short, sub.parts = c.short, c.parts
 		c.subs[typ] = sub
 	}
 	c.acknowledge(sub, req)
@@ -194,7 +194,9 @@ func (c *conn) send(subs []*subscription) error {
 	for i, d := range out {
 		pieces := []delta{d}
 		if c.parts {
-			pieces = d.split()
+			if pieces, err = d.split(); err != nil {
+				return err
+			}
 		}
 		for j, p := range pieces {
 			if err := c.respond(p, got.version, part || i+1 < len(out) || j+1 < len(pieces)); err != nil {
@@ -262,11 +264,14 @@ func (c *conn) respond(d delta, version string, part bool) error {
 		from = api.DiscoveryPart
 	}
 	c.progress()
-	err := c.stream.Send(&discovery.DeltaDiscoveryResponse{
+	r := &discovery.DeltaDiscoveryResponse{
 		TypeUrl: d.sub.typ, SystemVersionInfo: version, Nonce: d.sub.nonce, ControlPlane: &core.ControlPlane{Identifier: from},
 		Resources: d.upserts, RemovedResources: d.removed,
-	})
-	if err != nil {
+	}
+	if d.raw != nil {
+		raw(r, d.raw)
+	}
+	if err := c.stream.Send(r); err != nil {
 		return fmt.Errorf("send %s: %w", d.sub.typ, err)
 	}
 	c.srv.metrics.pushes.WithLabelValues(d.sub.typ).Inc()

@@ -13,6 +13,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -86,14 +87,15 @@ type Store struct {
 // log is one type: two rings in the order of the last change, next of the root is the oldest, prev the newest.
 type log struct {
 	entries map[string]*entry
-	aliases map[string]map[*entry]struct{}
+	aliases map[string]entrySet
 	live    entry // root of what exists
 	gone    entry // root of the tombstones
 	dead    int
 	floor   uint64 // removals up to here are forgotten
 
-	whole    [2][]*discovery.Resource // all that exists in full and in short, as it was at wholeSeq; never modified
-	wholeSeq [2]uint64
+	lists   [2][]*discovery.Resource // all that exists in full and in short, as it was at listSeq; never modified
+	listSeq [2]uint64
+	wholes  [2]*whole
 }
 
 // entry is one resource. What it points to is immutable and shared.
@@ -105,6 +107,48 @@ type entry struct {
 	groups     []string            // sorted
 	short      *discovery.Resource // as clients of package short get it, without aliases; nil for a tombstone
 	full       *discovery.Resource // as others get it; nil before the first one asked
+}
+
+// entrySet is the entries that share an alias, most often one: only others need a map.
+type entrySet struct {
+	one  *entry // nil in the empty set
+	more map[*entry]struct{}
+}
+
+func (s entrySet) with(e *entry) entrySet {
+	switch {
+	case s.one == nil || s.one == e:
+		s.one = e
+	case s.more == nil:
+		s.more = map[*entry]struct{}{e: {}}
+	default:
+		s.more[e] = struct{}{}
+	}
+	return s
+}
+
+func (s entrySet) without(e *entry) entrySet {
+	delete(s.more, e)
+	if s.one != e {
+		return s
+	}
+	s.one = nil
+	for next := range s.more {
+		s.one = next
+		delete(s.more, next)
+		break
+	}
+	return s
+}
+
+// sorted by name.
+func (s entrySet) sorted() []*entry {
+	if s.one == nil {
+		return nil
+	}
+	out := append(slices.Collect(maps.Keys(s.more)), s.one)
+	slices.SortFunc(out, byName)
+	return out
 }
 
 // cursor is one client's place in the logs.
@@ -209,7 +253,7 @@ func inFull(typ, name string, raw []byte) []byte {
 func (s *Store) logLocked(typ string) *log {
 	l := s.logs[typ]
 	if l == nil {
-		l = &log{entries: map[string]*entry{}, aliases: map[string]map[*entry]struct{}{}}
+		l = &log{entries: map[string]*entry{}, aliases: map[string]entrySet{}}
 		l.live.prev, l.live.next = &l.live, &l.live
 		l.gone.prev, l.gone.next = &l.gone, &l.gone
 		s.logs[typ] = l
@@ -238,10 +282,7 @@ func (s *Store) putLocked(typ string, res *discovery.Resource, aliases, groups [
 	e.short, e.full, e.aliases, e.groups = res, nil, aliases, groups
 	for _, list := range [][]string{aliases, groups} {
 		for _, a := range list {
-			if l.aliases[a] == nil {
-				l.aliases[a] = map[*entry]struct{}{}
-			}
-			l.aliases[a][e] = struct{}{}
+			l.aliases[a] = l.aliases[a].with(e)
 		}
 	}
 	s.appendLocked(&l.live, e)
@@ -275,8 +316,10 @@ func (e *entry) unlink() {
 func (l *log) unalias(e *entry) {
 	for _, list := range [][]string{e.aliases, e.groups} {
 		for _, a := range list {
-			if delete(l.aliases[a], e); len(l.aliases[a]) == 0 {
+			if left := l.aliases[a].without(e); left.one == nil {
 				delete(l.aliases, a)
+			} else {
+				l.aliases[a] = left
 			}
 		}
 	}

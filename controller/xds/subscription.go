@@ -23,6 +23,7 @@ type subscription struct {
 	typ      string
 	wildcard bool
 	short    bool                // the client takes short contents
+	parts    bool                // and an answer in several responses
 	names    map[string]struct{} // asked for: names and aliases
 	sent     map[string]struct{} // on demand only: resources that the client holds
 	asked    map[string]struct{} // names whose answer is due, whatever the client holds
@@ -83,6 +84,8 @@ func (sub *subscription) due() bool { return !sub.answered || len(sub.asked) > 0
 // delta is what one type has for a client.
 type delta struct {
 	sub     *subscription
+	whole   *whole // comes first; nil for none
+	raw     []byte // encoded upserts, of a piece
 	upserts []*discovery.Resource
 	removed []string
 	first   bool
@@ -97,16 +100,21 @@ const (
 )
 
 // split makes responses of a bounded size; removals come with the last one.
-func (d delta) split() []delta {
-	total := 0
-	for _, r := range d.upserts {
-		total += weight(r)
-	}
-	limit := max(pieceSize, total/maxPieces)
-	if total <= limit {
-		return []delta{d}
-	}
+func (d delta) split() ([]delta, error) {
 	var out []delta
+	if d.whole != nil {
+		pieces, err := d.whole.encoded()
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range pieces {
+			out = append(out, delta{sub: d.sub, raw: p})
+		}
+		if d.whole = nil; len(out) > 0 && len(d.upserts)+len(d.removed) == 0 {
+			return out, nil
+		}
+	}
+	limit := pieceLimit(d.upserts)
 	from, size := 0, 0
 	for i, r := range d.upserts {
 		if size += weight(r); size >= limit && i+1 < len(d.upserts) {
@@ -115,7 +123,16 @@ func (d delta) split() []delta {
 		}
 	}
 	d.upserts = d.upserts[from:]
-	return append(out, d)
+	return append(out, d), nil
+}
+
+// pieceLimit is how long a piece of the list is, in bytes.
+func pieceLimit(list []*discovery.Resource) int {
+	total := 0
+	for _, r := range list {
+		total += weight(r)
+	}
+	return max(pieceSize, total/maxPieces)
 }
 
 // weight is about how long a resource is on the wire, in bytes.
@@ -151,7 +168,7 @@ func (s *Store) collect(c *cursor, subs []*subscription) (out collected, err err
 		pos, seen := c.pos[sub.typ]
 		switch {
 		case !sub.answered:
-			l.initial(&d)
+			l.initial(&d, s.seq)
 		case seen && pos < l.floor:
 			return collected{}, errLagging
 		default:
@@ -173,9 +190,12 @@ func (s *Store) collect(c *cursor, subs []*subscription) (out collected, err err
 }
 
 // initial compares all that the subscription covers with the versions that the client already has.
-func (l *log) initial(d *delta) {
+func (l *log) initial(d *delta, now uint64) {
 	sub := d.sub
 	switch {
+	case sub.wildcard && len(sub.known)+len(sub.asked) == 0 && sub.parts:
+		d.whole = l.wholeNow(d.short, now)
+		l.since(d.whole.seq, d)
 	case sub.wildcard && len(sub.known) == 0:
 		d.upserts = l.all(d.short)
 	case sub.wildcard:
@@ -199,19 +219,24 @@ func (l *log) initial(d *delta) {
 	slices.Sort(d.removed)
 }
 
+// form is the index of the full or the short one.
+func form(shortened bool) int {
+	if shortened {
+		return 1
+	}
+	return 0
+}
+
 // all is everything that exists, oldest change first. Clients that start together share the list, which nobody may modify.
 func (l *log) all(shortened bool) []*discovery.Resource {
-	i := 0
-	if shortened {
-		i = 1
-	}
-	if newest := max(l.live.prev.seq, l.gone.prev.seq, l.floor); l.whole[i] == nil || l.wholeSeq[i] != newest {
-		l.whole[i], l.wholeSeq[i] = make([]*discovery.Resource, 0, len(l.entries)-l.dead), newest
+	i := form(shortened)
+	if newest := max(l.live.prev.seq, l.gone.prev.seq, l.floor); l.lists[i] == nil || l.listSeq[i] != newest {
+		l.lists[i], l.listSeq[i] = make([]*discovery.Resource, 0, len(l.entries)-l.dead), newest
 		for e := l.live.next; e != &l.live; e = e.next {
-			l.whole[i] = append(l.whole[i], e.form(shortened))
+			l.lists[i] = append(l.lists[i], e.form(shortened))
 		}
 	}
-	return slices.Clip(l.whole[i])
+	return slices.Clip(l.lists[i])
 }
 
 // since walks back from the newest change.
@@ -262,7 +287,7 @@ func (l *log) answerAsked(d *delta) {
 			add(e)
 			found = true
 		}
-		for _, e := range slices.SortedFunc(maps.Keys(l.aliases[n]), byName) {
+		for _, e := range l.aliases[n].sorted() {
 			add(e)
 			found = true
 		}

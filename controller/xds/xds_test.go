@@ -17,6 +17,7 @@ import (
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/securityapi"
@@ -34,13 +35,27 @@ type fakeStream struct {
 
 func (f *fakeStream) Context() context.Context { return f.ctx }
 
-func (f *fakeStream) Send(r *discovery.DeltaDiscoveryResponse) error {
+func (f *fakeStream) Send(m *discovery.DeltaDiscoveryResponse) error {
+	r, err := received(m)
+	if err != nil {
+		return err
+	}
 	select {
 	case f.out <- r:
 		return nil
 	case <-f.ctx.Done():
 		return f.ctx.Err()
 	}
+}
+
+// received is a response as it is on the other side.
+func received(m *discovery.DeltaDiscoveryResponse) (*discovery.DeltaDiscoveryResponse, error) {
+	sent, err := proto.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	r := &discovery.DeltaDiscoveryResponse{}
+	return r, proto.Unmarshal(sent, r)
 }
 
 func (f *fakeStream) Recv() (*discovery.DeltaDiscoveryRequest, error) {
