@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 
 // TestMeasure runs the whole bench on a small cluster: every figure is there, and the report says them.
 func TestMeasure(t *testing.T) {
-	cells, err := measure(t.Context(), 1, side{}, size{60, 3}, []int{2, 4}, load{syncs: 1, changes: 3, storm: 200, limit: time.Minute})
+	cells, err := measure(t.Context(), 1, side{}, size{60, 3}, []int{2, 4}, load{syncs: 1, changes: 3, least: 3, storm: 200, limit: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
