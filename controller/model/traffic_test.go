@@ -1,6 +1,7 @@
 package model
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -170,6 +171,42 @@ func TestSidecarOf(t *testing.T) {
 			}
 			if got != tt.want {
 				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestSidecarInherits: a Sidecar without egress has that of the next level; its outbound policy stays its own.
+func TestSidecarInherits(t *testing.T) {
+	web := map[string]string{"app": "web"}
+	with := func(s *networkingv1.Sidecar, hosts ...string) *networkingv1.Sidecar {
+		s.Spec.Egress = []*networking.IstioEgressListener{{Hosts: hosts}}
+		return s
+	}
+	only := func(s *networkingv1.Sidecar) *networkingv1.Sidecar {
+		s.Spec.OutboundTrafficPolicy = &networking.OutboundTrafficPolicy{Mode: networking.OutboundTrafficPolicy_REGISTRY_ONLY}
+		return s
+	}
+	unix := with(sidecar("shop/s", nil), "*/*")
+	unix.Spec.Egress[0].Bind = "unix:///x"
+	for _, tt := range []struct {
+		row     string
+		objects []metav1.Object
+		want    string
+	}{
+		{"its own", []metav1.Object{with(sidecar("root/s", nil), "root/*"), with(sidecar("shop/s", nil), "./*")}, "shop/s [{0 [./*]}] false"},
+		{"the root's", []metav1.Object{with(sidecar("root/s", nil), "root/*"), only(sidecar("shop/s", nil))}, "shop/s [{0 [root/*]}] true"},
+		{"the namespace's", []metav1.Object{with(sidecar("root/s", nil), "root/*"), with(sidecar("shop/s", nil), "./*"),
+			only(sidecar("shop/web", web))}, "shop/web [{0 [./*]}] true"},
+		{"past one that has none", []metav1.Object{with(sidecar("root/s", nil), "root/*"), only(sidecar("shop/s", nil)),
+			sidecar("shop/web", web)}, "shop/web [{0 [root/*]}] false"},
+		{"nobody has any", []metav1.Object{sidecar("shop/s", nil)}, "shop/s [] false"},
+		{"by a unix socket only", []metav1.Object{unix}, "shop/s [{0 []}] false"},
+	} {
+		t.Run(tt.row, func(t *testing.T) {
+			s := visible(t, nil, tt.objects...).SidecarOf("shop", web)
+			if got := fmt.Sprint(s.Namespace, "/", s.Sidecar.Name, " ", s.Egress, " ", s.RegistryOnly && s.OwnPolicy); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
 			}
 		})
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/client"
 )
 
 // View is how a workload sees the mesh. The zero Scope is everything that is exported to the namespace.
@@ -31,8 +32,60 @@ func (v View) Sees(s Callee, port uint32) bool {
 	if len(v.Scope.GetEgress()) == 0 {
 		return true
 	}
-	e := v.egress(port)
-	return slices.ContainsFunc(e.GetHosts(), func(h string) bool { return v.covers(h, s) })
+	return v.imports(v.egress(port).GetHosts(), s)
+}
+
+// CalleeOf is a service of a snapshot as it may be seen.
+func CalleeOf(svc *client.Service) Callee {
+	return Callee{Namespace: svc.GetNamespace(), Hostname: svc.GetHostname(), ExportTo: svc.Settings.GetExportTo()}
+}
+
+// SeesWorkload reports whether a workload whose own address is dialled is in the view's scope: a service that leads to the port
+// is, or, without any, its namespace as a whole.
+func (v View) SeesWorkload(s *client.Snapshot, w *client.Workload, port uint16) bool {
+	if len(v.Scope.GetEgress()) == 0 {
+		return true
+	}
+	served := false
+	for key, list := range w.GetServices() {
+		namespace, host, _ := strings.Cut(key, "/")
+		svc := s.ServiceByHost(namespace, host)
+		if svc == nil {
+			continue
+		}
+		for _, p := range list.GetPorts() {
+			if p.GetTargetPort() != uint32(port) {
+				continue
+			}
+			if served = true; v.Sees(CalleeOf(svc), p.GetServicePort()) {
+				return true
+			}
+		}
+	}
+	return !served && v.imports(v.egress(uint32(port)).GetHosts(), Callee{Namespace: w.GetNamespace(), Hostname: "*"})
+}
+
+// imports reports whether an item brings the service in and none takes it out.
+func (v View) imports(hosts []string, s Callee) bool {
+	in := false
+	for _, item := range hosts {
+		namespace, host, ok := strings.Cut(item, "/")
+		if !ok {
+			continue
+		}
+		namespace, out := strings.CutPrefix(namespace, "~")
+		if namespace == "" {
+			namespace = "*"
+		}
+		switch {
+		case !v.covers(namespace, host, s):
+		case out:
+			return false
+		default:
+			in = true
+		}
+	}
+	return in
 }
 
 // egress is the item for the port, else the one for all other ports, nil when there is none.
@@ -49,18 +102,15 @@ func (v View) egress(port uint32) *settings.Egress {
 	return rest
 }
 
-// covers decides one NAMESPACE/HOST of an Egress.
-func (v View) covers(item string, s Callee) bool {
-	namespace, host, ok := strings.Cut(item, "/")
-	switch {
-	case !ok:
-		return false
-	case namespace == ".":
+// covers decides one namespace and host of an Egress.
+func (v View) covers(namespace, host string, s Callee) bool {
+	switch namespace {
+	case ".":
 		namespace = v.Namespace
-	case namespace == "*":
+	case "*":
 		namespace = s.Namespace
 	}
-	if namespace != s.Namespace { // "~" is the name of none
+	if namespace != s.Namespace {
 		return false
 	}
 	host = strings.ToLower(host)

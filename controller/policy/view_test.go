@@ -59,6 +59,13 @@ func TestSees(t *testing.T) {
 		{"a port of its own", "bookinfo", limited(egress(9080, "~/*"), egress(0, "*/*")), reviews, 9080, false},
 		{"the other ports", "bookinfo", limited(egress(9080, "~/*"), egress(0, "*/*")), reviews, 80, true},
 		{"a port that no item names", "bookinfo", limited(egress(9080, "*/*")), reviews, 80, false},
+		{"taken out by namespace", "other", limited(egress(0, "*/*", "~bookinfo/*")), reviews, 80, false},
+		{"taken out by host", "other", limited(egress(0, "*/*", "~bookinfo/reviews.bookinfo.svc.cluster.local")), reviews, 80, false},
+		{"taken out wherever it is", "other", limited(egress(0, "*/*", "~/reviews.bookinfo.svc.cluster.local")), reviews, 80, false},
+		{"taken out of the own namespace", "bookinfo", limited(egress(0, "*/*", "~./*")), reviews, 80, false},
+		{"another one is taken out", "other", limited(egress(0, "*/*", "~ext/*", "~/ratings.bookinfo.svc.cluster.local")), reviews, 80, true},
+		{"taken out and not brought in", "other", limited(egress(0, "~ext/*")), reviews, 80, false},
+		{"all is taken out", "other", limited(egress(0, "*/*", "~/*")), reviews, 80, false},
 		{"no form at all", "bookinfo", limited(egress(0, "reviews")), reviews, 80, false},
 	} {
 		t.Run(tt.row, func(t *testing.T) {

@@ -57,7 +57,7 @@ func sidecarRules(c *collector, spec *networking.Sidecar) {
 	}
 }
 
-// sidecarHost checks NAMESPACE/HOST, where the namespace may be ".", "*" or "~".
+// sidecarHost checks NAMESPACE/HOST, where the namespace may be ".", "*" or "~"; a "~" before it takes hosts out.
 func (c *collector) sidecarHost(text, field string) {
 	ns, host, found := strings.Cut(text, "/")
 	if !found {
@@ -65,7 +65,7 @@ func (c *collector) sidecarHost(text, field string) {
 		c.hint("for the own namespace: \"./%s\"; for all: \"*/%s\"", text, text)
 		return
 	}
-	if ns != "." && ns != "*" && ns != "~" && len(validation.IsDNS1123Label(ns)) > 0 {
+	if name := strings.TrimPrefix(ns, "~"); name != "" && name != "." && name != "*" && len(validation.IsDNS1123Label(name)) > 0 || ns == "" {
 		c.add(Error, field, "%q: %q is not a namespace, \".\", \"*\" or \"~\"", text, ns)
 	}
 	c.must(field, Host(host, true))

@@ -287,7 +287,7 @@ func (v *view) sidecars() {
 		for i, e := range s.GetEgress() {
 			for j, text := range e.GetHosts() {
 				ns, name, _ := strings.Cut(text, "/")
-				if strings.Contains(name, "*") || ns == "~" || name == "" || v.unread("", "Service") || v.unread(groupNetworking, "ServiceEntry") {
+				if strings.Contains(name, "*") || strings.HasPrefix(ns, "~") || name == "" || v.unread("", "Service") || v.unread(groupNetworking, "ServiceEntry") {
 					continue
 				}
 				if v.hosts[v.complete(name, m.namespace)] == nil {

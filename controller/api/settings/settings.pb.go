@@ -1182,7 +1182,8 @@ type Egress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 0: every port that no other item names.
 	Port uint32 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
-	// NAMESPACE/HOST, sorted. NAMESPACE may be "*", "." (the workload's own) or "~" (none), HOST "*" or begin with "*.".
+	// NAMESPACE/HOST, sorted. NAMESPACE may be "*" or "." (the workload's own), HOST "*" or begin with "*.". A "~" before
+	// NAMESPACE takes out what other items bring in; without NAMESPACE it is for all of them.
 	Hosts         []string `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
