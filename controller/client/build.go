@@ -39,7 +39,7 @@ func (s *Snapshot) With(generation uint64, upserts []Resource, removed []Key) (*
 	}
 	for _, k := range removed {
 		switch k.Type {
-		case api.AddressType, api.AuthorizationType, api.MeshSettingsType, api.WorkloadSettingsType:
+		case api.AddressType, api.AuthorizationType, api.MeshSettingsType, api.WorkloadSettingsType, api.ScopeType:
 		default:
 			return nil, fmt.Errorf("remove resource %q: unknown type %q", k.Name, k.Type)
 		}
@@ -60,6 +60,7 @@ func empty() *Snapshot {
 		members:    newPmap[name, *members](seed),
 		settings:   newPmap[string, *settings.WorkloadSettings](seed),
 		bySettings: newPmap[string, pmap[string, struct{}]](seed),
+		scopes:     newPmap[string, *settings.Scope](seed),
 		policies:   newPmap[name, *securityapi.Authorization](seed),
 		nsPolicies: newPmap[string, []*securityapi.Authorization](seed),
 	}
@@ -106,6 +107,8 @@ func (b *builder) put(p parsed) {
 	case p.settings != nil:
 		b.s.settings = b.s.settings.set(b.edit, p.name, p.settings)
 		b.refreshUsers(p.name)
+	case p.scope != nil:
+		b.s.scopes = b.s.scopes.set(b.edit, p.name, p.scope)
 	}
 }
 
@@ -126,6 +129,8 @@ func (b *builder) remove(k Key) {
 	case api.WorkloadSettingsType:
 		b.s.settings = b.s.settings.delete(b.edit, k.Name)
 		b.refreshUsers(k.Name)
+	case api.ScopeType:
+		b.s.scopes = b.s.scopes.delete(b.edit, k.Name)
 	}
 }
 

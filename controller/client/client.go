@@ -37,7 +37,7 @@ type Config struct {
 	ClusterID string   // default "Kubernetes"
 	IPs       []string // of this proxy
 
-	// Types are subscribed to in this order, and Snapshot waits for all; default all four types of controller/api.
+	// Types are subscribed to in this order, and Snapshot waits for all; default everything that a Snapshot is made of.
 	// Against a controller that knows only Istio's, list only those: settings then have their defaults.
 	Types []string
 
@@ -58,7 +58,7 @@ func (c Config) withDefaults() Config {
 		c.ClusterID = api.DefaultClusterID
 	}
 	if c.Types == nil {
-		c.Types = []string{api.MeshSettingsType, api.WorkloadSettingsType, api.AuthorizationType, api.AddressType}
+		c.Types = []string{api.MeshSettingsType, api.ScopeType, api.WorkloadSettingsType, api.AuthorizationType, api.AddressType}
 	}
 	if c.MinBackoff == 0 {
 		c.MinBackoff = 100 * time.Millisecond

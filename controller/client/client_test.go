@@ -77,7 +77,7 @@ func TestSnapshotWaitsForEveryType(t *testing.T) {
 	c := New(Config{})
 	changed, stop := c.Watch()
 	defer stop()
-	for i, typ := range []string{api.AddressType, api.AuthorizationType, api.WorkloadSettingsType, api.MeshSettingsType} {
+	for i, typ := range []string{api.AddressType, api.AuthorizationType, api.ScopeType, api.WorkloadSettingsType, api.MeshSettingsType} {
 		if c.Snapshot() != nil {
 			t.Fatalf("there is a snapshot after %d types", i)
 		}
@@ -212,7 +212,7 @@ func TestNarrowedPolicyIsNeverInForceForNobody(t *testing.T) {
 	before := c.Snapshot()
 	hear(api.AuthorizationType, api.DiscoveryPart, Resource{Name: "foo/shut", Message: narrow})
 	c.state.begin() // the stream broke, and resumes
-	for _, typ := range c.cfg.Types[:3] {
+	for _, typ := range c.cfg.Types[:len(c.cfg.Types)-1] {
 		hear(typ, api.DiscoveryWhole) // nothing new: this client had it
 		if c.Snapshot() != before {
 			t.Fatalf("published after %s, before the workloads", typ)

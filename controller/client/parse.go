@@ -15,8 +15,8 @@ import (
 )
 
 // Resource is one resource of the mesh. Message is an *Address, *Workload or *Service of workloadapi, an
-// *securityapi.Authorization, a *settings.MeshSettings or a *settings.WorkloadSettings. Name may be empty, then it is
-// the message's own, except for WorkloadSettings, which carry none.
+// *securityapi.Authorization, a *settings.MeshSettings, a *settings.WorkloadSettings or a *settings.Scope. Name may be
+// empty, then it is the message's own, except for WorkloadSettings and Scope, which carry none.
 type Resource struct {
 	Name    string
 	Message proto.Message
@@ -32,7 +32,8 @@ type parsed struct {
 	policy   *securityapi.Authorization
 	mesh     *settings.MeshSettings
 	settings *settings.WorkloadSettings
-	name     string // of settings
+	scope    *settings.Scope
+	name     string // of settings or scope
 }
 
 // parse checks one resource. Its errors name the resource and the field.
@@ -65,6 +66,11 @@ func parse(r Resource) (parsed, error) {
 			return parsed{}, fmt.Errorf("parse workload settings %q: no name or no content", r.Name)
 		}
 		return parseSettings(r.Name, m)
+	case *settings.Scope:
+		if r.Name == "" || m == nil {
+			return parsed{}, fmt.Errorf("parse scope %q: no name or no content", r.Name)
+		}
+		return parseScope(r.Name, m)
 	}
 	return parsed{}, fmt.Errorf("parse resource %q: unknown message %T", r.Name, r.Message)
 }
@@ -79,6 +85,15 @@ func parseSettings(resource string, m *settings.WorkloadSettings) (parsed, error
 		}
 	}
 	return parsed{settings: m, name: resource}, nil
+}
+
+func parseScope(resource string, m *settings.Scope) (parsed, error) {
+	for i, e := range m.GetEgress() {
+		if e.GetPort() > math.MaxUint16 {
+			return parsed{}, fmt.Errorf("parse scope %q: egress[%d].port: %d is not a port", resource, i, e.GetPort())
+		}
+	}
+	return parsed{scope: m, name: resource}, nil
 }
 
 func parseWorkload(resource string, m *workloadapi.Workload) (parsed, error) {

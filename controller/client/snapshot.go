@@ -77,6 +77,7 @@ type Snapshot struct {
 	members    pmap[name, *members]
 	settings   pmap[string, *settings.WorkloadSettings]
 	bySettings pmap[string, pmap[string, struct{}]] // settings name -> uids
+	scopes     pmap[string, *settings.Scope]
 
 	policies   pmap[name, *securityapi.Authorization]
 	nsPolicies pmap[string, []*securityapi.Authorization] // scope NAMESPACE, sorted by name
@@ -203,6 +204,20 @@ func (s *Snapshot) PoliciesComplete(w *Workload) bool {
 		}
 	}
 	return true
+}
+
+// ScopeOf returns what limits the workload's view of the mesh (SR-16), nil when nothing does. ok is false while its settings,
+// or the scope that they name, have not arrived: what it may reach is not known then.
+func (s *Snapshot) ScopeOf(w *Workload) (scope *settings.Scope, ok bool) {
+	switch {
+	case w == nil:
+		return nil, true
+	case w.incomplete:
+		return nil, false
+	case w.Settings.GetScope() == "":
+		return nil, true
+	}
+	return s.scopes.get(w.Settings.GetScope())
 }
 
 func first[T any](list []*T) *T {

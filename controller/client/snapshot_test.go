@@ -464,3 +464,42 @@ func FuzzSnapshot(f *testing.F) {
 		}
 	})
 }
+
+// TestScopeOf: what a workload sees is not known until the settings that name its scope, and the scope, are there.
+func TestScopeOf(t *testing.T) {
+	scope := func(hosts ...string) Resource {
+		return Resource{Name: "s", Message: &settings.Scope{Egress: []*settings.Egress{{Hosts: hosts}}}}
+	}
+	look := func(s *Snapshot, name string) string {
+		got, ok := s.ScopeOf(s.WorkloadByName("foo", name))
+		if !ok {
+			return "not known"
+		}
+		return fmt.Sprint(got.GetEgress())
+	}
+	s := mustSnapshot(t, pod("foo", "free", "10.0.0.1"), pod("foo", "limited", "10.0.0.2", withSettings(t, "h")))
+	for i, step := range []struct {
+		up   []Resource
+		rm   []Key
+		want string
+	}{
+		{nil, nil, "not known"},
+		{[]Resource{{Name: "h", Message: &settings.WorkloadSettings{Scope: "s"}}}, nil, "not known"},
+		{[]Resource{scope("./*")}, nil, `[hosts:"./*"]`},
+		{[]Resource{scope("a/*")}, nil, `[hosts:"a/*"]`},
+		{nil, []Key{{api.ScopeType, "s"}}, "not known"},
+		{[]Resource{{Name: "h", Message: &settings.WorkloadSettings{}}}, nil, "[]"},
+	} {
+		s = mustWith(t, s, step.up, step.rm...)
+		if got := strings.ReplaceAll(look(s, "limited"), "  ", " "); got != step.want {
+			t.Errorf("step %d: %s, want %s", i, got, step.want)
+		}
+		if got := look(s, "free"); got != "[]" {
+			t.Errorf("step %d: without settings: %s", i, got)
+		}
+	}
+	if _, err := s.With(9, []Resource{{Name: "s", Message: &settings.Scope{Egress: []*settings.Egress{{Port: 1 << 16}}}}}, nil); err == nil ||
+		!strings.Contains(err.Error(), "egress[0].port: 65536 is not a port") {
+		t.Errorf("a port that is none: %v", err)
+	}
+}

@@ -134,6 +134,8 @@ func newMessage(typ string) proto.Message {
 		return &settings.MeshSettings{}
 	case api.WorkloadSettingsType:
 		return &settings.WorkloadSettings{}
+	case api.ScopeType:
+		return &settings.Scope{}
 	}
 	return nil
 }
