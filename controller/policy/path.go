@@ -83,8 +83,8 @@ func PathFor(q PathQuery) Path {
 		return reject(reason.NotReady, "no snapshot of the mesh yet")
 	case dst == nil && q.Service != nil:
 		return as(Passthrough, "the service's connections go where they were dialled")
-	case dst == nil && q.Snapshot.Mesh().GetOutboundPolicy() == settings.OutboundPolicy_REGISTRY_ONLY:
-		return reject(reason.OutboundBlocked, "the destination is in no registry and the outbound policy is REGISTRY_ONLY")
+	case dst == nil && outboundPolicy(q) == settings.OutboundPolicy_REGISTRY_ONLY:
+		return reject(reason.OutboundBlocked, "the destination is in no registry, or not seen from here, and the outbound policy is REGISTRY_ONLY")
 	case dst == nil:
 		return as(Passthrough, "the destination is not known to the mesh")
 	case dst.GetTunnelProtocol() != workloadapi.TunnelProtocol_HBONE:
@@ -119,6 +119,15 @@ func PathFor(q PathQuery) Path {
 		return tunnel(q, p, "same node, the port is STRICT")
 	}
 	return as(Proxied, "same node")
+}
+
+// outboundPolicy is that of the source's Sidecar, else the mesh's. A scope that has not arrived allows nothing.
+func outboundPolicy(q PathQuery) settings.OutboundPolicy {
+	scope, ok := q.Snapshot.ScopeOf(q.Source)
+	if !ok {
+		return settings.OutboundPolicy_REGISTRY_ONLY
+	}
+	return View{Scope: scope}.OutboundPolicy(q.Snapshot.Mesh())
 }
 
 func tunnel(q PathQuery, p Path, why string) Path {

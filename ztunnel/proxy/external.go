@@ -9,6 +9,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/controller/policy"
 )
 
 // Names resolves the hostnames of workloads that have no address, in the cluster's view; dns.Resolver is the real one.
@@ -31,13 +32,13 @@ func (s *session) endpoint(r *route) (*client.Workload, error) {
 	case svc == nil && w == nil:
 		return s.byName(r), nil
 	case svc == nil:
-		return w, nil
+		return w, s.reachable(r, w)
 	case svc.Settings.GetDeclared() && isPod(w):
 		// Nobody takes a pod's connections by declaring its address; a host that goes there anyway gives them its name.
 		if original(svc) {
 			r.label = svc
 		}
-		return w, nil
+		return w, s.reachable(r, w)
 	case original(svc):
 		port, ok := servicePort(svc, s.dst.Port())
 		if ok {
@@ -77,7 +78,7 @@ func (s *session) serviceAt(r *route, network string) *client.Service {
 	var best *client.Service
 	for _, svc := range r.snap.ServicesByIP(network, s.dst.Addr()) {
 		switch {
-		case !seenFrom(svc, r.source):
+		case !r.sees(svc, s.dst.Port()):
 		case !svc.Settings.GetDeclared():
 			return svc
 		case best == nil, svc.GetNamespace() == r.source.GetNamespace() && best.GetNamespace() != r.source.GetNamespace() && sameNetworks(svc, best):
@@ -90,10 +91,19 @@ func (s *session) serviceAt(r *route, network string) *client.Service {
 // sameNetworks reports whether two services have the same addresses, so that neither is the more specific one.
 func sameNetworks(a, b *client.Service) bool { return slices.Equal(a.VIPs, b.VIPs) && len(a.VIPs) > 0 }
 
-// seenFrom reports whether the service is exported to the namespace of w.
-func seenFrom(svc *client.Service, w *client.Workload) bool {
-	to := svc.Settings.GetExportTo()
-	return len(to) == 0 || slices.Contains(to, w.GetNamespace())
+// sees reports whether the source sees the service on the port: it is exported to its namespace, and in its Sidecar's scope.
+func (r *route) sees(svc *client.Service, port uint16) bool {
+	return r.view.Sees(policy.CalleeOf(svc), uint32(port))
+}
+
+// reachable refuses a workload whose address was dialled and that the source does not see, where the outbound policy allows
+// nothing else. Where it allows any, the workload is reached as ever, with the source's identity.
+func (s *session) reachable(r *route, w *client.Workload) error {
+	if r.view.OutboundPolicy(r.snap.Mesh()) != settings.OutboundPolicy_REGISTRY_ONLY || w.GetUid() == r.source.GetUid() ||
+		r.view.SeesWorkload(r.snap, w, s.dst.Port()) {
+		return nil
+	}
+	return refusedf(reason.OutboundBlocked, "%s is out of the scope of the pod's Sidecar and the outbound policy is REGISTRY_ONLY", s.dst)
 }
 
 // pick chooses a workload of r.svc for the port of dst, and says in r.addr where it is.
@@ -202,7 +212,7 @@ func (s *session) hostPort(r *route, w *client.Workload) (*client.Service, uint1
 	for key, list := range w.GetServices() {
 		ns, host, _ := strings.Cut(key, "/")
 		svc := r.snap.ServiceByHost(ns, host)
-		if svc == nil || !seenFrom(svc, r.source) || best != nil && best.GetHostname() < host {
+		if svc == nil || !r.sees(svc, s.dst.Port()) || best != nil && best.GetHostname() < host {
 			continue
 		}
 		for _, p := range list.GetPorts() {

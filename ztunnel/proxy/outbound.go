@@ -17,6 +17,7 @@ import (
 type route struct {
 	snap   *client.Snapshot
 	source *client.Workload
+	view   policy.View     // what the source sees
 	svc    *client.Service // nil: not addressed by a service's address
 	label  *client.Service // gives the connection its name and nothing else, when svc is nil
 	addr   netip.AddrPort  // of the endpoint
@@ -73,10 +74,13 @@ func (s *session) route() (*route, error) {
 		if local := s.p.podAt(s.dst.Addr()); local != nil && local.workload(snap) == nil {
 			return false
 		}
-		return r.source != nil
+		var known bool
+		r.view.Scope, known = snap.ScopeOf(r.source)
+		return r.source != nil && known
 	}) {
-		return nil, ended(s.ctx, reason.NotReady, errors.New("the mesh does not know this pod or its destination yet"))
+		return nil, ended(s.ctx, reason.NotReady, errors.New("the mesh does not know this pod, what it sees, or its destination yet"))
 	}
+	r.view.Namespace = r.source.GetNamespace()
 	s.line.Generation = r.snap.Generation()
 	s.source(r.source, r.source.Identity)
 	if s.pod.meshPort(r.source, s.dst.Port()) && s.pod.owns(r.source, s.dst.Addr()) {

@@ -108,12 +108,14 @@ var workloadGroup = []entry{
 
 var sidecar = []entry{
 	{"egress[].hosts[]", Enforced, "", "SR-16", ""},
-	{"egress[].port", Accepted, L7, "SR-16", ""},
 	{"egress[].port.number", Enforced, "", "SR-16", ""},
+	{"egress[].port.protocol", Unused, "", "SR-16", "the port of the service says what is spoken"},
+	{"egress[].port.name", Unused, "", "SR-16", "nothing refers to it"},
+	{"egress[].port.targetPort", Unused, "", "SR-16", "Istio does not read it either"},
 	{"egress[].captureMode", Unused, "", "SR-16", noSidecar},
 	{"egress[].bind", Unused, "", "SR-16", noSidecar},
 	{"workloadSelector.labels{}", Enforced, "", "SR-16", ""},
-	{"outboundTrafficPolicy.mode", Carried, L7, "EG-01 EG-02", ""},
+	{"outboundTrafficPolicy.mode", Enforced, "", "EG-01 EG-02 SR-16", ""},
 	{"outboundTrafficPolicy.egressProxy", Carried, L7, "EG-22", ""},
 	{"ingress", Accepted, L7, "SR-16", ""},
 	{"ingress[].captureMode", Unused, "", "SR-16", noSidecar},

@@ -39,7 +39,7 @@ type thin struct {
 }
 
 // followed are the types that a node's client subscribes to, all of each.
-var followed = []string{api.MeshSettingsType, api.WorkloadSettingsType, api.AuthorizationType, api.AddressType}
+var followed = []string{api.MeshSettingsType, api.ScopeType, api.WorkloadSettingsType, api.AuthorizationType, api.AddressType}
 
 func newThin(i int, seed maphash.Seed, dial dialFunc) *thin {
 	return &thin{dial: dial, id: i, seed: seed, types: followed, features: []string{api.DiscoveryParts, api.DiscoveryShort}, synced: make(chan struct{})}
