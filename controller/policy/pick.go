@@ -10,7 +10,7 @@ import (
 	"github.com/undermesh/undermesh/controller/client"
 )
 
-// Rand is the source of chance; *math/rand/v2.Rand is one. IntN returns a number in [0, n), n > 0.
+// Rand chooses: by chance, as *math/rand/v2.Rand does, or in turn. IntN returns a number in [0, n), n > 0.
 type Rand interface{ IntN(n int) int }
 
 // PickQuery is what Pick decides on.
@@ -50,10 +50,10 @@ func (c Choice) Endpoint() Endpoint {
 // with publishNotReadyAddresses (HealthPolicy ALLOW_ALL); without any, those that are terminating and still serve.
 // internalTrafficPolicy Local is mode STRICT: only endpoints that match every scope, be they ready or terminating. FAILOVER
 // takes the ready ones that match the longest run of scopes, and the terminating ones wherever they are. Among the equally
-// good ones chance decides, in proportion to their capacity. With ClientIP affinity the client stays at q.Last while that is
-// one of them; without it, a rendezvous hash of the client's address decides, so that no node needs to have seen the client
-// for it to come to the same place, as long as the endpoints are the same. The address of a workload without one is what its
-// hostname resolves to. It returns reason.NoEndpoint when nothing qualifies, else reason.None.
+// good ones, in the order of their uids, r decides in proportion to their capacity. With ClientIP affinity the client stays at
+// q.Last while that is one of them; without it, a rendezvous hash of the client's address decides, so that no node needs to have
+// seen the client for it to come to the same place, as long as the endpoints are the same. The address of a workload without one
+// is what its hostname resolves to. It returns reason.NoEndpoint when nothing qualifies, else reason.None.
 func Pick(q PickQuery, r Rand) (Choice, reason.Reason) {
 	svc := q.Service
 	if q.Snapshot == nil || svc == nil {

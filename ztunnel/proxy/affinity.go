@@ -166,14 +166,15 @@ func (a *affinity) dropLocked(p *podPins, e *pin) {
 	a.total--
 }
 
-// pickEndpoint asks policy for an endpoint of r.svc, and keeps the promise of its ClientIP affinity.
+// pickEndpoint asks policy for an endpoint of r.svc, the next in turn, and keeps the promise of its ClientIP affinity.
 func (s *session) pickEndpoint(r *route, dst netip.AddrPort) (policy.Choice, reason.Reason) {
 	svc := r.svc
 	q := policy.PickQuery{
 		Snapshot: r.snap, Service: svc, Port: dst.Port(), Source: r.source, Client: s.judgedSource(dst.Addr()).Addr(),
 	}
 	if svc.Settings.GetClientIpAffinity() == nil {
-		return policy.Pick(q, s.p.cfg.Rand)
+		turn := turnKey{serviceName{svc.GetNamespace(), svc.GetHostname()}, q.Port}
+		return policy.Pick(q, s.pod.turns.of(turn, s.p.cfg.Rand))
 	}
 	timeout := svc.Settings.GetClientIpAffinity().AsDuration()
 	key := pinOf(svc, q.Port, q.Client)

@@ -58,7 +58,7 @@ type Config struct {
 	Tunnel hbone.Config
 	// Names resolves the hostnames of workloads without an address; nil: nobody does, and they have no endpoint.
 	Names Names
-	// Rand picks endpoints. Default math/rand/v2.
+	// Rand says where the turns of endpoints begin, and picks among the addresses of a name. Default math/rand/v2.
 	Rand policy.Rand
 
 	// Network is the network of this node's pods; default "".

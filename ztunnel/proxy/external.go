@@ -136,12 +136,18 @@ func (s *session) resolve(r *route, w *client.Workload, port uint16) (*client.Wo
 	if err != nil {
 		return w, ended(s.ctx, reason.NoEndpoint, err)
 	}
-	r.addr = netip.AddrPortFrom(s.choose(r, addrs), port)
-	return s.known(r, w)
+	addrs = s.order(r.svc, addrs)
+	r.addr = netip.AddrPortFrom(addrs[0], port)
+	at, err := s.known(r, w)
+	if at == w && err == nil {
+		r.others = s.strangers(r, addrs[1:], port)
+	}
+	return at, err
 }
 
-// choose takes one of the addresses, of the family that was dialled if there is any.
-func (s *session) choose(r *route, addrs []netip.Addr) netip.Addr {
+// order says which of the addresses is dialled first, and which after it: those of the family that was dialled, if there are
+// any, beginning with the next in turn, or as DNS has them.
+func (s *session) order(svc *client.Service, addrs []netip.Addr) []netip.Addr {
 	var same []netip.Addr
 	for _, a := range addrs {
 		if a.Is4() == s.dst.Addr().Is4() {
@@ -151,10 +157,28 @@ func (s *session) choose(r *route, addrs []netip.Addr) netip.Addr {
 	if len(same) == 0 {
 		same = addrs
 	}
-	if r.svc.Settings.GetResolution() == settings.ServiceSettings_RESOLUTION_DNS_ROUND_ROBIN {
-		return same[0]
+	if svc.Settings.GetResolution() == settings.ServiceSettings_RESOLUTION_DNS_ROUND_ROBIN {
+		return same
 	}
-	return same[s.p.cfg.Rand.IntN(len(same))]
+	first := s.pod.turns.of(turnKey{service: serviceName{svc.GetNamespace(), svc.GetHostname()}}, s.p.cfg.Rand).IntN(len(same))
+	return slices.Concat(same[first:], same[:first])
+}
+
+// maxDials bounds how many addresses of a name one connection tries.
+const maxDials = 8
+
+// strangers are those of the addresses that nothing of the mesh has.
+func (s *session) strangers(r *route, addrs []netip.Addr, port uint16) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, a := range addrs {
+		at := &route{snap: r.snap, source: r.source, addr: netip.AddrPortFrom(a, port)}
+		network := r.source.GetNetwork()
+		kubernetes := slices.ContainsFunc(r.snap.ServicesByIP(network, a), func(svc *client.Service) bool { return !svc.Settings.GetDeclared() })
+		if !kubernetes && r.snap.WorkloadByIP(network, a) == nil && s.p.podAt(a) == nil && s.foreignPort(at) == nil && len(out) < maxDials-1 {
+			out = append(out, at.addr)
+		}
+	}
+	return out
 }
 
 // known returns what the mesh knows at r.addr instead of w, which only named it.

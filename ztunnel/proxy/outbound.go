@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/reason"
@@ -24,7 +25,8 @@ type route struct {
 	path   policy.Path
 	local  *Pod // the endpoint, when it is served here
 
-	resolved bool // a hostname led here
+	resolved bool             // a hostname led here
+	others   []netip.AddrPort // to be tried after addr: what else the hostname resolves to
 }
 
 // outbound carries a connection of one of the pod's own processes.
@@ -138,7 +140,7 @@ func (s *session) proxied(r *route) error {
 	if err := s.admit(r.local, c); err != nil {
 		return err
 	}
-	return s.relayTo(r.addr, func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) { return s.leg(ctx, r.local, addr) })
+	return s.relayTo([]netip.AddrPort{r.addr}, func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) { return s.leg(ctx, r.local, addr) })
 }
 
 // leg dials addr of dest, and gives up as soon as dest has lost its place: it was judged by the policies of no other pod.
@@ -181,21 +183,39 @@ func (s *session) judgedSource(dst netip.Addr) netip.AddrPort {
 }
 
 // passthrough carries a connection to where no proxy of the mesh is.
-func (s *session) passthrough(r *route) error { return s.relayTo(r.addr, s.pod.cfg.Sockets.Dial) }
+func (s *session) passthrough(r *route) error {
+	return s.relayTo(append([]netip.AddrPort{r.addr}, r.others...), s.pod.cfg.Sockets.Dial)
+}
 
-// relayTo dials addr as the pod and relays.
-func (s *session) relayTo(addr netip.AddrPort, dial func(context.Context, netip.AddrPort) (net.Conn, error)) error {
-	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.ConnectTimeout)
-	defer cancel()
-	up, err := dial(ctx, addr)
+// relayTo dials as the pod until one of the addresses answers, and relays.
+func (s *session) relayTo(addrs []netip.AddrPort, dial func(context.Context, netip.AddrPort) (net.Conn, error)) error {
+	up, err := s.dialOne(addrs, dial)
 	if r := refusalOf(err); r != nil {
 		return r
 	}
 	if err != nil {
 		return ended(s.ctx, reason.UpstreamConnect, err)
 	}
-	defer s.pod.loops.dialled(flow{addrPort(up.LocalAddr()), addr})()
+	defer s.pod.loops.dialled(flow{addrPort(up.LocalAddr()), s.line.Dst})()
 	return s.relay(up)
+}
+
+// dialOne tries the addresses in order and says in the record which one it was. Each has an equal share of the time that is left.
+func (s *session) dialOne(addrs []netip.AddrPort, dial func(context.Context, netip.AddrPort) (net.Conn, error)) (net.Conn, error) {
+	end := s.p.cfg.Clock.Now().Add(s.p.cfg.ConnectTimeout)
+	var failed []error
+	for i, addr := range addrs {
+		left := end.Sub(s.p.cfg.Clock.Now())
+		ctx, cancel := s.p.timeout(s.ctx, left/time.Duration(len(addrs)-i))
+		s.line.Dst = addr
+		up, err := dial(ctx, addr)
+		cancel()
+		if err == nil || refusalOf(err) != nil || s.ctx.Err() != nil {
+			return up, err
+		}
+		failed = append(failed, err)
+	}
+	return nil, errors.Join(failed...)
 }
 
 // podAt returns the pod of this node that has the address a.

@@ -71,6 +71,7 @@ type Pod struct {
 	tunnels *tunnels
 	live    liveSet
 	loops   loops
+	turns   turns
 	removed chan struct{}
 	once    sync.Once
 	gone    bool                                 // no longer stands for its name and addresses; protected by Proxy.mu
