@@ -3,6 +3,7 @@ package compile
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	securitybeta "istio.io/api/security/v1beta1"
@@ -14,9 +15,6 @@ import (
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/validate"
 )
-
-// annotationDryRun makes a policy decide nothing and be recorded only (AZ-29).
-const annotationDryRun = "istio.io/dry-run"
 
 // policy compiles one AuthorizationPolicy with the meaning it has on TCP.
 func (c *Compiler) policy(n model.Name) ([]Resource, validate.Status) {
@@ -32,8 +30,8 @@ func (c *Compiler) policy(n model.Name) ([]Resource, validate.Status) {
 	st.Generation = p.Generation
 	st = st.Judge(p.Findings, validate.ReasonDeniesAll,
 		"the policy cannot be enforced as written and denies every connection to its workloads")
-	out := &securityapi.Authorization{Name: n.Name, Namespace: n.Namespace, Scope: c.scope(p),
-		DryRun: strings.EqualFold(p.Annotations[annotationDryRun], "true")}
+	dry, err := strconv.ParseBool(p.Annotations[validate.AnnotationDryRun])
+	out := &securityapi.Authorization{Name: n.Name, Namespace: n.Namespace, Scope: c.scope(p), DryRun: dry && err == nil}
 	switch {
 	case !st.Accepted:
 		out.Action, out.Groups = securityapi.Action_DENY, []*securityapi.Group{{}}

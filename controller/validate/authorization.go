@@ -6,8 +6,12 @@ import (
 	"strings"
 
 	securitybeta "istio.io/api/security/v1beta1"
+	typebeta "istio.io/api/type/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 )
+
+// AnnotationDryRun makes an AuthorizationPolicy decide nothing and be recorded only (AZ-29).
+const AnnotationDryRun = "istio.io/dry-run"
 
 // ConditionKind says what a condition of `when` can be judged by on a TCP connection.
 type ConditionKind int
@@ -40,19 +44,25 @@ func Condition(key string) ConditionKind {
 		return ConditionDestinationIP
 	case "destination.port":
 		return ConditionDestinationPort
-	case "remote.ip":
+	case "remote.ip", "request.auth.principal", "request.auth.audiences", "request.auth.presenter":
 		return ConditionHTTP
-	case "connection.sni":
+	case "connection.sni", "source.trustDomain":
 		return ConditionUnsupported
 	}
+	name, inner, _ := strings.Cut(key, "[")
 	switch {
-	case strings.HasPrefix(key, "request."):
+	case (name == "request.headers" || name == "request.auth.claims") && len(inner) > 1 && strings.HasSuffix(inner, "]"):
 		return ConditionHTTP
 	case strings.HasPrefix(key, "experimental."):
 		return ConditionUnsupported
 	}
 	return ConditionUnknown
 }
+
+// conditionKeys are the keys that documents name.
+var conditionKeys = []string{"source.ip", "source.namespace", "source.principal", "source.serviceAccount", "remote.ip", "destination.ip",
+	"destination.port", "connection.sni", "request.headers[NAME]", "request.auth.principal", "request.auth.audiences",
+	"request.auth.presenter", "request.auth.claims[NAME]"}
 
 // HTTPFields names the fields of the operation that only an HTTP request has, as paths below it.
 func HTTPFields(op *securitybeta.Operation) []string {
@@ -91,23 +101,17 @@ func AuthorizationPolicy(p *securityv1.AuthorizationPolicy, issues []Field) []Fi
 	c.fields(issues)
 	spec := &p.Spec
 	c.selector(spec.GetSelector().GetMatchLabels(), "spec.selector.matchLabels")
-	targets := spec.GetTargetRefs()
-	if spec.GetTargetRef() != nil {
-		targets = append(targets[:len(targets):len(targets)], spec.GetTargetRef())
-	}
-	if len(targets) > 0 && spec.GetSelector() != nil {
+	if (len(spec.GetTargetRefs()) > 0 || spec.GetTargetRef() != nil) && spec.GetSelector() != nil {
 		c.add(Error, "spec.selector", "excludes targetRefs")
 	}
-	for i, t := range targets {
-		if groups, ok := targetGroups[t.GetKind()]; ok && !slices.Contains(groups, t.GetGroup()) {
-			c.add(Error, fmt.Sprintf("spec.targetRefs[%d].group", i), "group %q has no kind %s", t.GetGroup(), t.GetKind())
-		}
-		if (t.GetKind() != "Service" && t.GetKind() != "Gateway") || t.GetName() == "" {
-			c.add(Error, fmt.Sprintf("spec.targetRefs[%d]", i), "kind %q with name %q is not supported", t.GetKind(), t.GetName())
-		}
-		if t.GetNamespace() != "" && t.GetNamespace() != p.Namespace {
-			c.add(Error, fmt.Sprintf("spec.targetRefs[%d].namespace", i), "must be the policy's own namespace")
-		}
+	if len(spec.GetTargetRefs()) > 0 && spec.GetTargetRef() != nil {
+		c.add(Error, "spec.targetRef", "excludes targetRefs")
+	}
+	if t := spec.GetTargetRef(); t != nil {
+		c.target(t, p.Namespace, "spec.targetRef")
+	}
+	for i, t := range spec.GetTargetRefs() {
+		c.target(t, p.Namespace, indexed("spec.targetRefs", i))
 	}
 	switch spec.GetAction() {
 	case securitybeta.AuthorizationPolicy_ALLOW, securitybeta.AuthorizationPolicy_DENY:
@@ -123,6 +127,20 @@ func AuthorizationPolicy(p *securityv1.AuthorizationPolicy, issues []Field) []Fi
 		c.rule(rule, p.Namespace, fmt.Sprintf("spec.rules[%d]", i))
 	}
 	return c.found
+}
+
+func (c *collector) target(t *typebeta.PolicyTargetReference, namespace, at string) {
+	if groups, ok := targetGroups[t.GetKind()]; ok && !slices.Contains(groups, t.GetGroup()) {
+		c.add(Error, at+".group", "group %q has no kind %s", t.GetGroup(), t.GetKind())
+		c.hint("it is %q", groups[len(groups)-1])
+	}
+	if (t.GetKind() != "Service" && t.GetKind() != "Gateway") || t.GetName() == "" {
+		c.add(Error, at, "kind %q with name %q is not supported", t.GetKind(), t.GetName())
+		c.hint("a policy may target a Service or a Gateway; pods are chosen by spec.selector")
+	}
+	if t.GetNamespace() != "" && t.GetNamespace() != namespace {
+		c.add(Error, at+".namespace", "must be the policy's own namespace")
+	}
 }
 
 const (
@@ -166,10 +184,12 @@ func (c *collector) rule(rule *securitybeta.Rule, namespace, path string) {
 
 func (c *collector) source(src *securitybeta.Source, namespace, at string) {
 	account := func(v string) error { _, _, err := ServiceAccount(v, namespace); return err }
-	c.each(src.GetPrincipals(), at+".principals", Pattern)
-	c.each(src.GetNotPrincipals(), at+".notPrincipals", Pattern)
-	c.each(src.GetNamespaces(), at+".namespaces", Pattern)
-	c.each(src.GetNotNamespaces(), at+".notNamespaces", Pattern)
+	c.each(src.GetPrincipals(), at+".principals", word)
+	c.each(src.GetNotPrincipals(), at+".notPrincipals", word)
+	c.each(src.GetNamespaces(), at+".namespaces", word)
+	c.each(src.GetNotNamespaces(), at+".notNamespaces", word)
+	c.each(src.GetRequestPrincipals(), at+".requestPrincipals", noBlank)
+	c.each(src.GetNotRequestPrincipals(), at+".notRequestPrincipals", noBlank)
 	c.each(src.GetServiceAccounts(), at+".serviceAccounts", account)
 	c.each(src.GetNotServiceAccounts(), at+".notServiceAccounts", account)
 	c.each(src.GetIpBlocks(), at+".ipBlocks", blockError)
@@ -195,6 +215,9 @@ func (c *collector) condition(cond *securitybeta.Condition, namespace, at string
 	switch Condition(cond.GetKey()) {
 	case ConditionUnknown:
 		c.add(Error, at+".key", "unknown key %q", cond.GetKey())
+		if meant := closest(strings.TrimRight(cond.GetKey(), "[]"), conditionKeys); meant != "" {
+			c.hint("did you mean %s?", meant)
+		}
 	case ConditionHTTP:
 		c.add(Warning, at+".key", "%q %s", cond.GetKey(), tcpMeaning)
 	case ConditionUnsupported:
@@ -204,7 +227,7 @@ func (c *collector) condition(cond *securitybeta.Condition, namespace, at string
 	case ConditionDestinationPort:
 		check = portError
 	case ConditionSourceNamespace, ConditionSourcePrincipal:
-		check = Pattern
+		check = word
 	case ConditionSourceAccount:
 		check = func(v string) error { _, _, err := ServiceAccount(v, namespace); return err }
 	}
@@ -213,6 +236,14 @@ func (c *collector) condition(cond *securitybeta.Condition, namespace, at string
 	if len(cond.GetValues())+len(cond.GetNotValues()) == 0 {
 		c.add(Error, at, "has neither values nor notValues")
 	}
+}
+
+// word checks a pattern of names, which have no white space.
+func word(text string) error {
+	if err := noBlank(text); err != nil {
+		return err
+	}
+	return Pattern(text)
 }
 
 func portError(text string) error { _, err := Port(text); return err }

@@ -152,6 +152,7 @@ func (c *Catalogue) check(w *walker, n *yaml.Node, apiVersion, name string) bool
 		return c.unknownKind(w, n, gvk)
 	}
 	k.once.Do(func() { k.schema = k.make() })
+	w.sibling = func(field string) string { return c.sibling(gvk, field) }
 	obj, _ := w.value(n, k.schema, "").(map[string]any)
 	if obj == nil {
 		return true
@@ -164,9 +165,34 @@ func (c *Catalogue) check(w *walker, n *yaml.Node, apiVersion, name string) bool
 	case k.rules == nil:
 		w.skipped("", "not checked: the meaning of %s, only its form", gvk.Kind)
 	case !w.broken:
+		told := map[string]bool{}
+		for _, f := range w.found {
+			told[f.Field] = told[f.Field] || f.Severity == Error
+		}
+		before := len(w.found)
 		k.rules(w, n, obj)
+		w.found = append(w.found[:before], slices.DeleteFunc(w.found[before:], func(f Finding) bool { return told[f.Field] })...)
 	}
 	return true
+}
+
+// sibling names another kind of the same name whose spec has the field, as Gateway is one of Istio and one of the Gateway
+// API; "" when there is none.
+func (c *Catalogue) sibling(gvk kschema.GroupVersionKind, field string) string {
+	var out []string
+	for other, k := range c.kinds {
+		if other.Kind != gvk.Kind || other.Group == gvk.Group {
+			continue
+		}
+		k.once.Do(func() { k.schema = k.make() })
+		if spec := k.schema.fields["spec"].schema; spec != nil && spec.shape == shapeObject {
+			if f, ok := spec.fields[field]; ok && !f.other {
+				out = append(out, other.GroupVersion().String()+" "+other.Kind)
+			}
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out[:min(len(out), 1)], "")
 }
 
 // fragment reports something that is not an object of its own, and of which kind it may be a part.
@@ -223,11 +249,11 @@ func (c *Catalogue) owners(fields []string) []string {
 	return out
 }
 
-// versionsOf lists the API versions in which a kind exists.
+// versionsOf lists the API versions in which a kind exists, without those that were removed.
 func (c *Catalogue) versionsOf(name string) []string {
 	var out []string
 	for gvk := range c.kinds {
-		if gvk.Kind == name {
+		if _, gone := removedKind(gvk); gvk.Kind == name && !gone {
 			out = append(out, gvk.GroupVersion().String())
 		}
 	}
@@ -237,15 +263,19 @@ func (c *Catalogue) versionsOf(name string) []string {
 
 // unknownKind tells a kind that is misspelt, which is an error, from one that belongs to somebody else.
 func (c *Catalogue) unknownKind(w *walker, n *yaml.Node, gvk kschema.GroupVersionKind) bool {
-	var names []string
+	var names, groups []string
 	groupKnown := false
 	for other := range c.kinds {
 		if other.Group == gvk.Group {
 			groupKnown = true
 			names = append(names, other.Kind)
 		}
+		if other.Kind == gvk.Kind || strings.HasSuffix(other.Group, "istio.io") {
+			groups = append(groups, other.Group)
+		}
 	}
 	slices.Sort(names)
+	slices.Sort(groups)
 	switch versions := c.versionsOf(gvk.Kind); {
 	case groupKnown && slices.Contains(names, gvk.Kind):
 		w.add(Error, "apiVersion", "%s has no version %q", gvk.Kind, gvk.Version)
@@ -260,9 +290,24 @@ func (c *Catalogue) unknownKind(w *walker, n *yaml.Node, gvk kschema.GroupVersio
 			w.hint("it is in %s", strings.Join(versions, " or "))
 		}
 		return true
+	case misspeltGroup(gvk.Group, groups):
+		w.add(Error, "apiVersion", "there is no API group %q", gvk.Group)
+		if len(versions) > 0 {
+			w.hint("%s is in %s", gvk.Kind, strings.Join(versions, " or "))
+		} else {
+			w.hint("did you mean %s?", closest(gvk.Group, groups))
+		}
+		return true
 	}
 	obj, _ := w.value(n, of(shapeAny), "").(map[string]any)
 	w.skipped("", "not checked: %s %s is not a kind that this program knows", gvk.GroupVersion(), gvk.Kind)
 	c.metadata(w, obj, gvk)
 	return false
+}
+
+// misspeltGroup says whether a group that nobody knows is meant to be one of those: it is of Istio's domain, or two letters
+// away from one of them.
+func misspeltGroup(group string, known []string) bool {
+	return group == "istio.io" || strings.HasSuffix(group, ".istio.io") ||
+		slices.ContainsFunc(known, func(k string) bool { return len(k) > 3 && distance(group, k) <= 2 })
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	networking "istio.io/api/networking/v1alpha3"
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 func destinationRules(c *collector, spec *networking.DestinationRule) {
@@ -125,6 +126,8 @@ func (c *collector) balancer(lb *networking.LoadBalancerSettings, outlier bool, 
 		switch k := h.GetHashKey().(type) {
 		case nil:
 			c.add(Error, at, "httpHeaderName, httpCookie, useSourceIp or httpQueryParameterName is required")
+		case *networking.LoadBalancerSettings_ConsistentHashLB_HttpQueryParameterName:
+			c.must(at+".httpQueryParameterName", filled(k.HttpQueryParameterName))
 		case *networking.LoadBalancerSettings_ConsistentHashLB_HttpHeaderName:
 			c.header(k.HttpHeaderName, at+".httpHeaderName")
 		case *networking.LoadBalancerSettings_ConsistentHashLB_HttpCookie:
@@ -162,6 +165,13 @@ func (c *collector) locality(l *networking.LocalityLoadBalancerSetting, outlier 
 		}
 	}
 	c.unique(from, at+".distribute", "locality")
+	for i, wide := range from {
+		for j, narrow := range from {
+			if i != j && wide != narrow && within(narrow, wide) {
+				c.add(Error, at+indexed(".distribute", j)+".from", "%q is a part of %q in item %d", narrow, wide, i)
+			}
+		}
+	}
 	for i, f := range l.GetFailover() {
 		at := at + indexed(".failover", i)
 		for name, v := range map[string]string{"from": f.GetFrom(), "to": f.GetTo()} {
@@ -173,9 +183,24 @@ func (c *collector) locality(l *networking.LocalityLoadBalancerSetting, outlier 
 			c.add(Error, at+".to", "is the region that failed")
 		}
 	}
+	for i, key := range l.GetFailoverPriority() {
+		name, _, _ := strings.Cut(key, "=")
+		if m := validation.IsQualifiedName(name); len(m) > 0 {
+			c.add(Error, at+indexed(".failoverPriority", i), "%q is not the name of a label: %s", name, m[0])
+		}
+		if strings.HasPrefix(name, "topology.") && len(l.GetFailover()) > 0 {
+			c.add(Error, at+indexed(".failoverPriority", i), "%q excludes failover, which says the same of localities", name)
+		}
+	}
 	if (len(l.GetFailover()) > 0 || len(l.GetFailoverPriority()) > 0) && !outlier {
 		c.add(Warning, at, "failover needs outlierDetection beside loadBalancer: nothing else finds out that endpoints fail")
 	}
+}
+
+// within says whether the locality is a part of the other: "a/b/c" of "a", of "a/*" and of "a/b".
+func within(narrow, wide string) bool {
+	wide = strings.TrimSuffix(strings.TrimSuffix(wide, "*"), "/")
+	return wide == "" || strings.TrimSuffix(narrow, "/*") == wide || strings.HasPrefix(narrow, wide+"/")
 }
 
 func (c *collector) localityName(text, field string) {
@@ -214,10 +239,17 @@ func (c *collector) clientTLS(t *networking.ClientTLSSettings, at string) {
 			c.add(Info, at+".caCertificates", "is not set: the server is verified with the roots of the system")
 			c.code(CodeUnverified)
 		}
+		for _, f := range []string{"clientCertificate", "privateKey"} {
+			if files[f] != "" {
+				c.add(Warning, at+"."+f, "has no meaning with mode SIMPLE, in which clients show no certificate")
+				c.hint("did you mean MUTUAL?")
+			}
+		}
 	}
 	if t.GetCredentialName() != "" && (files["clientCertificate"] != "" || files["privateKey"] != "" || files["caCertificates"] != "") {
 		c.add(Error, at+".credentialName", "excludes clientCertificate, privateKey and caCertificates")
 	}
+	c.must(at+".sni", noBlank(t.GetSni()))
 	if t.GetSni() != "" && t.GetMode() == networking.ClientTLSSettings_DISABLE {
 		c.add(Warning, at+".sni", "has no meaning with mode DISABLE")
 	}

@@ -1,7 +1,9 @@
 package validate
 
 import (
+	"encoding/hex"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -34,7 +36,11 @@ func gatewayRules(c *collector, spec *networking.Gateway) {
 		number uint32
 		bind   string
 	}
-	first, names := map[socket]int{}, map[string]int{}
+	type site struct {
+		socket
+		host string
+	}
+	first, names, sites := map[socket]int{}, map[string]int{}, map[site]int{}
 	for i, s := range spec.GetServers() {
 		at := indexed("spec.servers", i)
 		for j, h := range s.GetHosts() {
@@ -42,7 +48,7 @@ func gatewayRules(c *collector, spec *networking.Gateway) {
 		}
 		c.unique(s.GetHosts(), at+".hosts", "host")
 		if s.GetBind() != "" && !strings.HasPrefix(s.GetBind(), "unix://") {
-			c.must(at+".bind", blockError(s.GetBind()))
+			c.must(at+".bind", address(s.GetBind()))
 		}
 		p := s.GetPort()
 		if p == nil {
@@ -51,6 +57,12 @@ func gatewayRules(c *collector, spec *networking.Gateway) {
 		c.serverPort(p, at+".port")
 		c.serverTLS(s, at)
 		here := socket{p.GetNumber(), s.GetBind()}
+		for k, h := range s.GetHosts() {
+			if j, ok := sites[site{here, strings.ToLower(h)}]; ok && j != i {
+				c.add(Error, at+indexed(".hosts", k), "%s has %q on port %d already", indexed("spec.servers", j), h, here.number)
+			}
+			sites[site{here, strings.ToLower(h)}] = i
+		}
 		if j, ok := first[here]; ok {
 			if a := spec.GetServers()[j]; secured(a) != secured(s) {
 				c.add(Error, at+".port.protocol", "%s listens on port %d with %s, which cannot share it with %s",
@@ -67,19 +79,33 @@ func gatewayRules(c *collector, spec *networking.Gateway) {
 }
 
 func (c *collector) serverPort(p *networking.Port, at string) {
-	if p.GetNumber() != 0 { // the walker has said that it is required
-		c.port(p.GetNumber(), at+".number")
-	}
+	c.port(p.GetNumber(), at+".number")
 	c.protocol(p.GetProtocol(), at+".protocol")
 	if p.GetName() == "" {
 		c.add(Error, at+".name", "is required")
 	}
 }
 
+// address checks one IP address.
+func address(text string) error {
+	if a, err := netip.ParseAddr(text); err != nil || a.Zone() != "" {
+		return fmt.Errorf("%q is not an IP address", text)
+	}
+	return nil
+}
+
 // secured says whether clients of the server speak TLS.
 func secured(s *networking.Server) bool {
 	p := strings.ToUpper(s.GetPort().GetProtocol())
 	return p == "HTTPS" || p == "TLS" || (s.GetTls() != nil && !s.GetTls().GetHttpsRedirect())
+}
+
+// digest checks a SHA-256 sum in hexadecimal digits, with colons or without.
+func digest(text string) error {
+	if sum, err := hex.DecodeString(strings.ReplaceAll(text, ":", "")); err != nil || len(sum) != 32 {
+		return fmt.Errorf("%q is not a SHA-256 sum in hexadecimal digits", text)
+	}
+	return nil
 }
 
 // scopedHost checks [NAMESPACE/]HOST, where the namespace may be "." or "*".
@@ -113,6 +139,7 @@ func (c *collector) serverTLS(s *networking.Server, at string) {
 	for i, n := range t.GetSubjectAltNames() {
 		c.must(at+indexed(".tls.subjectAltNames", i), noBlank(n))
 	}
+	c.each(t.GetVerifyCertificateHash(), at+".tls.verifyCertificateHash", digest)
 	if low, high := t.GetMinProtocolVersion(), t.GetMaxProtocolVersion(); high != 0 && low > high {
 		c.add(Error, at+".tls.minProtocolVersion", "%s is above maxProtocolVersion %s", low, high)
 	}

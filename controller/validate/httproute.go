@@ -126,16 +126,32 @@ func (c *collector) cors(p *networking.CorsPolicy, at string) {
 	c.each(p.GetAllowHeaders(), at+".allowHeaders", headerName)
 	c.each(p.GetExposeHeaders(), at+".exposeHeaders", headerName)
 	c.atLeast(p.GetMaxAge(), 0, at+".maxAge")
+	if d := p.GetMaxAge(); d.GetNanos() != 0 {
+		c.add(Warning, at+".maxAge", "is told to browsers in whole seconds: %s is %d", d.AsDuration(), d.GetSeconds())
+	}
 }
 
 func (c *collector) headerEdits(h *networking.Headers, at string) {
 	for name, ops := range map[string]*networking.Headers_HeaderOperations{"request": h.GetRequest(), "response": h.GetResponse()} {
 		for _, k := range sortedKeys(ops.GetSet()) {
-			c.header(k, at+"."+name+".set."+k)
+			c.headerEdit(k, name == "request", at+"."+name+".set."+k)
 		}
 		for _, k := range sortedKeys(ops.GetAdd()) {
-			c.header(k, at+"."+name+".add."+k)
+			c.headerEdit(k, name == "request", at+"."+name+".add."+k)
 		}
-		c.each(ops.GetRemove(), at+"."+name+".remove", headerName)
+		for i, k := range ops.GetRemove() {
+			c.headerEdit(k, false, at+"."+name+indexed(".remove", i))
+		}
+	}
+}
+
+// headerEdit checks a header that is set, added or removed. Only a request may get another authority.
+func (c *collector) headerEdit(name string, authority bool, at string) {
+	c.header(name, at)
+	if pseudo := strings.HasPrefix(name, ":") || strings.EqualFold(name, "host"); pseudo && !(authority && (name == ":authority" || strings.EqualFold(name, "host"))) {
+		c.add(Error, at, "%q cannot be changed here", name)
+		if authority {
+			c.hint("rewrite has uri and authority")
+		}
 	}
 }

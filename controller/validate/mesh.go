@@ -23,6 +23,7 @@ func (c *Catalogue) mesh() {
 	addProto(c, net, two, "ProxyConfig", proxyConfigRules)
 	addProto(c, net, []string{"v1alpha3"}, "EnvoyFilter", envoyFilterRules)
 	addProto(c, sec, two, "AuthorizationPolicy", authorizationRules)
+	c.policyWarnings()
 	addProto(c, sec, two, "PeerAuthentication", peerRules)
 	addProto(c, sec, two, "RequestAuthentication", requestAuthenticationRules)
 	addProto(c, "telemetry.istio.io", []string{"v1", "v1alpha1"}, "Telemetry", telemetryRules)
@@ -43,24 +44,6 @@ func peerRules(c *collector, spec *securitybeta.PeerAuthentication) {
 	p.Namespace, p.Name = c.namespace, c.name
 	proto.Merge(&p.Spec, spec)
 	c.take(PeerAuthentication(p, nil))
-}
-
-func authorizationRules(c *collector, spec *securitybeta.AuthorizationPolicy) {
-	p := &securityv1.AuthorizationPolicy{}
-	p.Namespace, p.Name = c.namespace, c.name
-	proto.Merge(&p.Spec, spec)
-	c.take(AuthorizationPolicy(p, nil))
-	for i, rule := range spec.GetRules() {
-		for j, from := range rule.GetFrom() {
-			at, src := indexed("spec.rules", i)+indexed(".from", j)+".source.", from.GetSource()
-			c.each(src.GetPrincipals(), at+"principals", noBlank)
-			c.each(src.GetNotPrincipals(), at+"notPrincipals", noBlank)
-			c.each(src.GetNamespaces(), at+"namespaces", noBlank)
-			c.each(src.GetNotNamespaces(), at+"notNamespaces", noBlank)
-			c.each(src.GetRequestPrincipals(), at+"requestPrincipals", noBlank)
-			c.each(src.GetNotRequestPrincipals(), at+"notRequestPrincipals", noBlank)
-		}
-	}
 }
 
 // take adds findings of the functions that the controller uses too. What this mesh cannot do yet is not the file's fault.

@@ -3,6 +3,7 @@ package validate
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -68,6 +69,7 @@ func (c *collector) jwtRule(r *securitybeta.JWTRule, at string) {
 	c.each(r.GetAudiences(), at+".audiences", filled)
 	if r.GetJwksUri() != "" {
 		c.must(at+".jwksUri", web(r.GetJwksUri(), "http", "https"))
+		c.fetched(r.GetJwksUri(), at+".jwksUri")
 	}
 	switch {
 	case r.GetJwks() != "" && r.GetJwksUri() != "":
@@ -97,6 +99,18 @@ func (c *collector) jwtRule(r *securitybeta.JWTRule, at string) {
 		c.must(at+indexed(".outputClaimToHeaders", i)+".claim", filled(o.GetClaim()))
 	}
 	c.atLeast(r.GetTimeout(), time.Millisecond, at+".timeout")
+}
+
+// fetched warns of addresses from which the control plane fetches nothing, whatever is allowed to it (JW-09).
+func (c *collector) fetched(text, at string) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return
+	}
+	a, err := netip.ParseAddr(u.Hostname())
+	if (err == nil && (a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() || a.IsMulticast())) || strings.EqualFold(u.Hostname(), "localhost") {
+		c.add(Warning, at, "the control plane fetches nothing from %q: tokens of this issuer are refused", u.Hostname())
+	}
 }
 
 func filled(text string) error {

@@ -71,8 +71,15 @@ func (c *collector) method(text, field string) {
 	switch {
 	case !httpguts.ValidHeaderFieldName(text):
 		c.add(Error, field, "%q is not an HTTP method", text)
-	case text != "*" && !slices.Contains(known, text) && slices.Contains(known, strings.ToUpper(text)):
+	case text == "*" || slices.Contains(known, text):
+	case slices.Contains(known, strings.ToUpper(text)):
 		c.add(Warning, field, "methods are compared with case: %q is not %s", text, strings.ToUpper(text))
+		c.hint("did you mean %s?", strings.ToUpper(text))
+	default:
+		if meant := closest(text, known); meant != "" && distance(text, meant) == 1 { // others are there: PROPFIND, PURGE
+			c.add(Warning, field, "%q is not a method that is often used", text)
+			c.hint("did you mean %s?", meant)
+		}
 	}
 }
 
@@ -87,11 +94,15 @@ func label1123(text string) error {
 func (c *collector) unique(values []string, field, what string) {
 	seen := map[string]int{}
 	for i, v := range values {
-		if first, ok := seen[v]; ok {
+		key := v
+		if what == "host" {
+			key = strings.ToLower(v)
+		}
+		if first, ok := seen[key]; ok {
 			c.add(Error, indexed(field, i), "the %s %q stands in %s already", what, v, indexed(field, first))
 			continue
 		}
-		seen[v] = i
+		seen[key] = i
 	}
 }
 

@@ -31,6 +31,7 @@ type schema struct {
 	shape    shape
 	fields   map[string]field // of shapeObject, by the name written in the file
 	elem     *schema          // of shapeMap and shapeList
+	keys     *schema          // of shapeMap: the numbers that keys may be; nil when they may be any text
 	enum     []string         // of shapeEnum
 	min, max float64          // of shapeInt
 	open     bool             // of shapeObject: fields that are not listed may be anything

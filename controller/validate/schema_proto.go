@@ -79,7 +79,11 @@ func wellKnown(name protoreflect.FullName) *schema {
 func (p protoSchemas) field(fd protoreflect.FieldDescriptor) *schema {
 	switch {
 	case fd.IsMap():
-		return mapOf(p.value(fd.MapValue()))
+		s := mapOf(p.value(fd.MapValue()))
+		if k := p.value(fd.MapKey()); k.shape == shapeInt {
+			s.keys = k
+		}
+		return s
 	case fd.IsList():
 		return listOf(p.value(fd))
 	}

@@ -12,6 +12,10 @@ func serviceEntryRules(c *collector, spec *networking.ServiceEntry) {
 	c.unique(spec.GetHosts(), "spec.hosts", "host")
 	for i, h := range spec.GetHosts() {
 		c.must(indexed("spec.hosts", i), Host(h, true))
+		if _, err := netip.ParseAddr(h); err == nil {
+			c.add(Error, indexed("spec.hosts", i), "%q is an address, which is no host", h)
+			c.hint("write a name here, and the address into addresses or endpoints")
+		}
 		if h == "*" {
 			c.add(Error, indexed("spec.hosts", i), "\"*\" would take every host there is")
 		}
@@ -53,8 +57,9 @@ func (c *collector) entryPorts(spec *networking.ServiceEntry) []string {
 	numbers, tcp := map[uint32]int{}, false
 	for i, p := range spec.GetPorts() {
 		at := indexed("spec.ports", i)
-		if p.GetNumber() != 0 {
-			c.port(p.GetNumber(), at+".number")
+		c.port(p.GetNumber(), at+".number")
+		if p.GetName() != "" {
+			c.must(at+".name", label1123(strings.ToLower(strings.ReplaceAll(p.GetName(), "_", "-"))))
 		}
 		if j, twice := numbers[p.GetNumber()]; twice {
 			c.add(Error, at+".number", "%s has the number %d already", indexed("spec.ports", j), p.GetNumber())

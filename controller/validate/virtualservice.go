@@ -64,10 +64,7 @@ func virtualServiceRules(c *collector, spec *networking.VirtualService) {
 }
 
 func (c *collector) tlsRoute(r *networking.TLSRoute, hosts, gateways []string, at string) {
-	if len(r.GetMatch()) == 0 {
-		c.add(Error, at+".match", "is required")
-	}
-	for j, m := range r.GetMatch() {
+	for j, m := range r.GetMatch() { // that there is one the walker has checked
 		at := at + indexed(".match", j)
 		c.layer4(m.GetPort(), m.GetDestinationSubnets(), m.GetSourceLabels(), m.GetGateways(), gateways, at)
 		for k, sni := range m.GetSniHosts() {

@@ -2,6 +2,7 @@ package validate
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +23,9 @@ type walker struct {
 
 	group string         // of the API that the object belongs to
 	whole map[string]any // the object, once its form was checked
-	body  any            // the spec of a kind of the mesh, or the typed object of another one; nil when it was not read
+	// sibling names another kind whose spec has a field that this one has not; nil knows none.
+	sibling func(field string) string
+	body    any // the spec of a kind of the mesh, or the typed object of another one; nil when it was not read
 }
 
 // rung is an object around the place where the walker stands.
@@ -222,7 +225,7 @@ func (w *walker) object(n *yaml.Node, s *schema, path string) any {
 	}
 	w.stack = append(w.stack, rung{path, s})
 	defer func() { w.stack = w.stack[:len(w.stack)-1] }()
-	out, oneof, unknown := map[string]any{}, map[string]string{}, false
+	out, oneof, unknown, wrong := map[string]any{}, map[string]string{}, false, map[string]bool{}
 	pairs := w.pairs(n, path)
 	for i, p := range pairs {
 		name := p.key.Value
@@ -256,6 +259,7 @@ func (w *walker) object(n *yaml.Node, s *schema, path string) any {
 		}
 		v := w.value(p.value, f.schema, at)
 		if v == nil {
+			wrong[f.name] = !isNull(p.value) // and was told
 			continue
 		}
 		if f.oneof != "" {
@@ -267,7 +271,7 @@ func (w *walker) object(n *yaml.Node, s *schema, path string) any {
 		}
 		out[f.name] = v
 	}
-	w.required(s, out, path, unknown)
+	w.required(s, out, wrong, path, unknown)
 	return out
 }
 
@@ -282,11 +286,12 @@ func (w *walker) successor(s *schema, name string) string {
 	return strings.Join(next, " or ")
 }
 
-// required reports the fields that must be there and are not; unknown is whether one stands there with a wrong name.
-func (w *walker) required(s *schema, have map[string]any, path string, unknown bool) {
+// required reports the fields that must be there and are not: neither in have nor among those whose value is wrong. unknown is
+// whether one stands there with a wrong name.
+func (w *walker) required(s *schema, have map[string]any, wrong map[string]bool, path string, unknown bool) {
 	for _, n := range s.names() {
 		f := s.fields[n]
-		if !f.required || (f.schema.shape == shapeMap && have[n] != nil) {
+		if !f.required || wrong[n] || (f.schema.shape == shapeMap && have[n] != nil) {
 			continue
 		}
 		v, ok := have[n]
@@ -318,6 +323,12 @@ func (w *walker) unknown(s *schema, name, path string) {
 			return
 		}
 	}
+	if path == "spec" && w.sibling != nil {
+		if other := w.sibling(name); other != "" {
+			w.hint("it is a field of %s", other)
+			return
+		}
+	}
 	if below := s.below(name, 4); below != "" {
 		w.hint("it is a field of %s: the indentation is probably wrong", join(path, below))
 		return
@@ -341,6 +352,10 @@ func (w *walker) mapping(n *yaml.Node, s *schema, path string) any {
 	defer func() { w.stack = w.stack[:len(w.stack)-1] }()
 	out := map[string]any{}
 	for _, p := range w.pairs(n, path) {
+		if k, err := strconv.ParseFloat(p.key.Value, 64); s.keys != nil && (err != nil || k != math.Trunc(k) || k < s.keys.min || k > s.keys.max) {
+			w.bad(join(path, p.key.Value), "the key %q is not a whole number from %.0f to %.0f", p.key.Value, s.keys.min, s.keys.max)
+			continue
+		}
 		if v := w.value(p.value, s.elem, join(path, p.key.Value)); v != nil {
 			out[p.key.Value] = v
 		}
