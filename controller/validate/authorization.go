@@ -188,8 +188,8 @@ func (c *collector) source(src *securitybeta.Source, namespace, at string) {
 	c.each(src.GetNotPrincipals(), at+".notPrincipals", word)
 	c.each(src.GetNamespaces(), at+".namespaces", word)
 	c.each(src.GetNotNamespaces(), at+".notNamespaces", word)
-	c.each(src.GetRequestPrincipals(), at+".requestPrincipals", noBlank)
-	c.each(src.GetNotRequestPrincipals(), at+".notRequestPrincipals", noBlank)
+	c.each(src.GetRequestPrincipals(), at+".requestPrincipals", word)
+	c.each(src.GetNotRequestPrincipals(), at+".notRequestPrincipals", word)
 	c.each(src.GetServiceAccounts(), at+".serviceAccounts", account)
 	c.each(src.GetNotServiceAccounts(), at+".notServiceAccounts", account)
 	c.each(src.GetIpBlocks(), at+".ipBlocks", blockError)
@@ -211,7 +211,7 @@ func (c *collector) source(src *securitybeta.Source, namespace, at string) {
 }
 
 func (c *collector) condition(cond *securitybeta.Condition, namespace, at string) {
-	check := func(string) error { return nil }
+	check := filled
 	switch Condition(cond.GetKey()) {
 	case ConditionUnknown:
 		c.add(Error, at+".key", "unknown key %q", cond.GetKey())

@@ -157,6 +157,9 @@ func (c *Catalogue) check(w *walker, n *yaml.Node, apiVersion, name string) bool
 	if obj == nil {
 		return true
 	}
+	if spec := k.schema.fields["spec"].schema; spec != nil && spec.shape == shapeObject && childNode(n, "spec") == nil {
+		w.required(spec, nil, nil, "spec", false)
+	}
 	w.group, w.whole = gvk.Group, obj
 	c.metadata(w, obj, gvk)
 	c.proxyAnnotation(w, childNode(n, "metadata"), "metadata")

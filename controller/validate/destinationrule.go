@@ -1,20 +1,26 @@
 package validate
 
 import (
+	"math/big"
 	"slices"
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	networking "istio.io/api/networking/v1alpha3"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 func destinationRules(c *collector, spec *networking.DestinationRule) {
 	if spec.GetHost() != "" {
-		c.must("spec.host", Host(spec.GetHost(), true))
+		c.must("spec.host", called(spec.GetHost(), true))
 	}
 	c.exportTo(spec.GetExportTo())
 	c.selector(spec.GetWorkloadSelector().GetMatchLabels(), "spec.workloadSelector.matchLabels")
+	if to := spec.GetExportTo(); spec.GetWorkloadSelector() != nil && slices.ContainsFunc(to, func(n string) bool { return n != "." && n != c.namespace }) {
+		c.add(Warning, "spec.exportTo", "has no meaning with workloadSelector, which selects clients of the own namespace")
+	}
 	c.trafficPolicy(spec.GetTrafficPolicy(), "spec.trafficPolicy")
 	first := map[string]int{}
 	for i, s := range spec.GetSubsets() {
@@ -35,6 +41,9 @@ func (c *collector) trafficPolicy(p *networking.TrafficPolicy, at string) {
 	if p == nil {
 		return
 	}
+	if proto.Size(p) == 0 {
+		c.add(Warning, at, "is empty")
+	}
 	c.policy(p.GetLoadBalancer(), p.GetConnectionPool(), p.GetOutlierDetection(), p.GetTls(), at)
 	seen := map[uint32]int{}
 	for i, s := range p.GetPortLevelSettings() {
@@ -48,6 +57,9 @@ func (c *collector) trafficPolicy(p *networking.TrafficPolicy, at string) {
 				c.add(Error, at+".port.number", "item %d is for port %d already", j, n)
 			}
 			seen[n] = i
+		}
+		if s.GetLoadBalancer() == nil && s.GetConnectionPool() == nil && s.GetOutlierDetection() == nil && s.GetTls() == nil {
+			c.add(Warning, at, "says nothing about the port: what stands above it counts")
 		}
 		c.policy(s.GetLoadBalancer(), s.GetConnectionPool(), s.GetOutlierDetection(), s.GetTls(), at)
 	}
@@ -108,10 +120,18 @@ func (c *collector) pool(p *networking.ConnectionPoolSettings, at string) {
 	negative(h.GetMaxConcurrentStreams(), ".http.maxConcurrentStreams")
 	c.atLeast(t.GetConnectTimeout(), time.Millisecond, at+".tcp.connectTimeout")
 	c.atLeast(t.GetMaxConnectionDuration(), time.Millisecond, at+".tcp.maxConnectionDuration")
-	c.atLeast(t.GetIdleTimeout(), 0, at+".tcp.idleTimeout")
+	c.orZero(t.GetIdleTimeout(), at+".tcp.idleTimeout")
 	c.atLeast(t.GetTcpKeepalive().GetTime(), time.Second, at+".tcp.tcpKeepalive.time")
 	c.atLeast(t.GetTcpKeepalive().GetInterval(), time.Second, at+".tcp.tcpKeepalive.interval")
-	c.atLeast(h.GetIdleTimeout(), 0, at+".http.idleTimeout")
+	c.orZero(h.GetIdleTimeout(), at+".http.idleTimeout")
+	if k := h.GetHttp2KeepAlive(); k != nil {
+		for name, d := range map[string]*durationpb.Duration{"interval": k.GetInterval(), "timeout": k.GetTimeout()} {
+			if d == nil {
+				c.add(Error, at+".http.http2KeepAlive."+name, "is required")
+			}
+			c.atLeast(d, time.Millisecond, at+".http.http2KeepAlive."+name)
+		}
+	}
 	if h.GetUseClientProtocol() && h.GetH2UpgradePolicy() == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE {
 		c.add(Error, at+".http.useClientProtocol", "excludes h2UpgradePolicy: UPGRADE")
 	}
@@ -123,6 +143,9 @@ func (c *collector) balancer(lb *networking.LoadBalancerSettings, outlier bool, 
 	}
 	if h := lb.GetConsistentHash(); h != nil {
 		at := at + ".consistentHash"
+		if m, ok := h.GetHashAlgorithm().(*networking.LoadBalancerSettings_ConsistentHashLB_Maglev); ok {
+			c.maglev(m.Maglev.GetTableSize(), at+".maglev.tableSize")
+		}
 		switch k := h.GetHashKey().(type) {
 		case nil:
 			c.add(Error, at, "httpHeaderName, httpCookie, useSourceIp or httpQueryParameterName is required")
@@ -140,7 +163,20 @@ func (c *collector) balancer(lb *networking.LoadBalancerSettings, outlier bool, 
 	if lb.GetWarmup() != nil && lb.GetWarmupDurationSecs() != nil { //nolint:staticcheck // still read
 		c.add(Error, at+".warmup", "excludes warmupDurationSecs")
 	}
+	if lb.GetLocalityLbSetting() != nil && lb.GetZoneAwareLbSetting() != nil {
+		c.add(Error, at+".zoneAwareLbSetting", "excludes localityLbSetting")
+	}
 	c.locality(lb.GetLocalityLbSetting(), outlier, at+".localityLbSetting")
+}
+
+// maglev checks the size of the table: 0 is the default, 65537.
+func (c *collector) maglev(size uint64, at string) {
+	const most = 5_000_011
+	if size > most {
+		c.add(Error, at, "%d is more than %d", size, most)
+	} else if size != 0 && !new(big.Int).SetUint64(size).ProbablyPrime(0) {
+		c.add(Error, at, "%d is not a prime number", size)
+	}
 }
 
 func (c *collector) locality(l *networking.LocalityLoadBalancerSetting, outlier bool, at string) {
@@ -160,18 +196,13 @@ func (c *collector) locality(l *networking.LocalityLoadBalancerSetting, outlier 
 			c.localityName(to, at+".to."+to)
 			sum += uint64(d.GetTo()[to])
 		}
+		c.partsOf(sortedKeys(d.GetTo()), func(i int) string { return at + ".to." + sortedKeys(d.GetTo())[i] })
 		if sum != 100 {
 			c.add(Error, at+".to", "the sum of the weights is %d, and must be 100", sum)
 		}
 	}
 	c.unique(from, at+".distribute", "locality")
-	for i, wide := range from {
-		for j, narrow := range from {
-			if i != j && wide != narrow && within(narrow, wide) {
-				c.add(Error, at+indexed(".distribute", j)+".from", "%q is a part of %q in item %d", narrow, wide, i)
-			}
-		}
-	}
+	c.partsOf(from, func(i int) string { return at + indexed(".distribute", i) + ".from" })
 	for i, f := range l.GetFailover() {
 		at := at + indexed(".failover", i)
 		for name, v := range map[string]string{"from": f.GetFrom(), "to": f.GetTo()} {
@@ -194,6 +225,17 @@ func (c *collector) locality(l *networking.LocalityLoadBalancerSetting, outlier 
 	}
 	if (len(l.GetFailover()) > 0 || len(l.GetFailoverPriority()) > 0) && !outlier {
 		c.add(Warning, at, "failover needs outlierDetection beside loadBalancer: nothing else finds out that endpoints fail")
+	}
+}
+
+// partsOf reports localities that are a part of another one of the list; at is where the i-th stands.
+func (c *collector) partsOf(list []string, at func(i int) string) {
+	for _, wide := range list {
+		for j, narrow := range list {
+			if wide != narrow && within(narrow, wide) {
+				c.add(Error, at(j), "%q is a part of %q, which stands beside it", narrow, wide)
+			}
+		}
 	}
 }
 

@@ -53,6 +53,7 @@ func TestForms(t *testing.T) {
 		"group of others":     {"apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n", "info Service a: not checked"},
 		"once":                {"apiVersion: v1\nkind: Pod\nmetadata: {name: 5}\n", `f:3: error Pod 5 metadata.name: must be a string, and is the number "5" (write it in quotes: "5")`},
 		"dry run":             {"apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, annotations: {istio.io/dry-run: maybe}}\n", `warning AuthorizationPolicy a metadata.annotations.istio.io/dry-run: "maybe" is neither true nor false: the policy is enforced`},
+		"no spec":             {"apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\n", "error DestinationRule a spec.host: is required"},
 		"removed":             {"apiVersion: rbac.istio.io/v1alpha1\nkind: ServiceRole\nmetadata: {name: a}\n", "was removed in Istio 1.6"},
 		"no name":             {"apiVersion: v1\nkind: Pod\n", "metadata.name: is required"},
 		"bad namespace":       {"apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: $NS}\n", "is not a DNS label"},

@@ -47,9 +47,7 @@ func gatewayRules(c *collector, spec *networking.Gateway) {
 			c.must(at+indexed(".hosts", j), scopedHost(h))
 		}
 		c.unique(s.GetHosts(), at+".hosts", "host")
-		if s.GetBind() != "" && !strings.HasPrefix(s.GetBind(), "unix://") {
-			c.must(at+".bind", address(s.GetBind()))
-		}
+		c.bound(s.GetBind(), at+".bind")
 		p := s.GetPort()
 		if p == nil {
 			continue // the walker has said that it is required
@@ -100,6 +98,37 @@ func secured(s *networking.Server) bool {
 	return p == "HTTPS" || p == "TLS" || (s.GetTls() != nil && !s.GetTls().GetHttpsRedirect())
 }
 
+// certified says whether certificates are named.
+func certified(t *networking.ServerTLSSettings) bool {
+	return len(t.GetCredentialNames())+len(t.GetTlsCertificates()) > 0 ||
+		t.GetCredentialName()+t.GetServerCertificate()+t.GetPrivateKey()+t.GetCaCertificates()+t.GetCaCertCredentialName()+t.GetCaCrl() != ""
+}
+
+// suites are the names of the suites of TLS 1.2 that Envoy has. Those of TLS 1.3 are not chosen.
+var suites = []string{"ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-AES256-GCM-SHA384",
+	"ECDHE-ECDSA-CHACHA20-POLY1305", "ECDHE-RSA-CHACHA20-POLY1305", "ECDHE-PSK-CHACHA20-POLY1305", "ECDHE-ECDSA-AES128-SHA", "ECDHE-RSA-AES128-SHA",
+	"ECDHE-PSK-AES128-CBC-SHA", "ECDHE-ECDSA-AES256-SHA", "ECDHE-RSA-AES256-SHA", "ECDHE-PSK-AES256-CBC-SHA", "AES128-GCM-SHA256", "AES256-GCM-SHA384",
+	"AES128-SHA", "AES256-SHA", "PSK-AES128-CBC-SHA", "PSK-AES256-CBC-SHA", "DES-CBC3-SHA"}
+
+// cipherSuites warns of suites that nobody has. Several of equal rank may stand as [A|B].
+func (c *collector) cipherSuites(list []string, at string) {
+	seen := map[string]bool{}
+	for i, s := range list {
+		for name := range strings.SplitSeq(strings.Trim(s, "[]"), "|") {
+			if !slices.Contains(suites, name) {
+				c.add(Warning, indexed(at, i), "%q is not a cipher suite: it is left out", name)
+				if meant := closest(name, suites); meant != "" {
+					c.hint("did you mean %s?", meant)
+				}
+			}
+		}
+		if seen[s] {
+			c.add(Warning, indexed(at, i), "%q stands there already", s)
+		}
+		seen[s] = true
+	}
+}
+
 // digest checks a SHA-256 sum in hexadecimal digits, with colons or without.
 func digest(text string) error {
 	if sum, err := hex.DecodeString(strings.ReplaceAll(text, ":", "")); err != nil || len(sum) != 32 {
@@ -129,7 +158,7 @@ func (c *collector) serverTLS(s *networking.Server, at string) {
 		return
 	case t == nil:
 		return
-	case !tls && (protocol == "HTTP" || protocol == "HTTP2" || protocol == "GRPC") && (t.GetMode() != 0 || t.GetCredentialName() != "" || t.GetServerCertificate() != ""):
+	case !tls && (protocol == "HTTP" || protocol == "HTTP2" || protocol == "GRPC") && (t.GetMode() != 0 || certified(t)):
 		c.add(Error, at+".tls", "has no meaning with the protocol %s, except httpsRedirect", protocol)
 		c.hint("is the protocol HTTPS?")
 	case tls && t.GetHttpsRedirect():
@@ -138,6 +167,11 @@ func (c *collector) serverTLS(s *networking.Server, at string) {
 	c.serverCertificates(t, tls, at+".tls")
 	for i, n := range t.GetSubjectAltNames() {
 		c.must(at+indexed(".tls.subjectAltNames", i), noBlank(n))
+	}
+	c.cipherSuites(t.GetCipherSuites(), at+".tls.cipherSuites")
+	if v := t.GetMinProtocolVersion(); (v == networking.ServerTLSSettings_TLSV1_0 || v == networking.ServerTLSSettings_TLSV1_1) && len(t.GetCipherSuites()) == 0 {
+		c.add(Warning, at+".tls.minProtocolVersion", "is below TLS 1.2, whose suites are the only ones that are offered")
+		c.hint("add cipherSuites that older clients have")
 	}
 	c.each(t.GetVerifyCertificateHash(), at+".tls.verifyCertificateHash", digest)
 	if low, high := t.GetMinProtocolVersion(), t.GetMaxProtocolVersion(); high != 0 && low > high {
@@ -165,7 +199,7 @@ func (c *collector) serverCertificates(t *networking.ServerTLSSettings, tls bool
 			c.add(Error, at+".caCertificates", "is required with mode MUTUAL")
 		}
 	case networking.ServerTLSSettings_PASSTHROUGH, networking.ServerTLSSettings_AUTO_PASSTHROUGH:
-		if tls && (secret || files) {
+		if tls && certified(t) {
 			c.add(Warning, at+".mode", "is %s: the certificates here are not used", mode)
 			c.hint("did you mean SIMPLE?")
 		}

@@ -9,6 +9,14 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
+// called checks the host of a destination, which is no address.
+func called(text string, wildcard bool) error {
+	if _, err := netip.ParseAddr(text); err == nil {
+		return hinted{fmt.Errorf("%q is an address, which is no host", text), "name a Service, or a host of a ServiceEntry that has the address"}
+	}
+	return Host(text, wildcard)
+}
+
 // indexed is the path of an item of a list.
 func indexed(path string, i int) string { return fmt.Sprintf("%s[%d]", path, i) }
 
@@ -56,7 +64,11 @@ func Host(text string, wildcard bool) error {
 	if len(name) > 255 {
 		return errors.New("is longer than 255 bytes")
 	}
-	for _, l := range strings.Split(strings.TrimSuffix(name, "."), ".") {
+	labels := strings.Split(strings.TrimSuffix(name, "."), ".")
+	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" && last != "" {
+		return fmt.Errorf("%q is neither a host name nor an address: its last label is a number", text)
+	}
+	for _, l := range labels {
 		l = strings.ToLower(strings.ReplaceAll(l, "_", "-")) // DNS itself and Envoy allow it
 		if m := validation.IsDNS1123Label(l); len(m) > 0 {
 			return fmt.Errorf("%q is not a host name: label %q is wrong", text, l)

@@ -2,12 +2,15 @@ package validate
 
 import (
 	"cmp"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
 	networking "istio.io/api/networking/v1alpha3"
 )
 
@@ -54,6 +57,9 @@ func (c *collector) retries(r *networking.HTTPRetry, at string) {
 func (c *collector) percent(p *networking.Percent, at string) {
 	if p != nil {
 		between(c, p.GetValue(), 0, 100, at+".value")
+		if v := p.GetValue(); v > 0 && v < 0.0001 {
+			c.add(Error, at+".value", "%v is less than 0.0001, the least share that is counted", v)
+		}
 	}
 }
 
@@ -119,6 +125,9 @@ func (c *collector) mirrors(r *networking.HTTPRoute, at string) {
 func (c *collector) cors(p *networking.CorsPolicy, at string) {
 	for i, o := range p.GetAllowOrigins() {
 		c.stringMatch(o, at+indexed(".allowOrigins", i), false)
+		if m, ok := o.GetMatchType().(*networking.StringMatch_Exact); ok {
+			c.must(at+indexed(".allowOrigins", i)+".exact", filled(m.Exact))
+		}
 	}
 	for i, m := range p.GetAllowMethods() {
 		c.method(m, at+indexed(".allowMethods", i))
@@ -135,14 +144,27 @@ func (c *collector) headerEdits(h *networking.Headers, at string) {
 	for name, ops := range map[string]*networking.Headers_HeaderOperations{"request": h.GetRequest(), "response": h.GetResponse()} {
 		for _, k := range sortedKeys(ops.GetSet()) {
 			c.headerEdit(k, name == "request", at+"."+name+".set."+k)
+			c.must(at+"."+name+".set."+k, headerValue(ops.GetSet()[k]))
 		}
 		for _, k := range sortedKeys(ops.GetAdd()) {
 			c.headerEdit(k, name == "request", at+"."+name+".add."+k)
+			c.must(at+"."+name+".add."+k, headerValue(ops.GetAdd()[k]))
 		}
 		for i, k := range ops.GetRemove() {
 			c.headerEdit(k, false, at+"."+name+indexed(".remove", i))
 		}
 	}
+}
+
+// headerValue checks the value of a header that is written: %NAME% stands for what Envoy knows of the request, and %% for %.
+func headerValue(text string) error {
+	if !httpguts.ValidHeaderFieldValue(text) {
+		return errors.New("has a character that no header may have")
+	}
+	if strings.Count(strings.ReplaceAll(text, "%%", ""), "%")%2 != 0 {
+		return hinted{fmt.Errorf("%q has a %% that is not closed", text), "write %% for the character itself"}
+	}
+	return nil
 }
 
 // headerEdit checks a header that is set, added or removed. Only a request may get another authority.

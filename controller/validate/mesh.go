@@ -28,15 +28,18 @@ func (c *Catalogue) mesh() {
 	addProto(c, sec, two, "RequestAuthentication", requestAuthenticationRules)
 	addProto(c, "telemetry.istio.io", []string{"v1", "v1alpha1"}, "Telemetry", telemetryRules)
 	addProto(c, "extensions.istio.io", []string{"v1alpha1"}, "WasmPlugin", wasmRules)
-	addProto(c, "extensions.istio.io", []string{"v1alpha1"}, "TrafficExtension", noRules[*extensions.TrafficExtension])
+	addProto(c, "extensions.istio.io", []string{"v1alpha1"}, "TrafficExtension", trafficExtensionRules)
 	c.operator()
 	c.kubernetes()
 	c.gatewayAPI()
 }
 
-// noRules says that only the form of a kind was checked.
-func noRules[T proto.Message](c *collector, _ T) {
-	c.skipped("spec", "not checked: the meaning of %s, only its form", c.kind)
+func trafficExtensionRules(c *collector, spec *extensions.TrafficExtension) {
+	c.attached(spec.GetSelector(), nil, spec.GetTargetRefs())
+	if (spec.GetWasm() == nil) == (spec.GetLua() == nil) {
+		c.add(Error, "spec", "wasm or lua is required, and not both")
+	}
+	c.add(Warning, "spec", "is accepted and has no effect: there is no Envoy here that could load it")
 }
 
 func peerRules(c *collector, spec *securitybeta.PeerAuthentication) {
@@ -44,6 +47,7 @@ func peerRules(c *collector, spec *securitybeta.PeerAuthentication) {
 	p.Namespace, p.Name = c.namespace, c.name
 	proto.Merge(&p.Spec, spec)
 	c.take(PeerAuthentication(p, nil))
+	c.emptySelector(spec.GetSelector() != nil, spec.GetSelector().GetMatchLabels(), "spec.selector")
 }
 
 // take adds findings of the functions that the controller uses too. What this mesh cannot do yet is not the file's fault.

@@ -57,6 +57,7 @@ func authorizationRules(c *collector, spec *securitybeta.AuthorizationPolicy) {
 	p.Namespace, p.Name = c.namespace, c.name
 	proto.Merge(&p.Spec, spec)
 	c.take(AuthorizationPolicy(p, nil))
+	c.emptySelector(spec.GetSelector() != nil, spec.GetSelector().GetMatchLabels(), "spec.selector")
 	if len(spec.GetRules()) == 0 && spec.GetAction() != securitybeta.AuthorizationPolicy_ALLOW {
 		c.add(Warning, "spec.rules", "is empty: a policy with action %s and no rules matches nothing", spec.GetAction())
 		c.hint("for every request write rules: [{}]")

@@ -46,6 +46,13 @@ func (c *collector) atLeast(d *durationpb.Duration, low time.Duration, field str
 	}
 }
 
+// orZero checks a duration that 0 switches off.
+func (c *collector) orZero(d *durationpb.Duration, field string) {
+	if d.AsDuration() != 0 {
+		c.atLeast(d, time.Millisecond, field)
+	}
+}
+
 func (c *collector) regex(text, field string) {
 	if _, err := regexp.Compile(text); err != nil {
 		c.add(Error, field, "is not a regular expression of RE2: %s", err)

@@ -1,6 +1,7 @@
 package validate
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -59,7 +60,7 @@ func (c *collector) entryPorts(spec *networking.ServiceEntry) []string {
 		at := indexed("spec.ports", i)
 		c.port(p.GetNumber(), at+".number")
 		if p.GetName() != "" {
-			c.must(at+".name", label1123(strings.ToLower(strings.ReplaceAll(p.GetName(), "_", "-"))))
+			c.must(at+".name", portName(p.GetName()))
 		}
 		if j, twice := numbers[p.GetNumber()]; twice {
 			c.add(Error, at+".number", "%s has the number %d already", indexed("spec.ports", j), p.GetNumber())
@@ -85,6 +86,14 @@ func (c *collector) entryPorts(spec *networking.ServiceEntry) []string {
 		c.code(CodeEntryAddress)
 	}
 	return names
+}
+
+// portName checks the name of a port, in which upper case and "_" are taken too.
+func portName(text string) error {
+	if label1123(strings.ToLower(strings.ReplaceAll(text, "_", "-"))) != nil {
+		return fmt.Errorf("%q is not the name of a port", text)
+	}
+	return nil
 }
 
 func (c *collector) resolution(spec *networking.ServiceEntry) {
@@ -113,6 +122,12 @@ func (c *collector) resolution(spec *networking.ServiceEntry) {
 			c.add(Error, "spec.endpoints", "may have one item with resolution DNS_ROUND_ROBIN")
 		}
 	case networking.ServiceEntry_DYNAMIC_DNS:
+		for i, h := range spec.GetHosts() {
+			if !strings.Contains(h, "*") {
+				c.add(Error, indexed("spec.hosts", i), "%q must have a wildcard with resolution DYNAMIC_DNS", h)
+				c.hint("write resolution: DNS")
+			}
+		}
 		if n > 0 || spec.GetWorkloadSelector() != nil {
 			c.add(Error, "spec.endpoints", "and workloadSelector have no meaning with resolution DYNAMIC_DNS")
 		}
@@ -141,6 +156,7 @@ func (c *collector) workload(e *networking.WorkloadEntry, at string) {
 		c.must(at+".address", Host(a, false))
 	}
 	for _, name := range sortedKeys(e.GetPorts()) {
+		c.must(at+".ports."+name, portName(name))
 		c.port(e.GetPorts()[name], at+".ports."+name)
 	}
 	c.selector(e.GetLabels(), at+".labels")
@@ -154,6 +170,9 @@ func (c *collector) workload(e *networking.WorkloadEntry, at string) {
 
 func workloadGroupRules(c *collector, spec *networking.WorkloadGroup) {
 	t := spec.GetTemplate()
+	if t == nil {
+		c.add(Error, "spec.template", "is required")
+	}
 	if t.GetAddress() != "" {
 		c.add(Error, "spec.template.address", "has no meaning: each member has its own")
 	}
@@ -177,6 +196,12 @@ func workloadGroupRules(c *collector, spec *networking.WorkloadGroup) {
 		c.add(Error, "spec.probe", "httpGet, tcpSocket, exec or grpc is required")
 	case *networking.ReadinessProbe_HttpGet:
 		c.port(m.HttpGet.GetPort(), "spec.probe.httpGet.port")
+		if s := m.HttpGet.GetScheme(); s != "" && s != "HTTP" && s != "HTTPS" {
+			c.add(Error, "spec.probe.httpGet.scheme", "%q is neither HTTP nor HTTPS", s)
+		}
+		for i, h := range m.HttpGet.GetHttpHeaders() {
+			c.header(h.GetName(), indexed("spec.probe.httpGet.httpHeaders", i)+".name")
+		}
 	case *networking.ReadinessProbe_TcpSocket:
 		c.port(m.TcpSocket.GetPort(), "spec.probe.tcpSocket.port")
 	case *networking.ReadinessProbe_Grpc:

@@ -189,6 +189,7 @@ const (
 	CodeNoWorkloads     = "IST0127"
 	CodeUnverified      = "IST0128"
 	CodeUnreachable     = "IST0130"
+	CodeSameMatch       = "IST0131" // a condition that stands in front already
 	CodeGatewayHost     = "IST0132"
 	CodeWarning         = "IST0133"
 	CodeEntryAddress    = "IST0134"

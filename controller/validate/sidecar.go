@@ -10,6 +10,7 @@ import (
 
 func sidecarRules(c *collector, spec *networking.Sidecar) {
 	c.selector(spec.GetWorkloadSelector().GetLabels(), "spec.workloadSelector.labels")
+	c.emptySelector(spec.GetWorkloadSelector() != nil, spec.GetWorkloadSelector().GetLabels(), "spec.workloadSelector")
 	if len(spec.GetIngress())+len(spec.GetEgress()) == 0 && spec.GetOutboundTrafficPolicy() == nil && spec.GetInboundConnectionPool() == nil {
 		c.add(Error, "spec", "egress, ingress, outboundTrafficPolicy or inboundConnectionPool is required")
 	}
@@ -17,14 +18,12 @@ func sidecarRules(c *collector, spec *networking.Sidecar) {
 	for i, l := range spec.GetIngress() {
 		at := indexed("spec.ingress", i)
 		n := l.GetPort().GetNumber()
-		if n != 0 {
-			c.port(n, at+".port.number")
-		}
+		c.port(n, at+".port.number")
 		if j, twice := seen[n]; twice {
 			c.add(Error, at+".port.number", "%s has the number %d already", indexed("spec.ingress", j), n)
 		}
 		seen[n] = i
-		c.protocol(l.GetPort().GetProtocol(), at+".port.protocol")
+		c.listenerPort(l.GetPort(), l.GetBind(), at)
 		if e := l.GetDefaultEndpoint(); e != "" {
 			c.localEndpoint(e, at+".defaultEndpoint")
 		}
@@ -38,6 +37,7 @@ func sidecarRules(c *collector, spec *networking.Sidecar) {
 			c.sidecarHost(h, at+indexed(".hosts", j))
 		}
 		c.unique(l.GetHosts(), at+".hosts", "host")
+		c.bound(l.GetBind(), at+".bind")
 		switch {
 		case l.GetPort() == nil && catchAll >= 0:
 			c.add(Error, at+".port", "is required: %s is for all other ports already", indexed("spec.egress", catchAll))
@@ -46,7 +46,7 @@ func sidecarRules(c *collector, spec *networking.Sidecar) {
 				c.add(Error, at+".port", "is required: only the last item is for all other ports")
 			}
 		default:
-			c.protocol(l.GetPort().GetProtocol(), at+".port.protocol")
+			c.listenerPort(l.GetPort(), "", at)
 			if n := l.GetPort().GetNumber(); n != 0 || !strings.HasPrefix(l.GetBind(), "unix://") {
 				c.port(n, at+".port.number")
 			}
@@ -54,6 +54,21 @@ func sidecarRules(c *collector, spec *networking.Sidecar) {
 	}
 	if p := spec.GetOutboundTrafficPolicy().GetEgressProxy(); p != nil {
 		c.destination(p, "spec.outboundTrafficPolicy.egressProxy")
+	}
+}
+
+func (c *collector) listenerPort(p *networking.SidecarPort, bind, at string) {
+	c.protocol(p.GetProtocol(), at+".port.protocol")
+	if p.GetName() != "" {
+		c.must(at+".port.name", portName(p.GetName()))
+	}
+	c.bound(bind, at+".bind")
+}
+
+// bound checks the address on which something listens; "" is none.
+func (c *collector) bound(text, at string) {
+	if text != "" && !strings.HasPrefix(text, "unix://") {
+		c.must(at, address(text))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	networking "istio.io/api/networking/v1alpha3"
 )
 
@@ -51,6 +52,9 @@ func virtualServiceRules(c *collector, spec *networking.VirtualService) {
 	for i, r := range spec.GetTls() {
 		c.tlsRoute(r, hosts, gateways, indexed("spec.tls", i))
 	}
+	sameMatches(c, "spec.http", spec.GetHttp(), (*networking.HTTPRoute).GetMatch)
+	sameMatches(c, "spec.tls", spec.GetTls(), (*networking.TLSRoute).GetMatch)
+	sameMatches(c, "spec.tcp", spec.GetTcp(), (*networking.TCPRoute).GetMatch)
 	for i, r := range spec.GetTcp() {
 		at := indexed("spec.tcp", i)
 		for j, m := range r.GetMatch() {
@@ -140,7 +144,7 @@ func (c *collector) destination(d *networking.Destination, at string) {
 		return // the walker has said that it is required
 	}
 	if d.GetHost() != "" {
-		c.must(at+".host", Host(d.GetHost(), false))
+		c.must(at+".host", called(d.GetHost(), false))
 	}
 	if d.GetSubset() != "" {
 		c.must(at+".subset", label1123(d.GetSubset()))
@@ -179,7 +183,7 @@ func (c *collector) httpRoute(r *networking.HTTPRoute, gateways []string, at str
 	}
 	c.weights(sum, len(r.GetRoute()), at+".route")
 	c.headerEdits(r.GetHeaders(), at+".headers")
-	c.atLeast(r.GetTimeout(), 0, at+".timeout")
+	c.orZero(r.GetTimeout(), at+".timeout")
 	c.retries(r.GetRetries(), at+".retries")
 	c.fault(r.GetFault(), at+".fault")
 	c.mirrors(r, at)
@@ -194,6 +198,9 @@ func (c *collector) redirect(r *networking.HTTPRoute, at string) {
 		}
 		if d.GetUri() == "" && d.GetAuthority() == "" && d.GetScheme() == "" && d.GetRedirectPort() == nil && d.GetPrefixRewrite() == "" {
 			c.add(Error, at+".redirect", "is empty: it would lead to itself")
+		}
+		if d.GetUri() != "" && d.GetPrefixRewrite() != "" {
+			c.add(Error, at+".redirect.prefixRewrite", "excludes uri")
 		}
 		if s := d.GetScheme(); s != "" && s != "http" && s != "https" {
 			c.add(Error, at+".redirect.scheme", "%q is neither http nor https", s)
@@ -213,6 +220,9 @@ func (c *collector) redirect(r *networking.HTTPRoute, at string) {
 			c.add(Error, at+".rewrite", "is empty")
 		}
 		if x := w.GetUriRegexRewrite(); x != nil {
+			if w.GetUri() != "" {
+				c.add(Error, at+".rewrite.uriRegexRewrite", "excludes uri")
+			}
 			c.regex(x.GetMatch(), at+".rewrite.uriRegexRewrite.match")
 		}
 	}
@@ -240,6 +250,9 @@ func (c *collector) httpMatch(m *networking.HTTPMatchRequest, gateways []string,
 	if m.GetPort() != 0 {
 		c.port(m.GetPort(), at+".port")
 	}
+	if ns := m.GetSourceNamespace(); ns != "" {
+		c.must(at+".sourceNamespace", label1123(ns))
+	}
 	c.selector(m.GetSourceLabels(), at+".sourceLabels")
 	c.matchGateways(m.GetGateways(), gateways, at)
 }
@@ -260,5 +273,35 @@ func (c *collector) stringMatch(s *networking.StringMatch, at string, empty bool
 			c.add(Error, at+".regex", "is empty")
 		}
 		c.regex(m.Regex, at+".regex")
+	}
+}
+
+// sameMatches warns of conditions that stand in front already: the first one takes the requests.
+func sameMatches[R any, M proto.Message](c *collector, at string, routes []R, matches func(R) []M) {
+	first := map[string]string{}
+	for i, r := range routes {
+		again := 0
+		for j, m := range matches(r) {
+			m := proto.Clone(m)
+			if named, ok := m.(*networking.HTTPMatchRequest); ok {
+				named.Name = ""
+			}
+			key, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+			if err != nil {
+				continue
+			}
+			here := indexed(at, i) + indexed(".match", j)
+			if before, ok := first[string(key)]; ok {
+				c.add(Warning, here, "is the same as %s, which takes the requests", before)
+				c.code(CodeSameMatch)
+				again++
+				continue
+			}
+			first[string(key)] = here
+		}
+		if n := len(matches(r)); n > 1 && again == n {
+			c.add(Warning, indexed(at, i), "is never reached: all of its conditions stand in front of it already")
+			c.code(CodeUnreachable)
+		}
 	}
 }
