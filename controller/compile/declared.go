@@ -18,6 +18,7 @@ import (
 type declarations struct {
 	all      map[owner]declared
 	restate  map[owner]bool // whose status may have changed
+	told     map[owner]bool // who has a status of ours
 	gateways gateways
 }
 
@@ -27,7 +28,7 @@ type declared struct {
 }
 
 func newDeclarations() declarations {
-	return declarations{all: map[owner]declared{}, restate: map[owner]bool{}, gateways: newGateways()}
+	return declarations{all: map[owner]declared{}, restate: map[owner]bool{}, told: map[owner]bool{}, gateways: newGateways()}
 }
 
 // take takes in the events about objects of the mesh's APIs.
@@ -80,12 +81,16 @@ func (c *Compiler) declaredStatus(o owner) (st validate.Status, ok bool) {
 	st = newStatus(o.kind, o.name)
 	d, there := c.declarations.all[o]
 	if !there {
+		delete(c.declarations.told, o)
 		st.Gone = true
 		return st, true
 	}
 	if st.Parents, ok = c.declarations.gateways.ours(o, d.object); !ok {
-		return st, false
+		st.Gone = c.declarations.told[o] // it was ours: its status is another's to write now
+		delete(c.declarations.told, o)
+		return st, st.Gone
 	}
+	c.declarations.told[o] = true
 	if o.kind == model.KindRequestAuthentication && c.reg.Policy(model.StandIn(o.name)) != nil {
 		return st, false // the policy in its place speaks for it
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/jwks"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/validate"
 )
@@ -59,6 +60,9 @@ func (g generator) event() model.Event {
 		model.KindNode, model.KindConfigMap, model.KindPeerAuthentication, model.KindAuthorizationPolicy,
 		model.KindServiceEntry, model.KindServiceEntry, model.KindWorkloadEntry, model.KindSidecar,
 		model.KindDestinationRule, model.KindVirtualService}
+	if g.IntN(3) == 0 {
+		kinds = others
+	}
 	e := model.Event{Kind: kinds[g.IntN(len(kinds))],
 		Name: model.Name{Namespace: g.pick("foo", "bar", "istio-system"), Name: g.pick("x", "y", "z", "w")}}
 	switch e.Kind {
@@ -66,12 +70,21 @@ func (g generator) event() model.Event {
 		e.Name = model.Name{Name: g.pick("n1", "n2")}
 	case model.KindConfigMap:
 		e.Name = model.Name{Namespace: "istio-system", Name: "istio"}
+	case kindKeys:
+		e.Name = model.Name{Namespace: "istio-system", Name: jwks.ConfigMap}
+	case model.KindGatewayClass, model.KindIngressClass:
+		e.Name.Namespace = ""
 	}
 	if g.IntN(4) > 0 {
-		e.Object = g.object(e.Kind, e.Name)
+		if e.Object = g.object(e.Kind, e.Name); slices.Contains(others, e.Kind) {
+			e.Object = g.other(e.Kind, e.Name)
+		}
 	}
-	if e.Object != nil && e.Kind == model.KindAuthorizationPolicy && g.IntN(6) == 0 {
-		e.Issues = []validate.Field{{Path: "spec.x", Message: "unknown field"}}
+	if r, ok := model.ResourceOf(e.Kind); ok && e.Object != nil && r.Group != model.GroupIngress && g.IntN(6) == 0 {
+		e.Issues = []validate.Field{{Path: "spec." + g.pick("x", "selector"), Message: "unknown field"}}
+	}
+	if e.Kind == kindKeys {
+		e.Kind = model.KindConfigMap
 	}
 	return e
 }
@@ -90,6 +103,9 @@ func (g generator) object(kind model.Kind, n model.Name) any {
 		if g.IntN(2) == 0 {
 			p.Annotations = map[string]string{api.AnnotationRedirection: api.RedirectionEnabled}
 			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+			if g.IntN(4) == 0 {
+				p.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)}
+			}
 		}
 		return p
 	case model.KindService:
@@ -106,9 +122,10 @@ func (g generator) object(kind model.Kind, n model.Name) any {
 		port := int32(90 + g.IntN(2))
 		s.Ports = []discoveryv1.EndpointPort{{Name: ptr("http"), Port: &port}}
 		for range g.IntN(3) {
-			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{"10.0.0." + strconv.Itoa(g.IntN(8))}})
+			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{"10.0.0." + strconv.Itoa(g.IntN(8))},
+				Conditions: discoveryv1.EndpointConditions{Ready: ptr(g.IntN(2) == 0), Serving: ptr(g.IntN(2) == 0), Terminating: ptr(g.IntN(2) == 0)}})
 		}
-
+		s.AddressType = discoveryv1.AddressType(g.pick("IPv4", "IPv4", "FQDN"))
 		return s
 	case model.KindNode:
 		o := &corev1.Node{ObjectMeta: g.meta(n)}
@@ -120,6 +137,7 @@ func (g generator) object(kind model.Kind, n model.Name) any {
 	case model.KindConfigMap:
 		return &corev1.ConfigMap{ObjectMeta: g.meta(n), Data: map[string]string{"mesh": "trustDomain: " + g.pick("cluster.local", "td") +
 			"\nrootNamespace: " + g.pick("istio-system", "bar") + "\noutboundTrafficPolicy: {mode: " + g.pick("ALLOW_ANY", "REGISTRY_ONLY") + "}\n" +
+			g.pick("", "trustDomainAliases: [old]\n", "enableAutoMtls: false\n", "meshMTLS: {minProtocolVersion: TLSV1_3}\n") +
 			g.pick("", "defaultServiceExportTo: [\".\"]\n", "connectTimeout: 3s\n", "defaultHttpRetryPolicy: {attempts: 4}\n")}}
 	case model.KindPeerAuthentication:
 		return g.peer(n)
@@ -156,6 +174,7 @@ func (g generator) peer(n model.Name) any {
 func (g generator) policy(n model.Name) any {
 	p := &securityv1.AuthorizationPolicy{ObjectMeta: g.meta(n)}
 	p.Spec.Action = securitybeta.AuthorizationPolicy_Action(g.IntN(4))
+	p.Annotations = map[string]string{"istio.io/dry-run": g.pick("", "", "true")}
 	if g.IntN(4) == 0 {
 		p.Spec.TargetRefs = []*typebeta.PolicyTargetReference{{Kind: g.pick("Service", "Gateway", "Other"), Name: g.pick("x", "y")}}
 	} else {
@@ -179,7 +198,7 @@ func (g generator) traffic(kind model.Kind, n model.Name) any {
 		}
 		return s
 	case model.KindDestinationRule:
-		return &networkingv1.DestinationRule{ObjectMeta: g.meta(n), Spec: networking.DestinationRule{Host: g.pick("x", "y", "*.local")}}
+		return g.rule(n)
 	}
 	return &networkingv1.VirtualService{ObjectMeta: g.meta(n), Spec: networking.VirtualService{Hosts: []string{g.pick("x", "y")}}}
 }
@@ -268,7 +287,7 @@ func runHistory(t *testing.T, seed uint64) {
 			k := objectKey{e.Kind, e.Name}
 			_, had := world[k]
 			switch {
-			case e.Kind == model.KindConfigMap:
+			case e.Kind == model.KindConfigMap && e.Name.Name == api.MeshConfigMap:
 				if had || e.Object != nil { // what it said last stays in force
 					meshGone = e.Object == nil
 				}
