@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
@@ -71,47 +73,69 @@ type tokenReviewer interface {
 const (
 	reviewTTL  = 30 * time.Second // how long a revoked token may go on to work
 	refusalTTL = 5 * time.Second  // how long a refused token is not asked about again
-	reviewsMax = 4096             // remembered, of either kind
+	silence    = 5 * time.Second  // how long an API server that did not answer is not asked about tokens that it knew
+	reviewsMax = 8192             // remembered, of either kind
 	reviewsNow = 16               // under way
 	reviewWait = 5 * time.Second  // for one of these
 )
 
 // TokenReview proves callers by the Kubernetes API. What was decided is remembered by hash, for 30 s a valid token, for 5 s
-// a refused one, and what cannot be valid is not asked about: whoever reaches the port may send tokens. It is safe for
-// concurrent use.
+// a refused one, and what cannot be valid is not asked about: whoever reaches the port may send tokens.
+//
+// While the API server does not answer, a token that it vouched for once is good until it expires, as long as its pod is
+// there by what is known: else an outage would cut off every node that reconnects. It is safe for concurrent use.
 type TokenReview struct {
 	api   tokenReviewer
 	clock clock.Clock
-	slots chan struct{} // holds one element a review under way
+	there func(Caller) bool // nil: nobody is known to be
+	slots chan struct{}     // holds one element a review under way
 
 	mu      sync.Mutex // protects below
 	known   map[[sha256.Size]byte]review
 	refused map[[sha256.Size]byte]review
+	failed  time.Time // when the API server last did not answer; zero once it did
 }
 
 type review struct {
 	caller  Caller
 	err     error
-	expires time.Time
+	expires time.Time // until when it is a verdict
+	ends    time.Time // of the token itself
 }
 
 // NewTokenReview takes clientset.AuthenticationV1().TokenReviews(), of a client with a rate limit and a timeout of its own:
-// what strangers cause must not hold up other requests.
-func NewTokenReview(client tokenReviewer, c clock.Clock) *TokenReview {
-	return &TokenReview{api: client, clock: c, slots: make(chan struct{}, reviewsNow),
+// what strangers cause must not hold up other requests. there says whether the pod that a token is bound to exists, by what
+// was known last; with nil no token outlives its verdict.
+func NewTokenReview(client tokenReviewer, c clock.Clock, there func(Caller) bool) *TokenReview {
+	return &TokenReview{api: client, clock: c, there: there, slots: make(chan struct{}, reviewsNow),
 		known: map[[sha256.Size]byte]review{}, refused: map[[sha256.Size]byte]review{}}
 }
 
 // Authenticate asks for the audience istio-ca. Returns ErrBadToken if the API server does not vouch for the token, and
 // another error if it could not be asked.
 func (t *TokenReview) Authenticate(ctx context.Context, token string) (Caller, error) {
-	if err := checkClaims(token, t.clock.Now()); err != nil {
+	ends, err := checkClaims(token, t.clock.Now())
+	if err != nil {
 		return Caller{}, fmt.Errorf("check token: %w: %w", ErrBadToken, err)
 	}
 	key := sha256.Sum256([]byte(token))
 	if r, ok := t.recall(key); ok {
 		return r.caller, r.err
 	}
+	if caller, ok := t.vouched(key, silence); ok {
+		return caller, nil
+	}
+	caller, err := t.ask(ctx, key, token, ends)
+	if err != nil && !errors.Is(err, ErrBadToken) && ctx.Err() == nil {
+		if caller, ok := t.vouched(key, reviewTTL); ok {
+			return caller, nil
+		}
+	}
+	return caller, err
+}
+
+// ask decides about a token that nothing is remembered of.
+func (t *TokenReview) ask(ctx context.Context, key [sha256.Size]byte, token string, ends time.Time) (Caller, error) {
 	if err := t.enter(ctx); err != nil {
 		return Caller{}, err
 	}
@@ -122,19 +146,44 @@ func (t *TokenReview) Authenticate(ctx context.Context, token string) (Caller, e
 	out, err := t.api.Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{api.TokenAudience}},
 	}, metav1.CreateOptions{})
-	if err != nil {
-		return Caller{}, fmt.Errorf("review token: %w", err)
-	}
-	caller, err := readReview(out.Status)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.clock.Now()
 	if err != nil {
+		if unanswered(err) && ctx.Err() == nil {
+			t.failed = now
+		}
+		return Caller{}, fmt.Errorf("review token: %w", err)
+	}
+	t.failed = time.Time{}
+	caller, err := readReview(out.Status)
+	if err != nil {
+		delete(t.known, key) // an outage must not bring it back
 		remember(t.refused, key, review{err: err, expires: now.Add(refusalTTL)}, now)
 		return Caller{}, err
 	}
-	remember(t.known, key, review{caller: caller, expires: now.Add(reviewTTL)}, now)
+	remember(t.known, key, review{caller: caller, expires: now.Add(reviewTTL), ends: ends}, now)
 	return caller, nil
+}
+
+// unanswered tells an API server that is away, or that cannot do its work, from one that says no.
+func unanswered(err error) bool {
+	var said apierrors.APIStatus
+	return !errors.As(err, &said) || said.Status().Code >= http.StatusInternalServerError
+}
+
+// vouched returns the caller of a token that was valid when the API server was asked last, if it did not answer within the
+// given time and the caller's pod is still known.
+func (t *TokenReview) vouched(key [sha256.Size]byte, within time.Duration) (Caller, bool) {
+	t.mu.Lock()
+	r, ok := t.known[key]
+	now := t.clock.Now()
+	ok = ok && !t.failed.IsZero() && now.Before(t.failed.Add(within)) && now.Before(r.ends)
+	t.mu.Unlock()
+	if !ok || t.there == nil || !t.there(r.caller) {
+		return Caller{}, false
+	}
+	return r.caller, true
 }
 
 // enter waits for its turn; the caller leaves by taking one element out of slots.
@@ -191,13 +240,17 @@ func readReview(st authenticationv1.TokenReviewStatus) (Caller, error) {
 	return caller, nil
 }
 
-// remember keeps at most reviewsMax.
+// remember keeps at most reviewsMax: first those go whose token has ended, then those that are no verdict any more.
 func remember(m map[[sha256.Size]byte]review, key [sha256.Size]byte, r review, now time.Time) {
-	if len(m) >= reviewsMax {
-		maps.DeleteFunc(m, func(_ [sha256.Size]byte, old review) bool { return !now.Before(old.expires) })
-		if len(m) >= reviewsMax {
-			clear(m)
+	for _, over := range []func(review) bool{
+		func(old review) bool { return !now.Before(old.expires) && !now.Before(old.ends) },
+		func(old review) bool { return !now.Before(old.expires) },
+		func(review) bool { return true },
+	} {
+		if len(m) < reviewsMax {
+			break
 		}
+		maps.DeleteFunc(m, func(_ [sha256.Size]byte, old review) bool { return over(old) })
 	}
 	m[key] = r
 }

@@ -12,7 +12,9 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/ztunnel/clock"
@@ -44,7 +46,7 @@ func TestTokenReview(t *testing.T) {
 		Username: "system:serviceaccount:istio-system:ztunnel", Extra: map[string]authenticationv1.ExtraValue{
 			extraPodName: {"zt-1"}, extraPodUID: {"u"}, extraNodeName: {"node1"}}}}
 	f, clk := &fakeReview{status: good}, &manual{now: start}
-	tr := NewTokenReview(f, clk)
+	tr := NewTokenReview(f, clk, nil)
 	want := Caller{"istio-system", "ztunnel", "zt-1", "u", "node1"}
 	a := jwt("a", api.TokenAudience, start.Add(time.Hour))
 	for range 3 {
@@ -86,6 +88,67 @@ func TestTokenReview(t *testing.T) {
 	}
 }
 
+// TestTokensThroughAnOutage: while the API server does not answer, a token that it vouched for is good as long as its pod is
+// known and the token lasts, and it is not asked about each time. What was never vouched for, or was refused since, is not.
+func TestTokensThroughAnOutage(t *testing.T) {
+	good := authenticationv1.TokenReviewStatus{Authenticated: true, Audiences: []string{api.TokenAudience}, User: authenticationv1.UserInfo{
+		Username: "system:serviceaccount:istio-system:ztunnel", Extra: map[string]authenticationv1.ExtraValue{
+			extraPodName: {"zt-1"}, extraPodUID: {"u"}}}}
+	f, clk, there := &fakeReview{status: good}, &manual{now: start}, true
+	tr := NewTokenReview(f, clk, func(c Caller) bool { return there && c.PodName == "zt-1" && c.PodUID == "u" })
+	node, revoked := jwt("node", api.TokenAudience, start.Add(time.Hour)), jwt("revoked", api.TokenAudience, start.Add(time.Hour))
+	ask := func(token string) error {
+		_, err := tr.Authenticate(t.Context(), token)
+		return err
+	}
+	if err := errors.Join(ask(node), ask(revoked)); err != nil {
+		t.Fatal(err)
+	}
+	clk.add(10 * time.Minute)
+	f.status.Authenticated = false
+	if err := ask(revoked); !errors.Is(err, ErrBadToken) {
+		t.Errorf("revoked: %v", err)
+	}
+	f.status, f.err, f.calls = good, errors.New("connection refused"), 0
+	clk.add(10 * time.Minute)
+	for range 5 {
+		if err := ask(node); err != nil {
+			t.Errorf("known: %v", err)
+		}
+	}
+	if f.calls != 1 {
+		t.Errorf("an API server that is away is asked %d times at once", f.calls)
+	}
+	for name, token := range map[string]string{"revoked before": revoked, "never seen": jwt("new", api.TokenAudience, start.Add(time.Hour))} {
+		if err := ask(token); err == nil || errors.Is(err, ErrBadToken) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	t.Run("control: the pod is gone", func(t *testing.T) {
+		there = false
+		defer func() { there = true }()
+		if err := ask(node); err == nil || errors.Is(err, ErrBadToken) {
+			t.Error(err)
+		}
+	})
+	t.Run("control: the API server says no more than that it does not want to", func(t *testing.T) {
+		clk.add(time.Minute)
+		f.err = apierrors.NewForbidden(schema.GroupResource{}, "", errors.New("no right"))
+		defer func() { f.err = errors.New("connection refused") }()
+		if err := ask(node); err == nil || errors.Is(err, ErrBadToken) {
+			t.Error(err)
+		}
+	})
+	clk.add(time.Minute)
+	if err := ask(node); err != nil {
+		t.Errorf("known, later: %v", err)
+	}
+	clk.add(time.Hour)
+	if err := ask(node); !errors.Is(err, ErrBadToken) {
+		t.Errorf("the token has ended: %v", err)
+	}
+}
+
 func TestStaticTokens(t *testing.T) {
 	s, err := ParseStaticTokens(strings.NewReader(tokens))
 	if err != nil {
@@ -111,7 +174,7 @@ func TestGarbageIsNotReviewed(t *testing.T) {
 	good := jwt("a", api.TokenAudience, start.Add(time.Hour))
 	parts := strings.Split(good, ".")
 	f, clk := &fakeReview{}, &manual{now: start}
-	tr := NewTokenReview(f, clk)
+	tr := NewTokenReview(f, clk, nil)
 	for name, token := range map[string]string{
 		"empty": "", "two parts": parts[0] + "." + parts[1], "no signature": parts[0] + "." + parts[1] + ".",
 		"no base64": parts[0] + ".***." + parts[2], "no JSON": parts[0] + "." + parts[0][1:] + "." + parts[2],
@@ -168,7 +231,7 @@ func (s *slowReview) Create(context.Context, *authenticationv1.TokenReview, meta
 func TestReviewsUnderWayAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slowReview{let: make(chan struct{})}
-		tr := NewTokenReview(s, clock.System())
+		tr := NewTokenReview(s, clock.System(), nil)
 		const callers = 3 * reviewsNow
 		bad, away := 0, 0
 		var mu sync.Mutex
@@ -199,7 +262,7 @@ func FuzzCheckClaims(f *testing.F) {
 	f.Add("e30.eyJhdWQiOiJpc3Rpby1jYSIsImV4cCI6MWU5OX0.AA")
 	f.Add("..")
 	f.Fuzz(func(t *testing.T, token string) {
-		if checkClaims(token, start) == nil && (strings.Count(token, ".") != 2 || len(token) > maxToken) {
+		if _, err := checkClaims(token, start); err == nil && (strings.Count(token, ".") != 2 || len(token) > maxToken) {
 			t.Errorf("accepted %q", token)
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -31,20 +32,21 @@ func (a *audiences) UnmarshalJSON(raw []byte) error {
 }
 
 // checkClaims refuses what the API server would refuse as well, without asking it: what is no JWT, is for another audience
-// or has expired. It proves nothing; the signature is the API server's to check. Its errors quote nothing of the token.
-func checkClaims(token string, now time.Time) error {
+// or has expired. It returns when the token ends, and proves nothing; the signature is the API server's to check. Its errors quote
+// nothing of the token.
+func checkClaims(token string, now time.Time) (ends time.Time, err error) {
 	if len(token) > maxToken {
-		return fmt.Errorf("%d bytes, want at most %d", len(token), maxToken)
+		return ends, fmt.Errorf("%d bytes, want at most %d", len(token), maxToken)
 	}
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
-		return fmt.Errorf("%d parts, want the three of a JWT", len(parts))
+		return ends, fmt.Errorf("%d parts, want the three of a JWT", len(parts))
 	}
 	var decoded [3][]byte
 	for i, part := range parts {
 		raw, err := base64.RawURLEncoding.DecodeString(part)
 		if err != nil || len(raw) == 0 {
-			return fmt.Errorf("part %d is no base64url text", i+1)
+			return ends, fmt.Errorf("part %d is no base64url text", i+1)
 		}
 		decoded[i] = raw
 	}
@@ -53,13 +55,13 @@ func checkClaims(token string, now time.Time) error {
 		Expires  float64   `json:"exp"` // seconds since 1970, maybe with a fraction
 	}
 	if err := json.Unmarshal(decoded[1], &claims); err != nil {
-		return errors.New("the claims are no JSON object with aud and exp")
+		return ends, errors.New("the claims are no JSON object with aud and exp")
 	}
 	switch {
 	case !slices.Contains(claims.Audience, api.TokenAudience):
-		return fmt.Errorf("the audience is not %s", api.TokenAudience)
+		return ends, fmt.Errorf("the audience is not %s", api.TokenAudience)
 	case claims.Expires <= float64(now.Add(-claimSkew).Unix()):
-		return errors.New("expired")
+		return ends, errors.New("expired")
 	}
-	return nil
+	return time.Unix(int64(min(claims.Expires, math.MaxInt32*100)), 0), nil
 }

@@ -12,6 +12,7 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/undermesh/undermesh/controller/validate"
 )
@@ -48,6 +49,7 @@ type Event struct {
 // Pod is what the mesh needs of a pod.
 type Pod struct {
 	Name
+	UID            types.UID
 	Labels         map[string]string
 	Node           string
 	ServiceAccount string

@@ -37,7 +37,7 @@ func NewPod(p *corev1.Pod) *Pod {
 		return nil
 	}
 	out := &Pod{
-		Name: Name{p.Namespace, p.Name}, Labels: p.Labels, Node: p.Spec.NodeName,
+		Name: Name{p.Namespace, p.Name}, UID: p.UID, Labels: p.Labels, Node: p.Spec.NodeName,
 		ServiceAccount: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
 		Captured: p.Annotations[api.AnnotationRedirection] == api.RedirectionEnabled && !p.Spec.HostNetwork,
 		Ports:    namedPorts(p), IPs: podIPs(p),

@@ -17,7 +17,7 @@ import (
 type runsOn struct {
 	index interface {
 		Runs(node, namespace, account string) bool
-		NodeOf(n model.Name) string
+		NodeOf(n model.Name, uid string) string
 	}
 	direct kubernetes.Interface // nil: there is nothing to ask
 }
@@ -43,10 +43,11 @@ func (r runsOn) check(ctx context.Context, node, namespace, account string) (boo
 	return false, nil
 }
 
-// nodeOf returns the node of a pod; "" when there is no such pod. uid guards against a pod of the same name made anew.
+// nodeOf returns the node of a pod; "" when there is no such pod. uid guards against a pod of the same name made anew. A pod
+// never changes its node: what was seen needs no second look, and is known while the API server is away.
 func (r runsOn) nodeOf(ctx context.Context, n model.Name, uid string) (string, error) {
-	if r.direct == nil {
-		return r.index.NodeOf(n), nil
+	if node := r.index.NodeOf(n, uid); node != "" || r.direct == nil {
+		return node, nil
 	}
 	p, err := r.direct.CoreV1().Pods(n.Namespace).Get(ctx, n.Name, metav1.GetOptions{})
 	if err != nil {

@@ -33,12 +33,17 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 	return <-stopped
 }
 
-// readyHandler answers 200 when nothing is missing, else 503 and what is.
-func readyHandler(missing func() string) http.Handler {
+// readyHandler answers 200 when nothing is missing, else 503 and what is. Without the API server a replica is ready with what
+// it knew last, and says since when that is.
+func readyHandler(missing func() string, stale func() time.Duration) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) {
 		if what := missing(); what != "" {
 			http.Error(w, what, http.StatusServiceUnavailable)
+			return
+		}
+		if age := stale(); age > 0 {
+			fmt.Fprintf(w, "ready with what was known %d s ago: the API server does not answer\n", int(age.Seconds()))
 			return
 		}
 		fmt.Fprintln(w, "ready")

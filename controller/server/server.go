@@ -278,7 +278,7 @@ func (s *Server) listen() (doors []door, err error) {
 	}
 	err = errors.Join(
 		open(s.cfg.MonitorAddr, page(monitorHandler(s.registry))),
-		open(s.cfg.ReadyAddr, page(readyHandler(s.Missing))),
+		open(s.cfg.ReadyAddr, page(readyHandler(s.Missing, s.stale.age))),
 		open(s.cfg.DebugAddr, debug),
 		open(s.cfg.XDSPlainAddr, func(l net.Listener) func(context.Context, *xds.Server) error {
 			return func(ctx context.Context, disco *xds.Server) error {

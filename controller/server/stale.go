@@ -34,9 +34,9 @@ func newStaleness(c clock.Clock, log *slog.Logger, probe func(context.Context) e
 		Help: "How long the API server has not answered; 0 while it does. What is served is at least as old."}, func() float64 { return s.age().Seconds() }))
 }
 
-// age is 0 while the API server answers.
+// age is 0 while the API server answers, and where there is none: then s is nil.
 func (s *staleness) age() time.Duration {
-	if !s.away.Load() {
+	if s == nil || !s.away.Load() {
 		return 0
 	}
 	return s.clock.Now().Sub(time.Unix(0, s.heard.Load()))

@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/model"
@@ -52,15 +53,21 @@ func fieldsOf(issues []configdir.Issue) []validate.Field {
 // Index answers which service accounts have pods on which node. It is safe for concurrent use.
 type Index struct {
 	mu    sync.RWMutex // protects below
-	pods  map[model.Name]place
+	pods  map[model.Name]seat
 	count map[place]int
+}
+
+// seat is where one pod is.
+type seat struct {
+	place
+	uid types.UID
 }
 
 // place is a service account on a node.
 type place struct{ node, namespace, account string }
 
 // NewIndex returns an empty Index.
-func NewIndex() *Index { return &Index{pods: map[model.Name]place{}, count: map[place]int{}} }
+func NewIndex() *Index { return &Index{pods: map[model.Name]seat{}, count: map[place]int{}} }
 
 // Apply takes in the events about pods and ignores the others.
 func (x *Index) Apply(events []model.Event) {
@@ -72,8 +79,8 @@ func (x *Index) Apply(events []model.Event) {
 		}
 		if old, ok := x.pods[e.Name]; ok {
 			delete(x.pods, e.Name)
-			if x.count[old]--; x.count[old] == 0 {
-				delete(x.count, old)
+			if x.count[old.place]--; x.count[old.place] == 0 {
+				delete(x.count, old.place)
 			}
 		}
 		p := model.PodOf(e.Object)
@@ -81,7 +88,7 @@ func (x *Index) Apply(events []model.Event) {
 			continue
 		}
 		at := place{p.Node, p.Namespace, p.ServiceAccount}
-		x.pods[e.Name] = at
+		x.pods[e.Name] = seat{at, p.UID}
 		x.count[at]++
 	}
 }
@@ -93,11 +100,16 @@ func (x *Index) Runs(node, namespace, account string) bool {
 	return x.count[place{node, namespace, account}] > 0
 }
 
-// NodeOf returns the node of a pod, "" when the pod is not known.
-func (x *Index) NodeOf(n model.Name) string {
+// NodeOf returns the node of a pod, "" when the pod is not known, or is another one of the same name: its uid differs from a
+// given one.
+func (x *Index) NodeOf(n model.Name, uid string) string {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.pods[n].node
+	s := x.pods[n]
+	if uid != "" && uid != string(s.uid) {
+		return ""
+	}
+	return s.node
 }
 
 func nameOf(namespace, name string) model.Name { return model.Name{Namespace: namespace, Name: name} }

@@ -156,7 +156,7 @@ func TestIndex(t *testing.T) {
 		return model.Event{Kind: model.KindPod, Name: nameOf("foo", name), Object: p}
 	}
 	x.Apply([]model.Event{pod("a", "n1", ""), pod("b", "n1", ""), pod("c", "n2", corev1.PodSucceeded)})
-	if !x.Runs("n1", "foo", "default") || x.Runs("n2", "foo", "default") || x.NodeOf(nameOf("foo", "a")) != "n1" {
+	if !x.Runs("n1", "foo", "default") || x.Runs("n2", "foo", "default") || x.NodeOf(nameOf("foo", "a"), "") != "n1" || x.NodeOf(nameOf("foo", "a"), "other") != "" {
 		t.Error("the index is wrong after the first pods")
 	}
 	x.Apply([]model.Event{pod("a", "n1", corev1.PodFailed)})

@@ -18,6 +18,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/ca"
 	"github.com/undermesh/undermesh/controller/jwks/keeper"
+	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/server"
 	"github.com/undermesh/undermesh/controller/status"
 	"github.com/undermesh/undermesh/controller/validate"
@@ -79,7 +80,9 @@ func forKubernetes(cfg *server.Config, o Options) error {
 		Store: ca.SecretStore{Client: secrets}, Rotation: ca.RotationSecret{Client: secrets}, Spread: o.rootSpread, External: external,
 		DNS:           &ca.DNSConfig{Client: secrets, Namespace: o.rootNamespace, ClusterDomain: o.clusterDomain, Allowed: list(o.dnsNames)},
 		PlugIn:        func(ctx context.Context) (map[string][]byte, error) { return plugIn(ctx, client, o.rootNamespace) },
-		Authenticator: ca.NewTokenReview(reviews.AuthenticationV1().TokenReviews(), cfg.Clock),
+		Authenticator: ca.NewTokenReview(reviews.AuthenticationV1().TokenReviews(), cfg.Clock, func(c ca.Caller) bool {
+			return c.PodUID != "" && cfg.Index.NodeOf(model.Name{Namespace: c.Namespace, Name: c.PodName}, c.PodUID) != ""
+		}),
 		Direct:        client, ServingNames: o.servingNames(),
 	}
 	admission := func(context.Context, []byte) {}
@@ -133,7 +136,7 @@ func protobuf(rc *rest.Config) *rest.Config {
 // up the renewal of the Lease and the checks of nodes.
 func reviewClient(rc *rest.Config) (kubernetes.Interface, error) {
 	own := rest.CopyConfig(rc)
-	own.QPS, own.Burst, own.Timeout = 40, 80, 10*time.Second
+	own.QPS, own.Burst, own.Timeout = 40, 80, 5*time.Second
 	own.RateLimiter = nil // made of QPS and Burst; a copied one would be shared
 	client, err := kubernetes.NewForConfig(own)
 	if err != nil {
