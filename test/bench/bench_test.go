@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -12,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/undermesh/undermesh/test/bench/dated"
 	"github.com/undermesh/undermesh/test/netnstest"
 )
 
@@ -54,7 +54,7 @@ func BenchmarkMesh(b *testing.B) {
 		b.Fatalf("no cell matches %q", *cellsFlag)
 	}
 	if *outFlag != "" && rep.complete() {
-		path, err := write(*outFlag, start, text)
+		path, err := dated.Write(*outFlag, "", start, text)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -73,30 +73,4 @@ func show(c *cell) {
 	}
 	fmt.Printf("round %d  %-36s %8s %-7s p50 %6s us  p99 %6s us  proxies %6s %-8s %s\n", c.round, c.name(), short(c.rate), c.work.unit,
 		latency(c, p50), latency(c, p99), short(c.cpu), c.work.cpuUnit, evidence(c))
-}
-
-// write makes DATE.md, or DATE-2.md and so on: the first complete run is never overwritten.
-func write(dir string, at time.Time, text string) (string, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("make directory of reports: %w", err)
-	}
-	for n := 1; ; n++ {
-		name := at.UTC().Format(time.DateOnly)
-		if n > 1 {
-			name += fmt.Sprintf("-%d", n)
-		}
-		path := filepath.Join(dir, name+".md")
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-		if os.IsExist(err) {
-			continue
-		}
-		if err != nil {
-			return "", fmt.Errorf("write report: %w", err)
-		}
-		_, err = f.WriteString(text)
-		if err2 := f.Close(); err == nil {
-			err = err2
-		}
-		return path, err
-	}
 }

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/undermesh/undermesh/test/bench/dated"
 )
 
 // With these the program is the controller, which the bench starts.
@@ -87,7 +89,7 @@ func run(ctx context.Context, args []string) error {
 	if *out == "" {
 		return nil
 	}
-	path, err := r.write(*out)
+	path, err := dated.Write(*out, "controller-", r.begin, r.String())
 	if err == nil {
 		fmt.Println("written:", path)
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -247,24 +246,4 @@ func machine(at time.Time) string {
 	return fmt.Sprintf("* %s, commit %s%s, `make bench-controller`\n* %s, %d CPUs, %s memory, Linux %s, %s, load before: %s\n",
 		at.UTC().Format(time.RFC3339), output("git", "rev-parse", "--short=12", "HEAD"), dirty, line("/proc/cpuinfo", "model name"), runtime.NumCPU(),
 		line("/proc/meminfo", "MemTotal"), line("/proc/sys/kernel/osrelease", ""), runtime.Version(), line("/proc/loadavg", ""))
-}
-
-// write makes controller-DATE.md, or controller-DATE-2.md and so on: no run is overwritten.
-func (r *report) write(dir string) (string, error) {
-	for n := 1; ; n++ {
-		name := "controller-" + r.begin.UTC().Format(time.DateOnly)
-		if n > 1 {
-			name += fmt.Sprintf("-%d", n)
-		}
-		path := filepath.Join(dir, name+".md")
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-		if os.IsExist(err) {
-			continue
-		}
-		if err != nil {
-			return "", fmt.Errorf("write report: %w", err)
-		}
-		_, err = f.WriteString(r.String())
-		return path, cmp.Or(err, f.Close())
-	}
 }
