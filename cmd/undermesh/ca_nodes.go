@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,26 +38,30 @@ func (c *cluster) heldBy(ctx context.Context, namespace, pod string) (*held, err
 
 // ztunnels are the running ones, of one node or, for "", of all. An error names what is missing.
 func (c *cluster) ztunnels(ctx context.Context, namespace, node string) ([]corev1.Pod, error) {
-	opts := metav1.ListOptions{LabelSelector: "app=" + api.ZtunnelName}
+	on := ""
 	if node != "" {
-		opts.FieldSelector = "spec.nodeName=" + node
+		on = "spec.nodeName=" + node
 	}
-	list, err := c.kube.CoreV1().Pods(namespace).List(ctx, opts)
+	return c.running(ctx, namespace, "app="+api.ZtunnelName, on)
+}
+
+// controllers are the running replicas of the control plane.
+func (c *cluster) controllers(ctx context.Context, namespace string) ([]corev1.Pod, error) {
+	return c.running(ctx, namespace, "app="+api.ControllerName, "")
+}
+
+// running are the pods with the labels, on the node that fields name, that run and are not being deleted: those end within
+// seconds, or their node is dead and does not answer. That there is none is an error.
+func (c *cluster) running(ctx context.Context, namespace, labels, fields string) ([]corev1.Pod, error) {
+	list, err := c.kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: labels, FieldSelector: fields})
 	if err != nil {
-		return nil, fmt.Errorf("list pods of ztunnel: %w", err)
+		return nil, fmt.Errorf("list pods of namespace %s with %s: %w", namespace, labels, err)
 	}
-	var out []corev1.Pod
-	for _, p := range list.Items {
-		if p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
-			out = append(out, p)
-		}
-	}
+	out := slices.DeleteFunc(list.Items, func(p corev1.Pod) bool {
+		return p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil
+	})
 	if len(out) == 0 {
-		where := ""
-		if node != "" {
-			where = " on node " + node
-		}
-		return nil, fmt.Errorf("no ztunnel runs in namespace %s%s", namespace, where)
+		return nil, fmt.Errorf("namespace %s: no pod with %s runs", namespace, strings.TrimSuffix(labels+", "+fields, ", "))
 	}
 	return out, nil
 }

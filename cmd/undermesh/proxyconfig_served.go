@@ -11,8 +11,6 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/securityapi"
@@ -53,15 +51,12 @@ var controllerTypes = []string{api.MeshSettingsType, api.AddressType, api.Worklo
 
 // served asks the first replica of the control plane that answers.
 func (c *cluster) served(ctx context.Context, namespace string) (*servedMesh, error) {
-	list, err := c.kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + api.ControllerName})
+	pods, err := c.controllers(ctx, namespace)
 	if err != nil {
-		return nil, fmt.Errorf("list pods of the control plane: %w", err)
+		return nil, err
 	}
 	var failed []error
-	for _, p := range list.Items {
-		if p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil {
-			continue
-		}
+	for _, p := range pods {
 		raw, err := c.ask(ctx, p.Namespace, p.Name, api.PortDebug, server.ServedPath+"?"+url.Values{"type": controllerTypes}.Encode(), maxServed)
 		if err == nil {
 			var m *servedMesh
@@ -71,9 +66,6 @@ func (c *cluster) served(ctx context.Context, namespace string) (*servedMesh, er
 			err = fmt.Errorf("read answer of pod %s/%s: %w", p.Namespace, p.Name, err)
 		}
 		failed = append(failed, err)
-	}
-	if len(failed) == 0 {
-		return nil, fmt.Errorf("namespace %s: no pod of the control plane runs (label app=%s)", namespace, api.ControllerName)
 	}
 	return nil, errors.Join(failed...)
 }

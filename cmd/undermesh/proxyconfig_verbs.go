@@ -165,17 +165,11 @@ func (c *cluster) podOfDeployment(ctx context.Context, namespace, name string) (
 	if err != nil {
 		return nil, fmt.Errorf("read deployment %s/%s: %w", namespace, name, err)
 	}
-	selector := metav1.FormatLabelSelector(d.Spec.Selector)
-	list, err := c.kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
+	pods, err := c.running(ctx, namespace, metav1.FormatLabelSelector(d.Spec.Selector), "")
 	if err != nil {
-		return nil, fmt.Errorf("list pods of deployment %s/%s: %w", namespace, name, err)
+		return nil, fmt.Errorf("find pod of deployment %s: %w", name, err)
 	}
-	for i, p := range list.Items {
-		if p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
-			return &list.Items[i], nil
-		}
-	}
-	return nil, fmt.Errorf("deployment %s/%s has no running pod", namespace, name)
+	return &pods[0], nil
 }
 
 // asJSON are messages in the JSON of protobuf.

@@ -96,17 +96,13 @@ func (f *frame) proxyStatus(ctx context.Context, wanted string) error {
 
 // syncStatuses asks all replicas of the control plane. It returns those that answered, and an error that names the others.
 func (c *cluster) syncStatuses(ctx context.Context, namespace string) ([]server.SyncStatus, error) {
-	list, err := c.kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + api.ControllerName})
+	pods, err := c.controllers(ctx, namespace)
 	if err != nil {
-		return nil, fmt.Errorf("list pods of the control plane: %w", err)
+		return nil, err
 	}
 	var out []server.SyncStatus
 	var failed []error
-	for i := range list.Items {
-		p := &list.Items[i]
-		if p.Status.Phase != corev1.PodRunning {
-			continue
-		}
+	for _, p := range pods {
 		raw, err := c.ask(ctx, p.Namespace, p.Name, api.PortDebug, server.SyncPath, maxSyncz)
 		var s server.SyncStatus
 		if err == nil {
@@ -118,9 +114,6 @@ func (c *cluster) syncStatuses(ctx context.Context, namespace string) ([]server.
 		}
 		s.Replica = p.Name
 		out = append(out, s)
-	}
-	if len(out)+len(failed) == 0 {
-		return nil, fmt.Errorf("namespace %s: no pod of the control plane runs (label app=%s)", namespace, api.ControllerName)
 	}
 	return out, errors.Join(failed...)
 }
