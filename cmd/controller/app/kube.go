@@ -78,12 +78,12 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	}
 	cfg.Authority = &server.AuthorityConfig{
 		Store: ca.SecretStore{Client: secrets}, Rotation: ca.RotationSecret{Client: secrets}, Spread: o.rootSpread, External: external,
-		DNS:           &ca.DNSConfig{Client: secrets, Namespace: o.rootNamespace, ClusterDomain: o.clusterDomain, Allowed: list(o.dnsNames)},
-		PlugIn:        func(ctx context.Context) (map[string][]byte, error) { return plugIn(ctx, client, o.rootNamespace) },
+		DNS:    &ca.DNSConfig{Client: secrets, Namespace: o.rootNamespace, ClusterDomain: o.clusterDomain, Allowed: list(o.dnsNames)},
+		PlugIn: func(ctx context.Context) (map[string][]byte, error) { return plugIn(ctx, client, o.rootNamespace) },
 		Authenticator: ca.NewTokenReview(reviews.AuthenticationV1().TokenReviews(), cfg.Clock, func(c ca.Caller) bool {
 			return c.PodUID != "" && cfg.Index.NodeOf(model.Name{Namespace: c.Namespace, Name: c.PodName}, c.PodUID) != ""
 		}),
-		Direct:        client, ServingNames: o.servingNames(),
+		Direct: client, ServingNames: o.servingNames(),
 	}
 	admission := func(context.Context, []byte) {}
 	if o.webhookConfig != "" {
