@@ -30,6 +30,8 @@ const usage = `usage: cluster [--name NAME] COMMAND
   node N -- CMD...      run a command inside node N (0 or "control" is the control plane)
   load IMAGE.tar...     import images on all nodes
   logs COMPONENT[/N] [-f]   etcd apiserver controller-manager scheduler; kubelet containerd kube-proxy netpol init ctr
+  pause COMPONENT[/N]   stop a daemon where it is: its connections stay open and nobody answers; resume lets it go on
+  resume COMPONENT[/N]
   build                 compile (or find in the cache) all that a cluster runs
   samples               write the images of samples and client to .cache/images
   image -name REF -o FILE.tar [-entrypoint PATH] [-link PATH=TARGET]... SRC:DST...
@@ -50,7 +52,7 @@ type command func(ctx context.Context, o options, args []string) error
 
 func commands() map[string]command {
 	return map[string]command{"up": up, "down": down, "status": status, "kubectl": kubectl, "node": nodeCommand, "load": load,
-		"logs": logs, "build": buildAll, "samples": samples, "image": writeImage, "deps": deps, "env": printEnv}
+		"logs": logs, "pause": daemon((*cluster.Cluster).Pause), "resume": daemon((*cluster.Cluster).Resume), "build": buildAll, "samples": samples, "image": writeImage, "deps": deps, "env": printEnv}
 }
 
 func run(ctx context.Context, args []string) error {
@@ -283,6 +285,20 @@ func logs(ctx context.Context, o options, args []string) error {
 		return fmt.Errorf("print logs: %w", err)
 	}
 	return nil
+}
+
+// daemon is a verb about one daemon.
+func daemon(do func(c *cluster.Cluster, component string) error) command {
+	return func(_ context.Context, o options, args []string) error {
+		if len(args) != 1 {
+			return errors.New("parse arguments: give one component")
+		}
+		c, err := open(o)
+		if err != nil {
+			return err
+		}
+		return do(c, args[0])
+	}
 }
 
 func buildAll(ctx context.Context, o options, _ []string) error {
