@@ -102,7 +102,7 @@ func TestAdmissionAway(t *testing.T) {
 	check(t, w.Apply(ctx, policy))
 	scale(ctx, 1)
 	check(t, w.AwaitReady(ctx, api.DefaultRootNamespace))
-	check(t, w.awaitStatus(ctx, "foo", "unseen", "ports"))
+	check(t, w.awaitRefused(ctx, "foo", "unseen", "ports"))
 	check(t, w.echoCases(ctx, []EchoCase{{"foo", 9000, "rejected"}, {"bar", 9000, "rejected"}}))
 }
 

@@ -108,7 +108,7 @@ func TestBadPolicy(t *testing.T) {
 			t.Cleanup(func() { check(t, w.Delete(context.Background(), policy)) })
 			_, err := w.KubectlIn(ctx, []byte(policy), "apply", "--validate=false", "-f", "-")
 			check(t, err)
-			check(t, w.awaitStatus(ctx, "foo", "bad-policy", tc.says))
+			check(t, w.awaitRefused(ctx, "foo", "bad-policy", tc.says))
 			check(t, w.echoCases(ctx, []EchoCase{{"foo", 9000, "rejected"}, {"bar", 9000, "rejected"}, {"legacy", 9000, "rejected"}}))
 		})
 	}
@@ -116,7 +116,7 @@ func TestBadPolicy(t *testing.T) {
 		policy := echoPolicy("bad-policy", "  action: ALLOW\n  rules:\n  - from: [{source: {principalz: [a]}}]\n")
 		t.Cleanup(func() { check(t, w.Delete(context.Background(), policy)) })
 		check(t, w.Apply(ctx, policy)) // the API server stores the field, so that the controller sees what it must refuse
-		check(t, w.awaitStatus(ctx, "foo", "bad-policy", "spec.rules[0].from[0].source.principalz"))
+		check(t, w.awaitRefused(ctx, "foo", "bad-policy", "spec.rules[0].from[0].source.principalz"))
 		check(t, w.echoCases(ctx, []EchoCase{{"foo", 9000, "rejected"}, {"bar", 9000, "rejected"}, {"legacy", 9000, "rejected"}}))
 	})
 	t.Run("control: without them all are accepted", func(t *testing.T) {
@@ -124,29 +124,9 @@ func TestBadPolicy(t *testing.T) {
 	})
 }
 
-// awaitStatus waits until an AuthorizationPolicy says that it is not accepted, and why.
-func (w *World) awaitStatus(ctx context.Context, namespace, name, text string) error {
-	return Until(ctx, 20*time.Second, "status of AuthorizationPolicy "+name+" that names "+text, func(ctx context.Context) error {
-		out, err := w.Kubectl(ctx, "get", "authorizationpolicies.security.istio.io", "-n", namespace, name, "-o", "json")
-		if err != nil {
-			return err
-		}
-		var o struct {
-			Status struct {
-				Conditions []struct{ Type, Status, Reason, Message string }
-			}
-		}
-		if err := json.Unmarshal([]byte(out), &o); err != nil {
-			return err
-		}
-		for _, c := range o.Status.Conditions {
-			if c.Type == "Accepted" && c.Status == "False" && strings.Contains(c.Message, text) {
-				w.Say("  %s: %s: %s", name, c.Reason, c.Message)
-				return nil
-			}
-		}
-		return fmt.Errorf("it is %+v", o.Status.Conditions)
-	})
+// awaitRefused waits until an AuthorizationPolicy says that it is not accepted, and why.
+func (w *World) awaitRefused(ctx context.Context, namespace, name, text string) error {
+	return w.awaitReason(ctx, "authorizationpolicies", namespace, name, "Accepted", "False", text)
 }
 
 // TestBadBytes sends what is no tunnel to the tunnel port, and anything to the mesh's own ports.

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -170,15 +169,15 @@ func TestMT11OldestCounts(t *testing.T) {
 	check(t, Hold(ctx, 1100*time.Millisecond)) // times of creation have seconds
 	check(t, w.Apply(ctx, young))
 	t.Run("MT-11 the newer policy is ignored", func(t *testing.T) {
-		check(t, w.awaitCondition(ctx, "peerauthentications.security.istio.io", "foo", "aa-young", "Enforced", "Shadowed"))
+		check(t, w.awaitReason(ctx, "peerauthentications", "foo", "aa-young", "Enforced", "False Shadowed", ""))
 		check(t, refused("foo")(ctx, w))
 	})
 	t.Run("MT-11 control: without the older policy", func(t *testing.T) {
 		check(t, w.Delete(ctx, old))
 		check(t, w.ExpectPairs(ctx, 30*time.Second))
-		check(t, w.awaitCondition(ctx, "peerauthentications.security.istio.io", "foo", "aa-young", "Enforced", "Enforced"))
+		check(t, w.awaitReason(ctx, "peerauthentications", "foo", "aa-young", "Enforced", "True Enforced", ""))
 		check(t, w.Apply(ctx, old)) // younger now: it is ignored
-		check(t, w.awaitCondition(ctx, "peerauthentications.security.istio.io", "foo", "zz-old", "Enforced", "Shadowed"))
+		check(t, w.awaitReason(ctx, "peerauthentications", "foo", "zz-old", "Enforced", "False Shadowed", ""))
 		check(t, pairsAre()(ctx, w))
 	})
 	t.Run("MT-11 control: outside the mesh", func(t *testing.T) {
@@ -187,30 +186,6 @@ func TestMT11OldestCounts(t *testing.T) {
 		check(t, w.Unenrol(ctx, "foo"))
 		t.Cleanup(func() { check(t, w.Enrol(context.Background(), "foo")) })
 		check(t, w.ExpectPairs(ctx, 30*time.Second))
-	})
-}
-
-// awaitCondition waits until a condition has the reason.
-func (w *World) awaitCondition(ctx context.Context, resource, namespace, name, condition, reason string) error {
-	return Until(ctx, 20*time.Second, fmt.Sprintf("%s/%s to be %s: %s", namespace, name, condition, reason), func(ctx context.Context) error {
-		out, err := w.Kubectl(ctx, "get", resource, "-n", namespace, name, "-o", "json")
-		if err != nil {
-			return err
-		}
-		var o struct {
-			Status struct {
-				Conditions []struct{ Type, Status, Reason, Message string }
-			}
-		}
-		if err := json.Unmarshal([]byte(out), &o); err != nil {
-			return err
-		}
-		for _, c := range o.Status.Conditions {
-			if c.Type == condition && c.Reason == reason {
-				return nil
-			}
-		}
-		return fmt.Errorf("it is %+v", o.Status.Conditions)
 	})
 }
 

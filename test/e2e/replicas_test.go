@@ -109,10 +109,10 @@ func TestReplicasKilledInTurn(t *testing.T) {
 	}
 	t.Run("one owner writes statuses", func(t *testing.T) {
 		for _, name := range []string{"turn-0", "turn-1"} {
-			_, _, managers, err := w.conditions(ctx, "authorizationpolicies", statusNamespace, name)
+			c, err := w.conditions(ctx, "authorizationpolicies", statusNamespace, name)
 			check(t, err)
-			if strings.Join(managers, ", ") != "istiod-status Apply" {
-				t.Errorf("%s is written by %v", name, managers)
+			if strings.Join(c.managers, ", ") != "istiod-status Apply" {
+				t.Errorf("%s is written by %v", name, c.managers)
 			}
 		}
 	})
@@ -121,10 +121,10 @@ func TestReplicasKilledInTurn(t *testing.T) {
 		scale(ctx, 0)
 		check(t, w.Apply(ctx, probePolicy("nobody")))
 		check(t, Hold(ctx, 5*time.Second))
-		reasons, _, _, err := w.conditions(ctx, "authorizationpolicies", statusNamespace, "nobody")
+		c, err := w.conditions(ctx, "authorizationpolicies", statusNamespace, "nobody")
 		check(t, err)
-		if len(reasons) > 0 {
-			t.Errorf("its status is %v", reasons)
+		if len(c.state) > 0 {
+			t.Errorf("its status is %v", c.state)
 		}
 		scale(ctx, 2)
 		_, err = w.awaitReplicas(ctx, 2)

@@ -27,15 +27,23 @@ func inStatusNamespace(t *testing.T) (context.Context, *World) {
 	return ctx, w
 }
 
-// conditions of one object, and who manages its status.
-func (w *World) conditions(ctx context.Context, resource, namespace, name string) (reasons, messages map[string]string, managers []string, err error) {
+// conditions are those of one object's status, by type, and who writes it.
+type conditions struct {
+	state    map[string]string // "STATUS REASON"
+	message  map[string]string
+	managers []string // "MANAGER OPERATION"
+}
+
+// conditions reads the status of one object; namespace is "" for one of the cluster.
+func (w *World) conditions(ctx context.Context, resource, namespace, name string) (conditions, error) {
 	args := []string{"get", resource, name, "--show-managed-fields", "-o", "json"}
 	if namespace != "" {
 		args = append(args, "-n", namespace)
 	}
+	c := conditions{state: map[string]string{}, message: map[string]string{}}
 	out, err := w.Kubectl(ctx, args...)
 	if err != nil {
-		return nil, nil, nil, err
+		return c, err
 	}
 	var o struct {
 		Metadata struct {
@@ -46,28 +54,32 @@ func (w *World) conditions(ctx context.Context, resource, namespace, name string
 		}
 	}
 	if err := json.Unmarshal([]byte(out), &o); err != nil {
-		return nil, nil, nil, fmt.Errorf("parse %s %s: %w", resource, name, err)
+		return c, fmt.Errorf("parse %s %s: %w", resource, name, err)
 	}
-	reasons, messages = map[string]string{}, map[string]string{}
-	for _, c := range o.Status.Conditions {
-		reasons[c.Type], messages[c.Type] = c.Status+" "+c.Reason, c.Message
+	for _, x := range o.Status.Conditions {
+		c.state[x.Type], c.message[x.Type] = x.Status+" "+x.Reason, x.Message
 	}
 	for _, m := range o.Metadata.ManagedFields {
 		if m.Subresource == "status" {
-			managers = append(managers, m.Manager+" "+m.Operation)
+			c.managers = append(c.managers, m.Manager+" "+m.Operation)
 		}
 	}
-	return reasons, messages, managers, nil
+	return c, nil
 }
 
-// awaitReason waits until a condition is "STATUS REASON" and its message has the text.
+// awaitReason waits until a condition is "STATUS REASON", or "STATUS" with any reason, and its message has the text.
 func (w *World) awaitReason(ctx context.Context, resource, namespace, name, condition, want, text string) error {
 	return Until(ctx, 30*time.Second, fmt.Sprintf("%s %s to be %s: %s", resource, name, condition, want), func(ctx context.Context) error {
-		reasons, messages, _, err := w.conditions(ctx, resource, namespace, name)
-		if err == nil && (reasons[condition] != want || !strings.Contains(messages[condition], text)) {
-			err = fmt.Errorf("it is %v %v", reasons, messages)
+		c, err := w.conditions(ctx, resource, namespace, name)
+		if err != nil {
+			return err
 		}
-		return err
+		status, _, _ := strings.Cut(c.state[condition], " ")
+		if c.state[condition] != want && status != want || !strings.Contains(c.message[condition], text) {
+			return fmt.Errorf("it is %v %v", c.state, c.message)
+		}
+		w.Say("  %s: %s: %s", name, c.state[condition], c.message[condition])
+		return nil
 	})
 }
 
@@ -83,10 +95,10 @@ func TestStatusOfWhatIsNotEnforced(t *testing.T) {
 	check(t, w.Apply(ctx, unenforced))
 	check(t, w.awaitReason(ctx, "envoyfilters", statusNamespace, "filter", "Accepted", "True AcceptedNotEnforced", "spec.configPatches[].patch.value"))
 	check(t, w.awaitReason(ctx, "envoyfilters", statusNamespace, "filter", "Enforced", "False AcceptedNotEnforced", ""))
-	_, _, managers, err := w.conditions(ctx, "envoyfilters", statusNamespace, "filter")
+	c, err := w.conditions(ctx, "envoyfilters", statusNamespace, "filter")
 	check(t, err)
-	if strings.Join(managers, ", ") != "istiod-status Apply" {
-		t.Errorf("the status is managed by %v", managers)
+	if strings.Join(c.managers, ", ") != "istiod-status Apply" {
+		t.Errorf("the status is managed by %v", c.managers)
 	}
 	t.Run("a RequestAuthentication denies, and says so", func(t *testing.T) {
 		check(t, w.Apply(ctx, `apiVersion: security.istio.io/v1
@@ -135,8 +147,8 @@ spec: {gatewayClassName: ` + class + `, listeners: [{name: http, port: 80, proto
 	check(t, w.awaitReason(ctx, "gatewayclasses", "", "istio", "Accepted", "True AcceptedNotEnforced", ""))
 	check(t, w.awaitReason(ctx, "gateways.gateway.networking.k8s.io", statusNamespace, "istio", "Programmed", "False AcceptedNotEnforced", "spec.listeners[].port"))
 	t.Run("control: a gateway of another controller", func(t *testing.T) {
-		_, _, managers, err := w.conditions(ctx, "gateways.gateway.networking.k8s.io", statusNamespace, "foreign")
-		if err == nil && strings.Contains(strings.Join(managers, " "), "istiod") {
+		c, err := w.conditions(ctx, "gateways.gateway.networking.k8s.io", statusNamespace, "foreign")
+		if err == nil && strings.Contains(strings.Join(c.managers, " "), "istiod") {
 			err = errors.New("we wrote the status of another's gateway")
 		}
 		check(t, err)
