@@ -73,7 +73,7 @@ type tokenReviewer interface {
 const (
 	reviewTTL  = 30 * time.Second // how long a revoked token may go on to work
 	refusalTTL = 5 * time.Second  // how long a refused token is not asked about again
-	silence    = 5 * time.Second  // how long an API server that did not answer is not asked about tokens that it knew
+	silence    = 15 * time.Second // how long an API server that did not answer is not asked about tokens that it knew
 	reviewsMax = 8192             // remembered, of either kind
 	reviewsNow = 16               // under way
 	reviewWait = 5 * time.Second  // for one of these
@@ -122,12 +122,12 @@ func (t *TokenReview) Authenticate(ctx context.Context, token string) (Caller, e
 	if r, ok := t.recall(key); ok {
 		return r.caller, r.err
 	}
-	if caller, ok := t.vouched(key, silence); ok {
+	if caller, ok := t.vouched(key); ok {
 		return caller, nil
 	}
 	caller, err := t.ask(ctx, key, token, ends)
 	if err != nil && !errors.Is(err, ErrBadToken) && ctx.Err() == nil {
-		if caller, ok := t.vouched(key, reviewTTL); ok {
+		if caller, ok := t.vouched(key); ok {
 			return caller, nil
 		}
 	}
@@ -172,13 +172,23 @@ func unanswered(err error) bool {
 	return !errors.As(err, &said) || said.Status().Code >= http.StatusInternalServerError
 }
 
-// vouched returns the caller of a token that was valid when the API server was asked last, if it did not answer within the
-// given time and the caller's pod is still known.
-func (t *TokenReview) vouched(key [sha256.Size]byte, within time.Duration) (Caller, bool) {
+// Heard tells whether the API server answers, from somebody who asks it regularly: then nobody waits to find out.
+func (t *TokenReview) Heard(answers bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.failed = time.Time{}
+	if !answers {
+		t.failed = t.clock.Now()
+	}
+}
+
+// vouched returns the caller of a token that was valid when the API server was asked last, if it did not answer just now and
+// the caller's pod is still known.
+func (t *TokenReview) vouched(key [sha256.Size]byte) (Caller, bool) {
 	t.mu.Lock()
 	r, ok := t.known[key]
 	now := t.clock.Now()
-	ok = ok && !t.failed.IsZero() && now.Before(t.failed.Add(within)) && now.Before(r.ends)
+	ok = ok && !t.failed.IsZero() && now.Before(t.failed.Add(silence)) && now.Before(r.ends)
 	t.mu.Unlock()
 	if !ok || t.there == nil || !t.there(r.caller) {
 		return Caller{}, false

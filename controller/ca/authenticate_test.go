@@ -143,6 +143,18 @@ func TestTokensThroughAnOutage(t *testing.T) {
 	if err := ask(node); err != nil {
 		t.Errorf("known, later: %v", err)
 	}
+	f.calls = 0
+	clk.add(time.Minute)
+	tr.Heard(false)
+	if err := ask(node); err != nil || f.calls != 0 {
+		t.Errorf("known, and the outage too: %v, %d questions", err, f.calls)
+	}
+	f.err = nil
+	tr.Heard(true)
+	if err := ask(node); err != nil || f.calls != 1 {
+		t.Errorf("after the outage: %v, %d questions", err, f.calls)
+	}
+	f.err = errors.New("connection refused")
 	clk.add(time.Hour)
 	if err := ask(node); !errors.Is(err, ErrBadToken) {
 		t.Errorf("the token has ended: %v", err)

@@ -54,8 +54,13 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	}
 	cfg.Source = watch.NewKubernetes(watch.KubeConfig{Client: client, Dynamic: dyn, Namespace: o.rootNamespace,
 		Log: cfg.Log, Clock: cfg.Clock})
+	tokens := ca.NewTokenReview(reviews.AuthenticationV1().TokenReviews(), cfg.Clock, func(c ca.Caller) bool {
+		return c.PodUID != "" && cfg.Index.NodeOf(model.Name{Namespace: c.Namespace, Name: c.PodName}, c.PodUID) != ""
+	})
 	cfg.Probe = func(ctx context.Context) error {
-		if err := client.Discovery().RESTClient().Get().AbsPath("/livez").Do(ctx).Error(); err != nil {
+		err := client.Discovery().RESTClient().Get().AbsPath("/livez").Do(ctx).Error()
+		tokens.Heard(err == nil)
+		if err != nil {
 			return fmt.Errorf("ask API server for /livez: %w", err)
 		}
 		return nil
@@ -78,12 +83,10 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	}
 	cfg.Authority = &server.AuthorityConfig{
 		Store: ca.SecretStore{Client: secrets}, Rotation: ca.RotationSecret{Client: secrets}, Spread: o.rootSpread, External: external,
-		DNS:    &ca.DNSConfig{Client: secrets, Namespace: o.rootNamespace, ClusterDomain: o.clusterDomain, Allowed: list(o.dnsNames)},
-		PlugIn: func(ctx context.Context) (map[string][]byte, error) { return plugIn(ctx, client, o.rootNamespace) },
-		Authenticator: ca.NewTokenReview(reviews.AuthenticationV1().TokenReviews(), cfg.Clock, func(c ca.Caller) bool {
-			return c.PodUID != "" && cfg.Index.NodeOf(model.Name{Namespace: c.Namespace, Name: c.PodName}, c.PodUID) != ""
-		}),
-		Direct: client, ServingNames: o.servingNames(),
+		DNS:           &ca.DNSConfig{Client: secrets, Namespace: o.rootNamespace, ClusterDomain: o.clusterDomain, Allowed: list(o.dnsNames)},
+		PlugIn:        func(ctx context.Context) (map[string][]byte, error) { return plugIn(ctx, client, o.rootNamespace) },
+		Authenticator: tokens,
+		Direct:        client, ServingNames: o.servingNames(),
 	}
 	admission := func(context.Context, []byte) {}
 	if o.webhookConfig != "" {
