@@ -26,6 +26,7 @@ import (
 type Caller struct {
 	Namespace, ServiceAccount string
 	PodName, PodUID, Node     string
+	Expires                   time.Time // of the token; zero: never
 }
 
 // String is "namespace/account", "unknown" for the zero value.
@@ -100,7 +101,6 @@ type review struct {
 	caller  Caller
 	err     error
 	expires time.Time // until when it is a verdict
-	ends    time.Time // of the token itself
 }
 
 // NewTokenReview takes clientset.AuthenticationV1().TokenReviews(), of a client with a rate limit and a timeout of its own:
@@ -157,12 +157,13 @@ func (t *TokenReview) ask(ctx context.Context, key [sha256.Size]byte, token stri
 	}
 	t.failed = time.Time{}
 	caller, err := readReview(out.Status)
+	caller.Expires = ends
 	if err != nil {
 		delete(t.known, key) // an outage must not bring it back
 		remember(t.refused, key, review{err: err, expires: now.Add(refusalTTL)}, now)
 		return Caller{}, err
 	}
-	remember(t.known, key, review{caller: caller, expires: now.Add(reviewTTL), ends: ends}, now)
+	remember(t.known, key, review{caller: caller, expires: now.Add(reviewTTL)}, now)
 	return caller, nil
 }
 
@@ -188,7 +189,7 @@ func (t *TokenReview) vouched(key [sha256.Size]byte) (Caller, bool) {
 	t.mu.Lock()
 	r, ok := t.known[key]
 	now := t.clock.Now()
-	ok = ok && !t.failed.IsZero() && now.Before(t.failed.Add(silence)) && now.Before(r.ends)
+	ok = ok && !t.failed.IsZero() && now.Before(t.failed.Add(silence)) && now.Before(r.caller.Expires)
 	t.mu.Unlock()
 	if !ok || t.there == nil || !t.there(r.caller) {
 		return Caller{}, false
@@ -253,7 +254,7 @@ func readReview(st authenticationv1.TokenReviewStatus) (Caller, error) {
 // remember keeps at most reviewsMax: first those go whose token has ended, then those that are no verdict any more.
 func remember(m map[[sha256.Size]byte]review, key [sha256.Size]byte, r review, now time.Time) {
 	for _, over := range []func(review) bool{
-		func(old review) bool { return !now.Before(old.expires) && !now.Before(old.ends) },
+		func(old review) bool { return !now.Before(old.expires) && !now.Before(old.caller.Expires) },
 		func(old review) bool { return !now.Before(old.expires) },
 		func(review) bool { return true },
 	} {

@@ -47,7 +47,7 @@ func TestTokenReview(t *testing.T) {
 			extraPodName: {"zt-1"}, extraPodUID: {"u"}, extraNodeName: {"node1"}}}}
 	f, clk := &fakeReview{status: good}, &manual{now: start}
 	tr := NewTokenReview(f, clk, nil)
-	want := Caller{"istio-system", "ztunnel", "zt-1", "u", "node1"}
+	want := Caller{"istio-system", "ztunnel", "zt-1", "u", "node1", start.Add(time.Hour)}
 	a := jwt("a", api.TokenAudience, start.Add(time.Hour))
 	for range 3 {
 		if c, err := tr.Authenticate(t.Context(), a); err != nil || c != want {

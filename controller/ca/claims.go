@@ -63,5 +63,5 @@ func checkClaims(token string, now time.Time) (ends time.Time, err error) {
 	case claims.Expires <= float64(now.Add(-claimSkew).Unix()):
 		return ends, errors.New("expired")
 	}
-	return time.Unix(int64(min(claims.Expires, math.MaxInt32*100)), 0), nil
+	return time.Unix(int64(min(claims.Expires, math.MaxInt32*100)), 0).UTC(), nil
 }

@@ -173,11 +173,11 @@ func ambientWorld(t *testing.T) (publish func(up []compile.Resource, gone ...com
 	disco := xds.NewServer(xds.Config{Store: store, Clock: clock.System()})
 	srv := grpc.NewServer(append(serverOptions(), grpc.StreamInterceptor(xds.StreamAuth(xds.Auth{Log: slog.New(slog.DiscardHandler),
 		Accounts: []string{"istio-system/ztunnel"}, BadToken: context.Canceled,
-		Authenticate: func(_ context.Context, token string) (string, error) {
+		Authenticate: func(_ context.Context, token string) (xds.Caller, error) {
 			if token != "sa-token" {
-				return "", context.Canceled
+				return xds.Caller{}, context.Canceled
 			}
-			return "istio-system/ztunnel", nil
+			return xds.Caller{Account: "istio-system/ztunnel"}, nil
 		}})))...)
 	disco.Register(srv)
 	lis := bufconn.Listen(1 << 20)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -172,9 +173,9 @@ func (a *authority) keepDNS(ctx context.Context, mesh func() *model.Mesh) error 
 func (a *authority) options(loaded *ca.Authority) []grpc.ServerOption {
 	creds := credentials.NewTLS(a.tls(loaded))
 	auth := xds.StreamAuth(xds.Auth{Log: a.log, Accounts: a.cfg.TrustedNodeAccounts, BadToken: ca.ErrBadToken,
-		Authenticate: func(ctx context.Context, token string) (string, error) {
+		Authenticate: func(ctx context.Context, token string) (xds.Caller, error) {
 			caller, err := a.cfg.Authenticator.Authenticate(ctx, token)
-			return caller.String(), err
+			return xds.Caller{Account: caller.String(), Node: caller.Node, Place: cmp.Or(caller.PodName, caller.Node), Expires: caller.Expires}, err
 		}})
 	return []grpc.ServerOption{grpc.Creds(metered{creds}), grpc.ChainStreamInterceptor(auth, lift)}
 }

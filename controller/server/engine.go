@@ -136,6 +136,7 @@ type metrics struct {
 	findings  *prometheus.GaugeVec
 	meshBad   prometheus.Gauge
 	converged prometheus.Histogram
+	refused   *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -155,8 +156,10 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "1 while the mesh configuration is bad, or gone: the last good one counts, if there was one."}),
 		converged: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "undermesh_controller_compile_seconds",
 			Help: "Time from a batch of events to its publication.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9)}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "undermesh_controller_connections_refused_total",
+			Help: "Connections of nodes that were closed because there are too many, of their address or of all."}, []string{"reason"}),
 	}
-	for _, c := range []prometheus.Collector{m.pushes, m.snapshot, m.findings, m.meshBad, m.converged} {
+	for _, c := range []prometheus.Collector{m.pushes, m.snapshot, m.findings, m.meshBad, m.converged, m.refused} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

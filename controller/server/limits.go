@@ -33,6 +33,7 @@ const (
 	connWindow   = 1 << 20   // and of all streams of a connection, in flight
 	maxStreams   = 100       // at once on one connection
 	handshake    = 20 * time.Second
+	idle         = 5 * time.Minute // a connection without a call; who has something to ask connects again
 )
 
 // responseBuffers are what responses are encoded into, as powers of two of bytes. gRPC's own pool has nothing between 32 KiB
@@ -48,7 +49,7 @@ func serverOptions() []grpc.ServerOption {
 		grpc.InitialWindowSize(streamWindow), // set: it does not grow by itself
 		grpc.InitialConnWindowSize(connWindow),
 		grpc.ConnectionTimeout(handshake),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: idle}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
 	if pool, err := mem.NewBinaryTieredBufferPool(responseBuffers...); err == nil { // else gRPC's own: larger, not wrong

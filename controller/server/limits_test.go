@@ -29,12 +29,21 @@ import (
 // startEmpty starts a controller and returns it with the file of its root.
 func startEmpty(t *testing.T) (*controller, string) {
 	t.Helper()
+	auth, err := ca.ParseStaticTokens(strings.NewReader(tokens))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return startWith(t, auth)
+}
+
+func startWith(t *testing.T, auth ca.Authenticator) (*controller, string) {
+	t.Helper()
 	base := t.TempDir()
 	dir, root := filepath.Join(base, "config"), filepath.Join(base, "root.pem")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c := start(t, dir, filepath.Join(base, "ca"), nil)
+	c := startFor(t, dir, filepath.Join(base, "ca"), nil, auth)
 	c.eventually("root certificates are published", func() bool {
 		data, err := os.ReadFile(root) // it is not written at once
 		return err == nil && strings.HasSuffix(string(data), "END CERTIFICATE-----\n")

@@ -305,7 +305,7 @@ func (s *Server) secure(l net.Listener) func(context.Context, *xds.Server) error
 		srv := grpc.NewServer(slices.Concat(serverOptions(), guards(), s.ca.options(loaded))...)
 		disco.Register(srv)
 		loaded.Register(srv)
-		return serveGRPC(ctx, s.cfg.Clock, l, srv)
+		return serveGRPC(ctx, s.cfg.Clock, newBounded(l, s.engine.metrics.refused), srv)
 	}
 }
 

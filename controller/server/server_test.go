@@ -70,11 +70,16 @@ type controller struct {
 
 func start(t *testing.T, dir, caDir string, secondStart *controller) *controller {
 	t.Helper()
-	c := &controller{t: t, dir: dir, addrs: map[string]string{}}
 	auth, err := ca.ParseStaticTokens(strings.NewReader(tokens))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return startFor(t, dir, caDir, secondStart, auth)
+}
+
+func startFor(t *testing.T, dir, caDir string, secondStart *controller, auth ca.Authenticator) *controller {
+	t.Helper()
+	c := &controller{t: t, dir: dir, addrs: map[string]string{}}
 	s, err := New(Config{
 		Source: watch.NewDirectory(configdir.New(configdir.Config{Dir: dir})), Clock: clock.System(),
 		Listen: func(network, addr string) (net.Listener, error) {

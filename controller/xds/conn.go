@@ -22,6 +22,7 @@ import (
 type conn struct {
 	srv    *Server
 	stream stream
+	caller Caller
 	cursor *cursor
 	subs   map[string]*subscription
 	nonces uint64
@@ -29,6 +30,8 @@ type conn struct {
 	parts  bool // the client takes an answer in several responses
 	short  bool // the client takes short contents
 	woken  bool // something changed, and was not pushed because a response is unacknowledged
+
+	unknown int // requests of types that are not served
 
 	stalled chan struct{} // closed when the client made no progress for too long
 	guard   clock.Timer   // closes it; runs while a response is unacknowledged; nil before the first one
@@ -39,15 +42,22 @@ type conn struct {
 
 // request takes one message of the client: a subscription, a change of one, an acknowledgement, or several of these.
 func (c *conn) request(req *discovery.DeltaDiscoveryRequest) error {
+	err := c.take(req)
+	if status.Code(err) == codes.InvalidArgument || status.Code(err) == codes.PermissionDenied {
+		c.srv.metrics.refused.WithLabelValues(refusedRequest).Inc()
+	}
+	return err
+}
+
+func (c *conn) take(req *discovery.DeltaDiscoveryRequest) error {
 	if err := c.identify(req.GetNode()); err != nil {
 		return err
 	}
 	typ := req.GetTypeUrl()
 	if !slices.Contains(c.srv.cfg.Types, typ) {
-		c.srv.cfg.Log.Warn("subscription to an unknown type", "client", c.status.ID, "type", cut(typ, maxName))
-		return nil
+		return c.checkType(typ)
 	}
-	if err := checkNames(req); err != nil {
+	if err := checkRequest(req); err != nil {
 		return err
 	}
 	sub := c.subs[typ]
@@ -59,6 +69,13 @@ func (c *conn) request(req *discovery.DeltaDiscoveryRequest) error {
 	c.acknowledge(sub, req)
 	if err := sub.change(req); err != nil {
 		return err
+	}
+	total := 0
+	for _, s := range c.subs {
+		total += s.bytes
+	}
+	if total > maxNameBytes {
+		return namesError(typ, "bytes of the names of all types", total, maxNameBytes)
 	}
 	if sub.due() {
 		// What was asked for is answered at once, whatever else the client has not acknowledged yet.
@@ -85,12 +102,6 @@ func (c *conn) waits() bool {
 	return false
 }
 
-// Bounds of what a client says of itself, in bytes: it is logged and kept.
-const (
-	maxName   = 1 << 10 // an id holds an address, a pod's name, a namespace twice and a domain
-	maxDetail = 4 << 10 // why it refused a response
-)
-
 func (c *conn) identify(n *core.Node) error {
 	if n == nil {
 		return nil
@@ -101,6 +112,9 @@ func (c *conn) identify(n *core.Node) error {
 		return status.Errorf(codes.InvalidArgument, "node: id of %d bytes, metadata.NODE_NAME of %d, CLUSTER_ID of %d, want at most %d",
 			len(id), len(name), len(cluster), maxName)
 	}
+	if at := c.caller.Node; at != "" && name != "" && at != name {
+		return status.Errorf(codes.PermissionDenied, "node: metadata.NODE_NAME is %q, and the token is of node %q", name, at)
+	}
 	c.parts = slices.Contains(n.GetClientFeatures(), api.DiscoveryParts)
 	c.short = slices.Contains(n.GetClientFeatures(), api.DiscoveryShort)
 	c.mu.Lock()
@@ -109,18 +123,10 @@ func (c *conn) identify(n *core.Node) error {
 	return nil
 }
 
-// cut bounds a text that a client chose.
-func cut(s string, limit int) string {
-	if len(s) <= limit {
-		return s
-	}
-	return strings.ToValidUTF8(s[:limit], "") + "…"
-}
-
 func (c *conn) acknowledge(sub *subscription, req *discovery.DeltaDiscoveryRequest) {
 	detail := req.GetErrorDetail()
-	if req.GetResponseNonce() == "" || req.GetResponseNonce() != sub.nonce && detail == nil {
-		return // not an acknowledgement, or one of a response that a newer one follows
+	if !c.answers(sub, req.GetResponseNonce()) || req.GetResponseNonce() != sub.nonce && detail == nil {
+		return // not an answer, or the acknowledgement of a response that a newer one follows
 	}
 	latest := req.GetResponseNonce() == sub.nonce
 	if latest {
@@ -253,6 +259,7 @@ func (c *conn) withHeld(deltas []delta, subs []*subscription) []delta {
 // respond sends one response; part says that more follows which belongs to it.
 func (c *conn) respond(d delta, version string, part bool) error {
 	c.nonces++
+	d.sub.last = c.nonces
 	d.sub.nonce = c.status.Connection + "-" + strconv.FormatUint(c.nonces, 10)
 	if len(d.sub.held) > 0 { // what came back must not be removed later
 		back := names(d.upserts)
@@ -317,6 +324,7 @@ func (c *conn) snapshot() ClientStatus {
 type metrics struct {
 	clients prometheus.Gauge
 	stalls  prometheus.Counter
+	refused *prometheus.CounterVec
 	pushes  *prometheus.CounterVec
 	rejects *prometheus.CounterVec
 }
@@ -327,6 +335,9 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		stalls: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "pilot_xds_write_timeout", Help: "Discovery clients that were cut off because they acknowledged nothing.",
 		}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "undermesh_xds_refused_total", Help: "Discovery streams that were refused, or ended because of what the client said.",
+		}, []string{"reason"}),
 		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pilot_xds_pushes", Help: "Discovery responses sent.",
 		}, []string{"type"}),
@@ -335,7 +346,7 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		}, []string{"type"}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.clients, m.stalls, m.pushes, m.rejects)
+		reg.MustRegister(m.clients, m.stalls, m.refused, m.pushes, m.rejects)
 	}
 	return m
 }

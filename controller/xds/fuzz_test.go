@@ -55,7 +55,10 @@ func FuzzRequests(f *testing.F) {
 		s := NewServer(Config{Store: st, Clock: clock.System()})
 		apply(t, st, 1, []Resource{wl("a", "10.0.0.1"), wl("b", "10.0.0.2"), authz("p", false)})
 		out := &sink{ctx: t.Context()}
-		c := s.connect(out)
+		c, err := s.connect(out)
+		if err != nil {
+			t.Fatal(err)
+		}
 		defer s.disconnect(c)
 		defer c.unguard()
 		for i, raw := range [][]byte{one, two} {

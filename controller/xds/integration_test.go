@@ -41,16 +41,16 @@ func TestClientAndServer(t *testing.T) {
 		defer mu.Unlock()
 		lis = bufconn.Listen(1 << 20)
 		srv = grpc.NewServer(grpc.StreamInterceptor(StreamAuth(Auth{Log: s.cfg.Log, BadToken: errBad, Accounts: []string{"foo/ztunnel"},
-			Authenticate: func(_ context.Context, token string) (string, error) {
+			Authenticate: func(_ context.Context, token string) (Caller, error) {
 				switch token {
 				case "good":
-					return "foo/ztunnel", nil
+					return Caller{Account: "foo/ztunnel"}, nil
 				case "pod":
-					return "foo/sleep", nil
+					return Caller{Account: "foo/sleep"}, nil
 				case "unknown":
-					return "", errors.New("API server away")
+					return Caller{}, errors.New("API server away")
 				}
-				return "", fmt.Errorf("review: %w", errBad)
+				return Caller{}, fmt.Errorf("review: %w", errBad)
 			}})))
 		s.Register(srv)
 		l, g := lis, srv

@@ -15,8 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/undermesh/undermesh/controller/api"
@@ -33,6 +31,8 @@ type Config struct {
 	// StallTimeout is how long a client may leave responses unacknowledged, or unread, without any progress; then its stream
 	// ends, and it resumes by its versions. Default 1 min.
 	StallTimeout time.Duration
+	// Streams is how many streams one caller may have open: of one account at one place (see Caller). Default 8.
+	Streams int
 	// Joins is how many clients are sent all of a type at once; others wait. What is encoded and not read yet is memory, and a
 	// thousand nodes that join together are served sooner one after the other. Default 64.
 	Joins int
@@ -48,6 +48,7 @@ type Server struct {
 	mu    sync.Mutex // protects below
 	next  uint64
 	conns map[*conn]struct{}
+	held  map[place]int // streams
 }
 
 // NewServer returns a server to be registered with a grpc.Server.
@@ -65,82 +66,15 @@ func NewServer(cfg Config) *Server {
 	if cfg.Joins == 0 {
 		cfg.Joins = 64
 	}
-	return &Server{cfg: cfg, joins: make(chan struct{}, cfg.Joins), metrics: newMetrics(cfg.Registerer), conns: map[*conn]struct{}{}}
+	if cfg.Streams == 0 {
+		cfg.Streams = 8
+	}
+	return &Server{cfg: cfg, joins: make(chan struct{}, cfg.Joins), metrics: newMetrics(cfg.Registerer), conns: map[*conn]struct{}{}, held: map[place]int{}}
 }
 
 // Register adds the discovery service to a gRPC server.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(r, s)
-}
-
-// Auth says who may open a stream. All fields are required.
-type Auth struct {
-	Log *slog.Logger
-	// Authenticate returns whose token it is, "namespace/account". Its error is logged and not told to the caller.
-	Authenticate func(ctx context.Context, token string) (string, error)
-	// BadToken is in the chain of Authenticate's error when the token proves nothing; other errors are no verdict.
-	BadToken error
-	// Accounts are those whose streams are served, "namespace/account".
-	Accounts []string
-}
-
-// StreamAuth refuses streams without "authorization: Bearer TOKEN" of one of the accounts: Unauthenticated without a valid
-// token, PermissionDenied for another account, Unavailable if the token could not be checked.
-func StreamAuth(a Auth) grpc.StreamServerInterceptor {
-	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-		caller, err := a.admit(ss.Context(), info.FullMethod)
-		if err != nil {
-			return err
-		}
-		return next(srv, callerStream{ss, context.WithValue(ss.Context(), callerKey{}, caller)})
-	}
-}
-
-func (a Auth) admit(ctx context.Context, method string) (string, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	token := Bearer(md)
-	if token == "" {
-		return "", status.Error(codes.Unauthenticated, "no bearer token")
-	}
-	caller, err := a.Authenticate(ctx, token)
-	switch {
-	case errors.Is(err, a.BadToken):
-		a.Log.Warn("stream refused", "method", method, "peer", peerAddr(ctx), "err", err)
-		return "", status.Error(codes.Unauthenticated, "the token is not valid")
-	case err != nil:
-		a.Log.Warn("stream cannot be authenticated", "method", method, "peer", peerAddr(ctx), "err", err)
-		return "", status.Error(codes.Unavailable, "the token cannot be checked now")
-	case !slices.Contains(a.Accounts, caller):
-		a.Log.Warn("stream refused", "method", method, "peer", peerAddr(ctx), "caller", caller, "err", "no account of a node")
-		return "", status.Errorf(codes.PermissionDenied, "account %s is none of a node's proxy", caller)
-	}
-	return caller, nil
-}
-
-type callerKey struct{}
-
-type callerStream struct {
-	grpc.ServerStream
-	ctx context.Context //nolint:containedctx // the interface demands it
-}
-
-func (c callerStream) Context() context.Context { return c.ctx }
-
-// Bearer returns the token of "authorization: Bearer TOKEN", "" if there is none.
-func Bearer(md metadata.MD) string {
-	for _, v := range md.Get("authorization") {
-		if token, ok := strings.CutPrefix(v, "Bearer "); ok {
-			return token
-		}
-	}
-	return ""
-}
-
-func peerAddr(ctx context.Context) string {
-	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
-		return p.Addr.String()
-	}
-	return ""
 }
 
 // stream is the part of the gRPC stream that a conn uses.
@@ -160,7 +94,15 @@ func (s *Server) DeltaAggregatedResources(st discovery.AggregatedDiscoveryServic
 func (s *Server) serve(st stream) error {
 	ctx, cancel := context.WithCancel(st.Context())
 	defer cancel()
-	c := s.connect(st)
+	c, err := s.connect(st)
+	if err != nil {
+		return err
+	}
+	expired := make(chan struct{})
+	if end := c.caller.Expires; !end.IsZero() {
+		timer := s.cfg.Clock.AfterFunc(end.Sub(s.cfg.Clock.Now()), func() { close(expired) })
+		defer timer.Stop()
+	}
 	ended := make(chan error, 1)
 	go func() {
 		defer s.disconnect(c)
@@ -175,6 +117,9 @@ func (s *Server) serve(st stream) error {
 		s.cfg.Log.Warn("discovery client is cut off: it acknowledges nothing", "client", c.snapshot().ID, "peer", c.status.Peer,
 			"dur", s.cfg.StallTimeout)
 		return status.Errorf(codes.DeadlineExceeded, "no response was acknowledged for %s", s.cfg.StallTimeout)
+	case <-expired:
+		s.metrics.refused.WithLabelValues(refusedExpired).Inc()
+		return status.Error(codes.Unauthenticated, "the token that opened the stream has ended")
 	}
 }
 
@@ -218,28 +163,39 @@ func (c *conn) run(ctx context.Context) error {
 	}
 }
 
-func (s *Server) connect(st stream) *conn {
-	caller, _ := st.Context().Value(callerKey{}).(string)
+// connect makes a place for the stream, or refuses it.
+func (s *Server) connect(st stream) (*conn, error) {
+	caller, _ := st.Context().Value(callerKey{}).(Caller)
+	at := placeOf(caller)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if at != (place{}) && s.held[at] >= s.cfg.Streams {
+		s.metrics.refused.WithLabelValues(refusedStreams).Inc()
+		return nil, status.Errorf(codes.ResourceExhausted, "%s has %d discovery streams, want at most %d", at, s.held[at], s.cfg.Streams)
+	}
+	s.held[at]++
 	s.next++
 	c := &conn{
-		srv: s, stream: st, cursor: s.cfg.Store.subscribe(), subs: map[string]*subscription{}, stalled: make(chan struct{}),
+		srv: s, stream: st, caller: caller, cursor: s.cfg.Store.subscribe(), subs: map[string]*subscription{}, stalled: make(chan struct{}),
 		status: ClientStatus{
-			Connection: strconv.FormatUint(s.next, 10), Peer: peerAddr(st.Context()), Caller: caller,
+			Connection: strconv.FormatUint(s.next, 10), Peer: peerAddr(st.Context()), Caller: caller.Account,
 			Connected: s.cfg.Clock.Now(), Types: map[string]TypeStatus{},
 		},
 	}
 	s.conns[c] = struct{}{}
 	s.metrics.clients.Set(float64(len(s.conns)))
-	return c
+	return c, nil
 }
 
 func (s *Server) disconnect(c *conn) {
 	s.cfg.Store.unsubscribe(c.cursor)
+	at := placeOf(c.caller)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
+	if s.held[at]--; s.held[at] == 0 {
+		delete(s.held, at)
+	}
 	s.metrics.clients.Set(float64(len(s.conns)))
 }
 
@@ -259,8 +215,4 @@ func (s *Server) Clients() []ClientStatus {
 		return strings.Compare(a.ID+"\x00"+a.Connection, b.ID+"\x00"+b.Connection)
 	})
 	return out
-}
-
-func namesError(typ, field string, n, limit int) error {
-	return status.Errorf(codes.InvalidArgument, "subscribe to %s: %s: %d, want at most %d", typ, field, n, limit)
 }

@@ -12,12 +12,6 @@ import (
 // errLagging ends a stream whose client missed removals that are forgotten by now; it resumes by its versions.
 var errLagging = errors.New("the client lags behind the change log")
 
-// Bounds of what one client may name in one type.
-const (
-	maxNames   = 1 << 18 // it is subscribed to, or says in one request that it holds
-	maxRequest = 1 << 16 // it subscribes to and unsubscribes from in one request
-)
-
 // subscription is what one client follows of one type. Its stream's goroutine owns it.
 type subscription struct {
 	typ      string
@@ -31,6 +25,9 @@ type subscription struct {
 	answered bool                // the first response was sent, maybe empty
 	held     []string            // removals that wait until the first response is acknowledged
 	nonce    string              // of the response that is not acknowledged yet, else ""
+	last     uint64              // number in the nonce of the last response
+	acked    uint64              // and of the last one that was answered
+	bytes    int                 // of names, and of known
 }
 
 func newSubscription(req *discovery.DeltaDiscoveryRequest) *subscription {
@@ -39,21 +36,24 @@ func newSubscription(req *discovery.DeltaDiscoveryRequest) *subscription {
 		known: req.GetInitialResourceVersions(),
 	}
 	sub.wildcard = len(req.GetResourceNamesSubscribe()) == 0
+	sub.bytes = sub.knownBytes()
 	return sub
 }
 
-// checkNames refuses a request that names too much, before any work is done for it.
-func checkNames(req *discovery.DeltaDiscoveryRequest) error {
-	if n := len(req.GetResourceNamesSubscribe()) + len(req.GetResourceNamesUnsubscribe()); n > maxRequest {
-		return namesError(req.GetTypeUrl(), "resource_names_subscribe and resource_names_unsubscribe", n, maxRequest)
+func (sub *subscription) knownBytes() (n int) {
+	for name, version := range sub.known {
+		n += len(name) + len(version)
 	}
-	if n := len(req.GetInitialResourceVersions()); n > maxNames {
-		return namesError(req.GetTypeUrl(), "initial_resource_versions", n, maxNames)
-	}
-	return nil
+	return n
 }
 
-// change takes the subscribe and unsubscribe lists of a request that checkNames accepted.
+// forget drops what the client said that it holds, once that was compared.
+func (sub *subscription) forget() {
+	sub.bytes -= sub.knownBytes()
+	sub.known = nil
+}
+
+// change takes the subscribe and unsubscribe lists of a request that checkRequest accepted.
 func (sub *subscription) change(req *discovery.DeltaDiscoveryRequest) error {
 	// Counted before any work: a name that it has already counts twice, and one that this request drops still counts.
 	if n := len(sub.names) + len(req.GetResourceNamesSubscribe()); n > maxNames {
@@ -64,12 +64,18 @@ func (sub *subscription) change(req *discovery.DeltaDiscoveryRequest) error {
 			sub.wildcard = true
 			continue
 		}
+		if _, known := sub.names[n]; !known {
+			sub.bytes += len(n)
+		}
 		sub.names[n] = struct{}{}
 		sub.asked[n] = struct{}{}
 	}
 	for _, n := range req.GetResourceNamesUnsubscribe() {
 		if n == "*" {
 			sub.wildcard = false // with "*" subscribed in the same request: on demand from now on
+		}
+		if _, known := sub.names[n]; known {
+			sub.bytes -= len(n)
 		}
 		delete(sub.names, n)
 		delete(sub.sent, n)
@@ -263,7 +269,7 @@ func (l *log) since(pos uint64, d *delta) {
 func (l *log) answerAsked(d *delta) {
 	sub := d.sub
 	if len(sub.asked) == 0 {
-		sub.known = nil
+		sub.forget()
 		return
 	}
 	asked := slices.Sorted(maps.Keys(sub.asked))
@@ -295,7 +301,7 @@ func (l *log) answerAsked(d *delta) {
 			d.removed = append(d.removed, n)
 		}
 	}
-	sub.known = nil
+	sub.forget()
 }
 
 func (sub *subscription) covers(e *entry) bool {
