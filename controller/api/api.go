@@ -9,6 +9,7 @@ const (
 	AuthorizationType    = "type.googleapis.com/istio.security.Authorization"
 	MeshSettingsType     = "type.googleapis.com/undermesh.v1.MeshSettings"
 	WorkloadSettingsType = "type.googleapis.com/undermesh.v1.WorkloadSettings"
+	CallRuleType         = "type.googleapis.com/undermesh.v1.CallRule"
 	JWKSType             = "type.googleapis.com/undermesh.v1.JsonWebKeySet"
 )
 

@@ -63,6 +63,8 @@ func empty() *Snapshot {
 		scopes:     newPmap[string, *settings.Scope](seed),
 		policies:   newPmap[name, *securityapi.Authorization](seed),
 		nsPolicies: newPmap[string, []*securityapi.Authorization](seed),
+		rules:      newPmap[string, *settings.CallRule](seed),
+		rulesFor:   newPmap[name, []*settings.CallRule](seed),
 	}
 }
 
@@ -109,6 +111,9 @@ func (b *builder) put(p parsed) {
 		b.refreshUsers(p.name)
 	case p.scope != nil:
 		b.s.scopes = b.s.scopes.set(b.edit, p.name, p.scope)
+	case p.rule != nil:
+		b.removeRule(p.name)
+		b.putRule(p.rule)
 	}
 }
 
@@ -131,6 +136,8 @@ func (b *builder) remove(k Key) {
 		b.refreshUsers(k.Name)
 	case api.ScopeType:
 		b.s.scopes = b.s.scopes.delete(b.edit, k.Name)
+	case api.CallRuleType:
+		b.removeRule(k.Name)
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 )
 
 // Resource is one resource of the mesh. Message is an *Address, *Workload or *Service of workloadapi, an
-// *securityapi.Authorization, a *settings.MeshSettings, a *settings.WorkloadSettings or a *settings.Scope. Name may be
+// *securityapi.Authorization, or of package settings *MeshSettings, *WorkloadSettings, *Scope or *CallRule. Name may be
 // empty, then it is the message's own, except for WorkloadSettings and Scope, which carry none.
 type Resource struct {
 	Name    string
@@ -33,7 +33,8 @@ type parsed struct {
 	mesh     *settings.MeshSettings
 	settings *settings.WorkloadSettings
 	scope    *settings.Scope
-	name     string // of settings or scope
+	rule     *settings.CallRule
+	name     string // of settings, scope or rule
 }
 
 // parse checks one resource. Its errors name the resource and the field.
@@ -71,6 +72,8 @@ func parse(r Resource) (parsed, error) {
 			return parsed{}, fmt.Errorf("parse scope %q: no name or no content", r.Name)
 		}
 		return parseScope(r.Name, m)
+	case *settings.CallRule:
+		return parseRule(r.Name, m)
 	}
 	return parsed{}, fmt.Errorf("parse resource %q: unknown message %T", r.Name, r.Message)
 }
@@ -94,6 +97,19 @@ func parseScope(resource string, m *settings.Scope) (parsed, error) {
 		}
 	}
 	return parsed{scope: m, name: resource}, nil
+}
+
+func parseRule(resource string, m *settings.CallRule) (parsed, error) {
+	own := m.GetNamespace() + "/" + m.GetName()
+	switch {
+	case m.GetNamespace() == "" || m.GetName() == "":
+		return parsed{}, fmt.Errorf("parse call rule %q: namespace or name: empty", cmpOr(resource, own))
+	case resource != "" && resource != own:
+		return parsed{}, fmt.Errorf("parse call rule %q: name: differs from the resource name %q", own, resource)
+	case m.GetHost() == "":
+		return parsed{}, fmt.Errorf("parse call rule %q: host: empty", own)
+	}
+	return parsed{rule: m, name: own}, nil
 }
 
 func parseWorkload(resource string, m *workloadapi.Workload) (parsed, error) {

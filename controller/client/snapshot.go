@@ -82,6 +82,9 @@ type Snapshot struct {
 	policies   pmap[name, *securityapi.Authorization]
 	nsPolicies pmap[string, []*securityapi.Authorization] // scope NAMESPACE, sorted by name
 	global     []*securityapi.Authorization               // scope GLOBAL, sorted by namespace/name
+
+	rules    pmap[string, *settings.CallRule] // by namespace/name
+	rulesFor pmap[name, []*settings.CallRule] // by namespace of the rule and host
 }
 
 // Generation counts the controller's compiled snapshots; connections are logged with it.

@@ -136,6 +136,8 @@ func newMessage(typ string) proto.Message {
 		return &settings.WorkloadSettings{}
 	case api.ScopeType:
 		return &settings.Scope{}
+	case api.CallRuleType:
+		return &settings.CallRule{}
 	}
 	return nil
 }

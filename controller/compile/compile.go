@@ -134,7 +134,7 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 		names map[model.Name]bool
 	}{
 		{model.KindService, dirty.Services}, {model.KindEndpointSlice, dirty.Slices}, {model.KindServiceEntry, dirty.Entries},
-		{model.KindWorkloadEntry, dirty.Workloads}, {model.KindPod, dirty.Pods},
+		{model.KindWorkloadEntry, dirty.Workloads}, {model.KindPod, dirty.Pods}, {model.KindDestinationRule, dirty.Rules},
 	} {
 		for n := range d.names {
 			ch.compile(owner{d.kind, n})
@@ -206,6 +206,8 @@ func (c *Compiler) resources(o owner) ([]Resource, []validate.Finding) {
 	case model.KindAuthorizationPolicy:
 		res, st := c.policy(o.name)
 		return res, st.Findings
+	case model.KindDestinationRule:
+		return c.callRule(o.name), nil
 	case kindKeys:
 		return c.keys(o.name.Name), nil
 	}

@@ -105,6 +105,9 @@ func (c *Compiler) declaredStatus(o owner) (st validate.Status, ok bool) {
 		return st, true
 	}
 	waiting, never := fieldsWithoutEffect(string(o.kind), d.object)
+	if refused := refusedCalls(d.object); refused != "" {
+		waiting = strings.TrimSuffix(refused+"; "+waiting, "; ")
+	}
 	switch {
 	case waiting != "":
 		st.AcceptedBy = validate.ReasonNotEnforced

@@ -155,7 +155,7 @@ func (g generator) parents() []gatewayv1.ParentReference {
 // rule makes a DestinationRule with what is compiled of one.
 func (g generator) rule(n model.Name) any {
 	o := &networkingv1.DestinationRule{ObjectMeta: g.meta(n)}
-	o.Spec.Host = g.pick("x", "y", "*.local", "y.bar.svc.cluster.local", "ext.example.com")
+	o.Spec.Host = g.pick("x", "y", "*", "*.local", "*.foo.svc.cluster.local", "x.foo.svc.cluster.local", "y.bar.svc.cluster.local", "ext.example.com")
 	if v := g.pick("", "", ".", "*", "foo", "~"); v != "" {
 		o.Spec.ExportTo = []string{v}
 	}

@@ -138,7 +138,7 @@ func (g generator) object(kind model.Kind, n model.Name) any {
 		return &corev1.ConfigMap{ObjectMeta: g.meta(n), Data: map[string]string{"mesh": "trustDomain: " + g.pick("cluster.local", "td") +
 			"\nrootNamespace: " + g.pick("istio-system", "bar") + "\noutboundTrafficPolicy: {mode: " + g.pick("ALLOW_ANY", "REGISTRY_ONLY") + "}\n" +
 			g.pick("", "trustDomainAliases: [old]\n", "enableAutoMtls: false\n", "meshMTLS: {minProtocolVersion: TLSV1_3}\n") +
-			g.pick("", "defaultServiceExportTo: [\".\"]\n", "connectTimeout: 3s\n", "defaultHttpRetryPolicy: {attempts: 4}\n")}}
+			g.pick("", "defaultServiceExportTo: [\".\"]\n", "defaultDestinationRuleExportTo: [\".\"]\n", "connectTimeout: 3s\n", "defaultHttpRetryPolicy: {attempts: 4}\n")}}
 	case model.KindPeerAuthentication:
 		return g.peer(n)
 	case model.KindServiceEntry:

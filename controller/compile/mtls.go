@@ -70,9 +70,9 @@ func (c *Compiler) composeMTLS(p *model.Pod, bound map[uint32]bool) mtls {
 	return out
 }
 
-// attachMTLS makes the workload name its settings, with its scope in them, and its strict policy and returns both when they
-// are not fixed ones.
-func (c *Compiler) attachMTLS(w *workloadapi.Workload, m mtls, scope string) []Resource {
+// attachSettings makes the workload name its settings, to which it adds the modes, and its strict policy, and returns both
+// when they are not fixed ones.
+func (c *Compiler) attachSettings(w *workloadapi.Workload, m mtls, set *settings.WorkloadSettings) []Resource {
 	var shared []Resource
 	strict := m.mode == settings.MtlsMode_MTLS_STRICT
 	var exceptions []uint32
@@ -88,7 +88,7 @@ func (c *Compiler) attachMTLS(w *workloadapi.Workload, m mtls, scope string) []R
 		slices.Sort(w.AuthorizationPolicies)
 		shared = append(shared, policy)
 	}
-	set := &settings.WorkloadSettings{Mtls: m.mode, PortMtls: maps.Clone(m.ports), Scope: scope}
+	set.Mtls, set.PortMtls = m.mode, maps.Clone(m.ports)
 	if proto.Equal(set, &settings.WorkloadSettings{}) {
 		return shared // the defaults need no resource
 	}

@@ -62,11 +62,7 @@ func samples() map[model.Kind]sample {
 				proto.Merge(&o.Spec, m)
 				return o
 			}},
-		model.KindDestinationRule: {base: &networkingapi.DestinationRule{Host: "web"}, into: func(m proto.Message) any {
-			o := &networkingv1.DestinationRule{ObjectMeta: meta("x")}
-			proto.Merge(&o.Spec, m)
-			return o
-		}},
+		model.KindDestinationRule: destinationRuleSample(),
 		model.KindGateway: {base: &networkingapi.Gateway{}, into: func(m proto.Message) any {
 			o := &networkingv1.Gateway{ObjectMeta: meta("x")}
 			proto.Merge(&o.Spec, m)
@@ -211,6 +207,24 @@ func serviceEntrySample() sample {
 			proto.Merge(&o.Spec, m)
 			return o
 		}}
+}
+
+func destinationRuleSample() sample {
+	const policy, port, subset = "trafficPolicy.", "portLevelSettings[].", "subsets[]."
+	out := sample{base: &networkingapi.DestinationRule{Host: "web", TrafficPolicy: &networkingapi.TrafficPolicy{},
+		Subsets: []*networkingapi.Subset{{TrafficPolicy: &networkingapi.TrafficPolicy{Tls: &networkingapi.ClientTLSSettings{}}}}},
+		values: map[string]string{"host": "other", "exportTo[]": "."}, with: map[string]map[string]string{},
+		into: func(m proto.Message) any {
+			o := &networkingv1.DestinationRule{ObjectMeta: meta("x")}
+			proto.Merge(&o.Spec, m)
+			return o
+		}}
+	for _, in := range []string{policy, subset + policy} {
+		for _, field := range []string{"loadBalancer", "connectionPool", "outlierDetection", "tls"} { // a port that is there already
+			out.with[in+port+field] = map[string]string{in + port + "port.number": "80"}
+		}
+	}
+	return out
 }
 
 func authorizationSample() sample {

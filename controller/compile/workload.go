@@ -54,7 +54,7 @@ func (c *Compiler) pod(n model.Name) []Resource {
 	}
 	mtls := c.composeMTLS(p, boundPorts(w))
 	scope, scopes := c.scopeOf(p.Namespace, p.Labels)
-	shared := append(scopes, c.attachMTLS(w, mtls, scope)...)
+	shared := append(scopes, c.attachSettings(w, mtls, &settings.WorkloadSettings{Scope: scope, CallRules: c.callRulesFor(p)})...)
 	return append(shared, Resource{Type: api.AddressType, Name: w.GetUid(), Aliases: aliases,
 		Message: &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}})
 }

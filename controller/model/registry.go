@@ -53,6 +53,7 @@ type Dirty struct {
 	Slices   map[Name]bool
 	Policies map[Name]bool
 	Peers    map[Name]bool
+	Rules    map[Name]bool // DestinationRules
 	// ServiceEntries and WorkloadEntries.
 	Entries   map[Name]bool
 	Workloads map[Name]bool
@@ -63,7 +64,7 @@ type Dirty struct {
 
 func newDirty() *Dirty {
 	return &Dirty{Pods: map[Name]bool{}, Services: map[Name]bool{}, Slices: map[Name]bool{}, Policies: map[Name]bool{},
-		Peers: map[Name]bool{}, Entries: map[Name]bool{}, Workloads: map[Name]bool{}, Keys: map[string]bool{}, targets: map[Name]bool{}}
+		Peers: map[Name]bool{}, Rules: map[Name]bool{}, Entries: map[Name]bool{}, Workloads: map[Name]bool{}, Keys: map[string]bool{}, targets: map[Name]bool{}}
 }
 
 // New returns an empty registry.
@@ -153,6 +154,7 @@ func (r *Registry) markAll(d *Dirty) {
 		d.Peers[n] = true
 	}
 	r.markExternal(d)
+	r.markRules(d)
 	r.markKeys(d)
 	d.Mesh = true
 }

@@ -42,9 +42,13 @@ func (r *Registry) applyTraffic(e Event, d *Dirty) {
 	t := &r.traffic
 	switch e.Kind {
 	case KindDestinationRule:
+		d.Rules[e.Name] = true
+		r.dirtyRule(t.rules[e.Name.Namespace][e.Name], d)
 		unlink(t.rules, e.Name.Namespace, e.Name)
 		if o, ok := e.Object.(*networkingv1.DestinationRule); ok {
-			link(t.rules, e.Name.Namespace, e.Name, &DestinationRule{o, r.resolve(o.Spec.GetHost(), o.Namespace)})
+			now := &DestinationRule{o, r.resolve(o.Spec.GetHost(), o.Namespace)}
+			link(t.rules, e.Name.Namespace, e.Name, now)
+			r.dirtyRule(now, d)
 		}
 	case KindVirtualService:
 		delete(t.virtual, e.Name)
@@ -81,6 +85,52 @@ func (r *Registry) newVirtual(o *networkingv1.VirtualService) *VirtualService {
 	return out
 }
 
+// Selector is nil for a rule that is not for some workloads of its namespace only.
+func (d *DestinationRule) Selector() map[string]string {
+	return d.Spec.GetWorkloadSelector().GetMatchLabels()
+}
+
+// ruleExportTo returns from where the rule counts, its own namespace apart.
+func (r *Registry) ruleExportTo(rule *DestinationRule) ExportTo {
+	return NewExportTo(rule.Spec.GetExportTo(), rule.Namespace, r.mesh.now.Config.GetDefaultDestinationRuleExportTo())
+}
+
+// DestinationRule returns the rule of that name and from where it counts, nil when there is none.
+func (r *Registry) DestinationRule(n Name) (*DestinationRule, ExportTo) {
+	rule := r.traffic.rules[n.Namespace][n]
+	if rule == nil {
+		return nil, nil
+	}
+	return rule, r.ruleExportTo(rule)
+}
+
+// RulesSelecting returns the names of the rules that select a workload of their namespace by its labels, sorted.
+func (r *Registry) RulesSelecting(namespace string, labels map[string]string) []Name {
+	var out []Name
+	for n, rule := range r.traffic.rules[namespace] {
+		if s := rule.Selector(); len(s) > 0 && Matches(s, labels) {
+			out = append(out, n)
+		}
+	}
+	slices.SortFunc(out, compareNames)
+	return out
+}
+
+// dirtyRule marks the pods that the rule selects; nil is none.
+func (r *Registry) dirtyRule(rule *DestinationRule, d *Dirty) {
+	if rule != nil && len(rule.Selector()) > 0 {
+		r.podsByLabel.selected(rule.Namespace, rule.Selector(), func(p *Pod) { d.Pods[p.Name] = true })
+	}
+}
+
+func (r *Registry) markRules(d *Dirty) {
+	for _, rules := range r.traffic.rules {
+		for n := range rules {
+			d.Rules[n] = true
+		}
+	}
+}
+
 // DestinationRules returns the rules that a workload of the namespace, with the labels, follows when it calls the host of a
 // service in serviceNamespace ("" when it is not known). They are those of the first place that has any for it (SR-17):
 // the caller's namespace, unless that is the root namespace; the service's namespace; the root namespace. Of the last two
@@ -106,12 +156,11 @@ func (r *Registry) DestinationRules(namespace string, labels map[string]string, 
 func (r *Registry) rulesIn(place, namespace string, labels map[string]string, host string) []*DestinationRule {
 	var found []*DestinationRule
 	for _, rule := range r.traffic.rules[place] {
-		selector := rule.Spec.GetWorkloadSelector().GetMatchLabels()
-		exported := NewExportTo(rule.Spec.GetExportTo(), place, r.mesh.now.Config.GetDefaultDestinationRuleExportTo())
+		selector := rule.Selector()
 		switch {
 		case !HostMatches(rule.Host, host):
 		case len(selector) > 0 && (place != namespace || !Matches(selector, labels)): // it is for workloads of its namespace
-		case place != namespace && !exported.Visible(namespace):
+		case place != namespace && !r.ruleExportTo(rule).Visible(namespace):
 		default:
 			found = append(found, rule)
 		}
@@ -120,7 +169,7 @@ func (r *Registry) rulesIn(place, namespace string, labels map[string]string, ho
 		if d := moreSpecific(a.Host, b.Host); d != 0 {
 			return d
 		}
-		if sa, sb := selects(a.Spec.GetWorkloadSelector().GetMatchLabels()), selects(b.Spec.GetWorkloadSelector().GetMatchLabels()); sa != sb {
+		if sa, sb := selects(a.Selector()), selects(b.Selector()); sa != sb {
 			return sb - sa
 		}
 		return byAge(a.CreationTimestamp.Time, b.CreationTimestamp.Time, a.DestinationRule.Name, b.DestinationRule.Name)

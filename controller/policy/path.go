@@ -52,6 +52,10 @@ type Path struct {
 	// ServerIdentities are those that the server may prove, set when Kind is Tunnel: the destination's own and the same
 	// in each alias of the mesh's trust domain.
 	ServerIdentities []api.Identity
+	// Anonymous: the caller's DestinationRule wants plain text, so that the server may not learn who calls, however the
+	// connection gets to it.
+	Anonymous bool
+	Rule      string // namespace/name of the DestinationRule that had a say in the kind
 }
 
 // PathQuery is what PathFor decides on.
@@ -59,6 +63,7 @@ type PathQuery struct {
 	Snapshot            *client.Snapshot
 	Source, Destination *client.Workload // nil: not known to the mesh
 	Service             *client.Service  // the service that was dialled; nil for an address of a pod
+	ServicePort         uint16           // the port of Service that was dialled
 	Address             netip.AddrPort   // of the destination, after Pick
 	Local               bool             // the destination pod is served by this node's ztunnel
 	// Captured: the source is served by this node's ztunnel, so that it is enrolled whatever the control plane says of it at
@@ -78,12 +83,23 @@ func PathFor(q PathQuery) Path {
 		return p
 	}
 	dst := q.Destination
-	switch {
-	case q.Snapshot == nil:
+	if q.Snapshot == nil {
 		return reject(reason.NotReady, "no snapshot of the mesh yet")
+	}
+	svc, port := called(q)
+	tls, rule := CallTLS(q.Snapshot, q.Source, svc, port)
+	if tls.GetMode() != settings.ClientTls_MODE_AUTO {
+		p.Rule = rule
+	}
+	want := tls.GetMode()
+	switch {
+	case want == settings.ClientTls_MODE_SIMPLE || want == settings.ClientTls_MODE_MUTUAL:
+		return reject(reason.ClientTLS, "the DestinationRule asks for TLS to the server, which this build cannot originate")
+	case want == settings.ClientTls_MODE_ISTIO_MUTUAL && !takesTunnel(q) && !outboundBlocked(q):
+		return reject(reason.ClientTLS, "the DestinationRule asks for mutual TLS of the mesh, which the server has not")
 	case dst == nil && q.Service != nil:
 		return as(Passthrough, "the service's connections go where they were dialled")
-	case dst == nil && outboundPolicy(q) == settings.OutboundPolicy_REGISTRY_ONLY:
+	case outboundBlocked(q):
 		return reject(reason.OutboundBlocked, "the destination is in no registry, or not seen from here, and the outbound policy is REGISTRY_ONLY")
 	case dst == nil:
 		return as(Passthrough, "the destination is not known to the mesh")
@@ -97,7 +113,10 @@ func PathFor(q PathQuery) Path {
 		return reject(reason.NoEndpoint, "the destination is in another network")
 	case meshPort(dst, p.Port):
 		return reject(reason.MeshPort, "the port belongs to the mesh")
-	case q.Service != nil && !mayServe(q.Service, dst.Identity):
+	case want == settings.ClientTls_MODE_DISABLE:
+		p.Anonymous = true
+		return as(Passthrough, "the DestinationRule wants plain text")
+	case svc != nil && !mayServe(q.Snapshot.Mesh(), svc, tls, dst.Identity):
 		return reject(reason.PeerIdentity, "the destination's identity may not run the service")
 	}
 	mode := MtlsMode(dst, p.Port)
@@ -118,6 +137,9 @@ func PathFor(q PathQuery) Path {
 	if mode == settings.MtlsMode_MTLS_STRICT {
 		return tunnel(q, p, "same node, the port is STRICT")
 	}
+	if want == settings.ClientTls_MODE_ISTIO_MUTUAL {
+		return tunnel(q, p, "same node, the DestinationRule asks for mutual TLS")
+	}
 	return as(Proxied, "same node")
 }
 
@@ -128,6 +150,18 @@ func outboundPolicy(q PathQuery) settings.OutboundPolicy {
 		return settings.OutboundPolicy_REGISTRY_ONLY
 	}
 	return View{Scope: scope}.OutboundPolicy(q.Snapshot.Mesh())
+}
+
+// outboundBlocked reports whether the destination is in no registry, or not seen, and may not be reached for that.
+func outboundBlocked(q PathQuery) bool {
+	return q.Destination == nil && q.Service == nil && outboundPolicy(q) == settings.OutboundPolicy_REGISTRY_ONLY
+}
+
+// takesTunnel reports whether mutual TLS of the mesh, or what stands for it on one node, ends at the destination's port.
+func takesTunnel(q PathQuery) bool {
+	dst := q.Destination
+	return dst != nil && (q.Local || dst.GetTunnelProtocol() == workloadapi.TunnelProtocol_HBONE) &&
+		MtlsMode(dst, q.Address.Port()) != settings.MtlsMode_MTLS_DISABLE
 }
 
 func tunnel(q PathQuery, p Path, why string) Path {
@@ -167,12 +201,6 @@ func sameNode(q PathQuery) settings.SameNode {
 		}
 	}
 	return settings.SameNode_SAME_NODE_AUTO
-}
-
-// mayServe is secure naming (MT-15): a service that lists subject names is served by those alone.
-func mayServe(svc *client.Service, id api.Identity) bool {
-	names := svc.GetSubjectAltNames()
-	return len(names) == 0 || slices.Contains(names, id.String())
 }
 
 // SameAccount reports whether two identities are one account: equal, or differing in the trust domain only, where both are

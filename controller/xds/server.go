@@ -54,8 +54,8 @@ type Server struct {
 // NewServer returns a server to be registered with a grpc.Server.
 func NewServer(cfg Config) *Server {
 	if cfg.Types == nil {
-		cfg.Types = []string{api.MeshSettingsType, api.WorkloadSettingsType, api.AuthorizationType, api.AddressType,
-			api.ScopeType, api.ClusterType, api.RouteType, api.JWKSType}
+		cfg.Types = []string{api.MeshSettingsType, api.WorkloadSettingsType, api.AuthorizationType, api.CallRuleType,
+			api.AddressType, api.ScopeType, api.ClusterType, api.RouteType, api.JWKSType}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

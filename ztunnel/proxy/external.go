@@ -42,7 +42,7 @@ func (s *session) endpoint(r *route) (*client.Workload, error) {
 	case original(svc):
 		port, ok := servicePort(svc, s.dst.Port())
 		if ok {
-			r.svc, r.addr = svc, netip.AddrPortFrom(s.dst.Addr(), port)
+			r.svc, r.port, r.addr = svc, s.dst.Port(), netip.AddrPortFrom(s.dst.Addr(), port)
 		}
 		return nil, nil
 	}
@@ -108,6 +108,7 @@ func (s *session) reachable(r *route, w *client.Workload) error {
 
 // pick chooses a workload of r.svc for the port of dst, and says in r.addr where it is.
 func (s *session) pick(r *route, dst netip.AddrPort) (*client.Workload, error) {
+	r.port = dst.Port()
 	choice, why := s.pickEndpoint(r, dst)
 	if why != reason.None {
 		return nil, refusedf(why, "service %s has no endpoint for port %d", r.svc.GetHostname(), dst.Port())
@@ -223,7 +224,7 @@ func (s *session) byName(r *route) *client.Workload {
 				continue
 			}
 			found, own = w, mine
-			r.svc, r.addr = svc, netip.AddrPortFrom(s.dst.Addr(), port)
+			r.svc, r.port, r.addr = svc, s.dst.Port(), netip.AddrPortFrom(s.dst.Addr(), port)
 		}
 	}
 	return found

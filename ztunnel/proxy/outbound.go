@@ -21,6 +21,7 @@ type route struct {
 	view   policy.View     // what the source sees
 	svc    *client.Service // nil: not addressed by a service's address
 	label  *client.Service // gives the connection its name and nothing else, when svc is nil
+	port   uint16          // of svc, that was dialled
 	addr   netip.AddrPort  // of the endpoint
 	path   policy.Path
 	local  *Pod // the endpoint, when it is served here
@@ -98,7 +99,7 @@ func (s *session) route() (*route, error) {
 		return nil, refusedf(reason.NotReady, "%s is pod %s/%s of this node, which the mesh knows by other names", r.addr, pod.cfg.Namespace, pod.cfg.Name)
 	}
 	r.path = policy.PathFor(policy.PathQuery{
-		Snapshot: r.snap, Source: r.source, Destination: w, Service: r.svc, Address: r.addr, Local: r.local != nil, Captured: true,
+		Snapshot: r.snap, Source: r.source, Destination: w, Service: r.svc, ServicePort: r.port, Address: r.addr, Local: r.local != nil, Captured: true,
 	})
 	s.line.Path = r.path.Kind.String()
 	return r, nil
@@ -125,7 +126,11 @@ func (s *session) label(r *route, w *client.Workload, security telemetry.Securit
 // proxied carries a connection to a pod of this node: both sides' work in one pass.
 func (s *session) proxied(r *route) error {
 	w := r.path.Destination
-	s.label(r, w, telemetry.SameNode)
+	security := telemetry.SameNode
+	if r.path.Anonymous {
+		security = telemetry.NoTLS
+	}
+	s.label(r, w, security)
 	both := s.labels[0]
 	both.Reporter = telemetry.Destination
 	s.labels = append(s.labels, both)
@@ -136,6 +141,9 @@ func (s *session) proxied(r *route) error {
 		return refusedf(reason.MeshPort, "port %d is the mesh's own", r.addr.Port())
 	}
 	c := policy.Connection{Source: s.judgedSource(r.addr.Addr()), Destination: r.addr, Peer: r.source.Identity}
+	if r.path.Anonymous {
+		c.Peer = api.Identity{}
+	}
 	defer r.local.live.add(c, s.kill)()
 	if err := s.admit(r.local, c); err != nil {
 		return err

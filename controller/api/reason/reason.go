@@ -50,6 +50,7 @@ const (
 	Overload            Reason = 86 // a limit of this node was reached
 	Internal            Reason = 87 // a defect of ours; the connection was closed
 	Loop                Reason = 88 // the proxy was given a connection that it had made itself
+	ClientTLS           Reason = 89 // the caller's DestinationRule asks for TLS that cannot be had
 )
 
 type entry struct{ name, flag string }
@@ -91,6 +92,7 @@ var registry = map[Reason]entry{
 	Overload:            {"overload", "DENY"},
 	Internal:            {"internal", "-"},
 	Loop:                {"loop", "DENY"},
+	ClientTLS:           {"client_tls", "TLS_FAILURE"},
 }
 
 // String is the name used in logs, metric labels and explain; "reason_N" for a number that this build does not know.

@@ -673,7 +673,9 @@ type WorkloadSettings struct {
 	// By container port.
 	PortMtls map[uint32]MtlsMode `protobuf:"bytes,4,rep,name=port_mtls,json=portMtls,proto3" json:"port_mtls,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value,enum=undermesh.v1.MtlsMode"`
 	// Name of the Scope that limits what the workload sees; "": none does.
-	Scope         string `protobuf:"bytes,20,opt,name=scope,proto3" json:"scope,omitempty"`
+	Scope string `protobuf:"bytes,20,opt,name=scope,proto3" json:"scope,omitempty"`
+	// Names (NAMESPACE/NAME) of the CallRules that select the workload, sorted.
+	CallRules     []string `protobuf:"bytes,21,rep,name=call_rules,json=callRules,proto3" json:"call_rules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -741,6 +743,13 @@ func (x *WorkloadSettings) GetScope() string {
 		return x.Scope
 	}
 	return ""
+}
+
+func (x *WorkloadSettings) GetCallRules() []string {
+	if x != nil {
+		return x.CallRules
+	}
+	return nil
 }
 
 // WorkloadState rides in Workload.extensions while there is something to say that the status has no word for.
@@ -1057,6 +1066,106 @@ func (x *ClientTlsPolicy) GetSubsets() map[string]*ClientTlsPolicy {
 	return nil
 }
 
+// CallRule is what one DestinationRule says to who calls its host. Whom it is for is decided where the caller is known. Its
+// resource is named NAMESPACE/NAME.
+type CallRule struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// In full; it may begin with "*".
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// Namespaces whose workloads it may be for, sorted; none: all of them, the one item "~": its own alone.
+	ExportTo []string `protobuf:"bytes,4,rep,name=export_to,json=exportTo,proto3" json:"export_to,omitempty"`
+	// It is for workloads alone that name it in WorkloadSettings.call_rules.
+	Selective bool `protobuf:"varint,5,opt,name=selective,proto3" json:"selective,omitempty"`
+	// Of several of one host in one namespace the oldest counts.
+	Created *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created,proto3" json:"created,omitempty"`
+	// Absent: it says nothing of how the host is called, so that the next one's counts. With a trafficPolicy that says nothing of
+	// TLS the host's mode is MODE_AUTO.
+	Tls           *ClientTlsPolicy `protobuf:"bytes,7,opt,name=tls,proto3" json:"tls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallRule) Reset() {
+	*x = CallRule{}
+	mi := &file_settings_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallRule) ProtoMessage() {}
+
+func (x *CallRule) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallRule.ProtoReflect.Descriptor instead.
+func (*CallRule) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CallRule) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *CallRule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CallRule) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *CallRule) GetExportTo() []string {
+	if x != nil {
+		return x.ExportTo
+	}
+	return nil
+}
+
+func (x *CallRule) GetSelective() bool {
+	if x != nil {
+		return x.Selective
+	}
+	return false
+}
+
+func (x *CallRule) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *CallRule) GetTls() *ClientTlsPolicy {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
 // JsonWebKeySet holds the keys of one issuer as the control plane fetched them (JW-09). Its resource is named by api.JWKSName.
 type JsonWebKeySet struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1072,7 +1181,7 @@ type JsonWebKeySet struct {
 
 func (x *JsonWebKeySet) Reset() {
 	*x = JsonWebKeySet{}
-	mi := &file_settings_proto_msgTypes[9]
+	mi := &file_settings_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1193,7 @@ func (x *JsonWebKeySet) String() string {
 func (*JsonWebKeySet) ProtoMessage() {}
 
 func (x *JsonWebKeySet) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[9]
+	mi := &file_settings_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1206,7 @@ func (x *JsonWebKeySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JsonWebKeySet.ProtoReflect.Descriptor instead.
 func (*JsonWebKeySet) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{9}
+	return file_settings_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JsonWebKeySet) GetSource() string {
@@ -1135,7 +1244,7 @@ type Scope struct {
 
 func (x *Scope) Reset() {
 	*x = Scope{}
-	mi := &file_settings_proto_msgTypes[10]
+	mi := &file_settings_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1256,7 @@ func (x *Scope) String() string {
 func (*Scope) ProtoMessage() {}
 
 func (x *Scope) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[10]
+	mi := &file_settings_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1269,7 @@ func (x *Scope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scope.ProtoReflect.Descriptor instead.
 func (*Scope) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{10}
+	return file_settings_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Scope) GetEgress() []*Egress {
@@ -1191,7 +1300,7 @@ type Egress struct {
 
 func (x *Egress) Reset() {
 	*x = Egress{}
-	mi := &file_settings_proto_msgTypes[11]
+	mi := &file_settings_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1312,7 @@ func (x *Egress) String() string {
 func (*Egress) ProtoMessage() {}
 
 func (x *Egress) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[11]
+	mi := &file_settings_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1325,7 @@ func (x *Egress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Egress.ProtoReflect.Descriptor instead.
 func (*Egress) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{11}
+	return file_settings_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Egress) GetPort() uint32 {
@@ -1269,14 +1378,16 @@ const file_settings_proto_rawDesc = "" +
 	"\ametrics\x18\x02 \x03(\tR\ametrics\x12%\n" +
 	"\x0eaccess_logging\x18\x03 \x03(\tR\raccessLogging\"!\n" +
 	"\vSettingsRef\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xca\x02\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xe9\x02\n" +
 	"\x10WorkloadSettings\x12\x1f\n" +
 	"\vtunnel_port\x18\x01 \x01(\rR\n" +
 	"tunnelPort\x123\n" +
 	"\tsame_node\x18\x02 \x01(\x0e2\x16.undermesh.v1.SameNodeR\bsameNode\x12*\n" +
 	"\x04mtls\x18\x03 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x04mtls\x12I\n" +
 	"\tport_mtls\x18\x04 \x03(\v2,.undermesh.v1.WorkloadSettings.PortMtlsEntryR\bportMtls\x12\x14\n" +
-	"\x05scope\x18\x14 \x01(\tR\x05scope\x1aS\n" +
+	"\x05scope\x18\x14 \x01(\tR\x05scope\x12\x1d\n" +
+	"\n" +
+	"call_rules\x18\x15 \x03(\tR\tcallRules\x1aS\n" +
 	"\rPortMtlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12,\n" +
 	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"@\n" +
@@ -1328,7 +1439,15 @@ const file_settings_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2\x17.undermesh.v1.ClientTlsR\x05value:\x028\x01\x1aY\n" +
 	"\fSubsetsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
-	"\x05value\x18\x02 \x01(\v2\x1d.undermesh.v1.ClientTlsPolicyR\x05value:\x028\x01\"q\n" +
+	"\x05value\x18\x02 \x01(\v2\x1d.undermesh.v1.ClientTlsPolicyR\x05value:\x028\x01\"\xf2\x01\n" +
+	"\bCallRule\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x1b\n" +
+	"\texport_to\x18\x04 \x03(\tR\bexportTo\x12\x1c\n" +
+	"\tselective\x18\x05 \x01(\bR\tselective\x124\n" +
+	"\acreated\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12/\n" +
+	"\x03tls\x18\a \x01(\v2\x1d.undermesh.v1.ClientTlsPolicyR\x03tls\"q\n" +
 	"\rJsonWebKeySet\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
 	"\x04keys\x18\x02 \x01(\tR\x04keys\x124\n" +
@@ -1366,7 +1485,7 @@ func file_settings_proto_rawDescGZIP() []byte {
 }
 
 var file_settings_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_settings_proto_goTypes = []any{
 	(OutboundPolicy)(0),             // 0: undermesh.v1.OutboundPolicy
 	(SameNode)(0),                   // 1: undermesh.v1.SameNode
@@ -1383,47 +1502,50 @@ var file_settings_proto_goTypes = []any{
 	(*ServiceSettings)(nil),         // 12: undermesh.v1.ServiceSettings
 	(*ClientTls)(nil),               // 13: undermesh.v1.ClientTls
 	(*ClientTlsPolicy)(nil),         // 14: undermesh.v1.ClientTlsPolicy
-	(*JsonWebKeySet)(nil),           // 15: undermesh.v1.JsonWebKeySet
-	(*Scope)(nil),                   // 16: undermesh.v1.Scope
-	(*Egress)(nil),                  // 17: undermesh.v1.Egress
-	nil,                             // 18: undermesh.v1.WorkloadSettings.PortMtlsEntry
-	nil,                             // 19: undermesh.v1.ServiceSettings.AppProtocolsEntry
-	nil,                             // 20: undermesh.v1.ClientTlsPolicy.PortsEntry
-	nil,                             // 21: undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	(*durationpb.Duration)(nil),     // 22: google.protobuf.Duration
-	(*anypb.Any)(nil),               // 23: google.protobuf.Any
-	(*timestamppb.Timestamp)(nil),   // 24: google.protobuf.Timestamp
+	(*CallRule)(nil),                // 15: undermesh.v1.CallRule
+	(*JsonWebKeySet)(nil),           // 16: undermesh.v1.JsonWebKeySet
+	(*Scope)(nil),                   // 17: undermesh.v1.Scope
+	(*Egress)(nil),                  // 18: undermesh.v1.Egress
+	nil,                             // 19: undermesh.v1.WorkloadSettings.PortMtlsEntry
+	nil,                             // 20: undermesh.v1.ServiceSettings.AppProtocolsEntry
+	nil,                             // 21: undermesh.v1.ClientTlsPolicy.PortsEntry
+	nil,                             // 22: undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	(*durationpb.Duration)(nil),     // 23: google.protobuf.Duration
+	(*anypb.Any)(nil),               // 24: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil),   // 25: google.protobuf.Timestamp
 }
 var file_settings_proto_depIdxs = []int32{
 	0,  // 0: undermesh.v1.MeshSettings.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	22, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
+	23, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
 	1,  // 2: undermesh.v1.MeshSettings.same_node:type_name -> undermesh.v1.SameNode
 	7,  // 3: undermesh.v1.MeshSettings.access_log:type_name -> undermesh.v1.AccessLog
-	23, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
-	23, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
+	24, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
+	24, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
 	8,  // 6: undermesh.v1.MeshSettings.default_providers:type_name -> undermesh.v1.DefaultProviders
 	3,  // 7: undermesh.v1.AccessLog.encoding:type_name -> undermesh.v1.AccessLog.Encoding
 	1,  // 8: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
 	2,  // 9: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
-	18, // 10: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
-	22, // 11: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
-	19, // 12: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
+	19, // 10: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
+	23, // 11: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
+	20, // 12: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
 	4,  // 13: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
 	5,  // 14: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
 	13, // 15: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
-	20, // 16: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
-	21, // 17: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	24, // 18: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
-	17, // 19: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
-	0,  // 20: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	2,  // 21: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
-	13, // 22: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
-	14, // 23: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	21, // 16: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
+	22, // 17: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	25, // 18: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
+	14, // 19: undermesh.v1.CallRule.tls:type_name -> undermesh.v1.ClientTlsPolicy
+	25, // 20: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
+	18, // 21: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
+	0,  // 22: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
+	2,  // 23: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
+	13, // 24: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
+	14, // 25: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_settings_proto_init() }
@@ -1431,14 +1553,14 @@ func file_settings_proto_init() {
 	if File_settings_proto != nil {
 		return
 	}
-	file_settings_proto_msgTypes[10].OneofWrappers = []any{}
+	file_settings_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_settings_proto_rawDesc), len(file_settings_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -43,11 +43,17 @@ var virtualService = []entry{
 	{"tls", Accepted, L7, "TC-05 TC-06", ""},
 }
 
+const noOrigination = "TLS to servers that are not the mesh's is not originated yet: connections by SIMPLE and MUTUAL are refused"
+
 var destinationRule = []entry{
-	{"host", Accepted, L7, "SR-17 TR-10", ""},
-	{"exportTo", Accepted, L7, "SR-17", ""},
-	{"workloadSelector", Accepted, L7, "SR-17", ""},
+	{"host", Enforced, "", "SR-17 TR-10", ""},
+	{"exportTo[]", Enforced, "", "SR-17", ""},
+	{"workloadSelector.matchLabels{}", Enforced, "", "SR-17", ""},
 	{"subsets", Accepted, L7, "TR-10 LB-05 RS-10", ""},
+	{"subsets[].name", Carried, L7, "TR-10", ""},
+	{"subsets[].trafficPolicy.tls", Carried, L7, "MT-13", ""},
+	{"subsets[].trafficPolicy.portLevelSettings[].tls", Carried, L7, "MT-13", ""},
+	{"subsets[].trafficPolicy.portLevelSettings[].port", Carried, L7, "MT-13", ""},
 	{"trafficPolicy.loadBalancer", Accepted, L7, "LB-01 LB-02 LB-03 LB-04", ""},
 	{"trafficPolicy.loadBalancer.consistentHash", Accepted, L7, "LB-07", ""},
 	{"trafficPolicy.loadBalancer.localityLbSetting", Accepted, L7, "LB-08 LB-10 LB-11", ""},
@@ -55,8 +61,14 @@ var destinationRule = []entry{
 	{"trafficPolicy.connectionPool", Accepted, L7, "RS-07 RS-08 RS-09 RS-21", ""},
 	{"trafficPolicy.outlierDetection", Accepted, L7, "LB-08 LB-09 RS-11 RS-13", ""},
 	{"trafficPolicy.outlierDetection.consecutiveErrors", Accepted, L7, "RS-12", ""},
-	{"trafficPolicy.tls", Accepted, L7, "MT-13 EG-09 EG-23", ""},
-	{"trafficPolicy.portLevelSettings", Accepted, L7, "LB-06 MT-07", ""},
+	{"trafficPolicy.tls.mode", Enforced, "", "MT-07 MT-13", ""},
+	{"trafficPolicy.tls.subjectAltNames[]", Enforced, "", "MT-15", ""},
+	{"trafficPolicy.tls", Refused, L7, "MT-13 EG-09 EG-23", noOrigination},
+	{"trafficPolicy.portLevelSettings", Accepted, L7, "LB-06", ""},
+	{"trafficPolicy.portLevelSettings[].port.number", Enforced, "", "MT-07", ""},
+	{"trafficPolicy.portLevelSettings[].tls.mode", Enforced, "", "MT-07 MT-13", ""},
+	{"trafficPolicy.portLevelSettings[].tls.subjectAltNames[]", Enforced, "", "MT-15", ""},
+	{"trafficPolicy.portLevelSettings[].tls", Refused, L7, "MT-13", noOrigination},
 	{"trafficPolicy.tunnel", Accepted, L7, "EG-22", ""},
 	{"trafficPolicy.proxyProtocol", Accepted, L7, "IG-22", ""},
 	{"trafficPolicy.retryBudget", Accepted, L7, "RS-05", ""},
@@ -89,7 +101,7 @@ var serviceEntry = []entry{
 	{"endpoints[].weight", Enforced, "", "LB-04", ""},
 	{"workloadSelector.labels{}", Enforced, "", "SR-07", ""},
 	{"exportTo[]", Enforced, "", "SR-16", ""},
-	{"subjectAltNames[]", Carried, L7, "MT-15", ""},
+	{"subjectAltNames[]", Enforced, "", "MT-15", "of servers that mutual TLS of the mesh reaches"},
 }
 
 var workloadEntry = []entry{

@@ -55,7 +55,7 @@ var meshConfig = []entry{
 	{"verifyCertificateAtClient", Accepted, L7, "EG-09", ""},
 	{"defaultServiceExportTo[]", Enforced, "", "SR-16 IN-36", ""},
 	{"defaultVirtualServiceExportTo", Accepted, L7, "SR-16 IN-36", ""},
-	{"defaultDestinationRuleExportTo", Accepted, L7, "SR-17 IN-36", ""},
+	{"defaultDestinationRuleExportTo[]", Enforced, "", "SR-17 IN-36", ""},
 	{"discoverySelectors", Accepted, "2/5", "IN-28", ""},
 	{"inboundTrafficPolicy", Accepted, L7, "SR-21", ""},
 	{"serviceSettings", Accepted, Gateways, "IN-28", ""},

@@ -1,0 +1,67 @@
+package compile
+
+import (
+	"fmt"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	networking "istio.io/api/networking/v1alpha3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/model"
+)
+
+// callRule compiles a DestinationRule for its callers' nodes. One that says nothing of TLS goes there too, because it takes
+// the place of others.
+func (c *Compiler) callRule(n model.Name) []Resource {
+	rule, exported := c.reg.DestinationRule(n)
+	if rule == nil || rule.Host == "" {
+		return nil
+	}
+	tls := ClientTLS(&rule.Spec)
+	if rule.Spec.GetTrafficPolicy() != nil && tls.GetHost() == nil {
+		if tls == nil {
+			tls = &settings.ClientTlsPolicy{}
+		}
+		tls.Host = &settings.ClientTls{}
+	}
+	return []Resource{{Type: api.CallRuleType, Name: n.String(), Message: &settings.CallRule{
+		Namespace: n.Namespace, Name: n.Name, Host: rule.Host, ExportTo: exported, Selective: len(rule.Selector()) > 0,
+		Created: timestamppb.New(rule.CreationTimestamp.Time), Tls: tls}}}
+}
+
+// callRulesFor names the rules that select the pod.
+func (c *Compiler) callRulesFor(p *model.Pod) []string {
+	var out []string
+	for _, n := range c.reg.RulesSelecting(p.Namespace, p.Labels) {
+		out = append(out, n.String())
+	}
+	return out
+}
+
+// refusedCalls says which connections a DestinationRule has nodes refuse, because they cannot do what it asks for: nothing
+// is ever sent with less protection than was asked. "" for none, and for other objects.
+func refusedCalls(object metav1.Object) string {
+	rule, ok := object.(*networkingv1.DestinationRule)
+	if !ok {
+		return ""
+	}
+	var out []string
+	note := func(field string, tls *networking.ClientTLSSettings) {
+		switch m := tls.GetMode(); m {
+		case networking.ClientTLSSettings_SIMPLE, networking.ClientTLSSettings_MUTUAL:
+			out = append(out, field+".mode "+m.String())
+		}
+	}
+	note("spec.trafficPolicy.tls", rule.Spec.GetTrafficPolicy().GetTls())
+	for i, p := range rule.Spec.GetTrafficPolicy().GetPortLevelSettings() {
+		note(fmt.Sprintf("spec.trafficPolicy.portLevelSettings[%d].tls", i), p.GetTls())
+	}
+	if len(out) == 0 {
+		return ""
+	}
+	return "connections are refused, since TLS to the server is not originated yet: " + shorten(out)
+}

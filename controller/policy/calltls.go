@@ -1,0 +1,76 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/client"
+)
+
+// CallTLS returns what the DestinationRules that count for the caller say of TLS to a port of a service, and the rule that
+// says it, "" for none; nil stands for MODE_AUTO. A port's settings count before the host's.
+func CallTLS(s *client.Snapshot, caller *client.Workload, svc *client.Service, port uint16) (tls *settings.ClientTls, rule string) {
+	if svc == nil || caller == nil {
+		return nil, ""
+	}
+	all := s.CallRules(caller, svc.GetNamespace(), svc.GetHostname())
+	for _, r := range all {
+		rule = r.GetNamespace() + "/" + r.GetName()
+		if tls, ok := r.GetTls().GetPorts()[uint32(port)]; ok {
+			return tls, rule
+		}
+		if r.GetTls().GetHost() != nil {
+			return r.GetTls().GetHost(), rule
+		}
+		if r.GetSelective() { // it alone counts, whatever it says
+			return nil, rule
+		}
+	}
+	if len(all) > 0 {
+		rule = all[0].GetNamespace() + "/" + all[0].GetName()
+	}
+	return nil, rule
+}
+
+// called returns the service whose rules count for the connection and its port of it: the one that was dialled, or a
+// headless one that the dialled pod is behind on that port; nil for none. Of several the first by name counts.
+func called(q PathQuery) (*client.Service, uint16) {
+	if q.Service != nil || q.Source == nil || q.Destination == nil {
+		return q.Service, q.ServicePort
+	}
+	var best *client.Service
+	var at uint16
+	for key, ports := range q.Destination.GetServices() {
+		namespace, host, _ := strings.Cut(key, "/")
+		svc := q.Snapshot.ServiceByHost(namespace, host)
+		if svc == nil || len(svc.GetAddresses()) > 0 || !exportedTo(svc, q.Source) || best != nil && best.GetHostname() < host {
+			continue
+		}
+		for _, p := range ports.GetPorts() {
+			if p.GetTargetPort() == uint32(q.Address.Port()) {
+				best, at = svc, uint16(p.GetServicePort())
+			}
+		}
+	}
+	return best, at
+}
+
+func exportedTo(svc *client.Service, caller *client.Workload) bool {
+	to := svc.Settings.GetExportTo()
+	return len(to) == 0 || slices.Contains(to, caller.GetNamespace())
+}
+
+// mayServe is secure naming (MT-15): a service that lists subject names is served by those alone, and what the caller's
+// DestinationRule lists counts instead. The names mean the same account in each alias of the mesh's trust domain.
+func mayServe(mesh *settings.MeshSettings, svc *client.Service, tls *settings.ClientTls, id api.Identity) bool {
+	names := tls.GetSubjectAltNames()
+	if len(names) == 0 {
+		names = svc.GetSubjectAltNames()
+	}
+	return len(names) == 0 || slices.ContainsFunc(names, func(n string) bool {
+		named, err := api.ParseIdentity(n)
+		return err == nil && SameAccount(mesh, named, id)
+	})
+}
