@@ -26,7 +26,7 @@ func clusterRows(all []*clusterv3.Cluster) [][]string {
 		if part := strings.Split(c.GetName(), "|"); len(part) == 4 {
 			direction, port, subset, fqdn = part[0], part[1], cmp.Or(part[2], dash), part[3]
 		}
-		rows = append(rows, []string{fqdn, port, subset, direction, c.GetType().String(), ""})
+		rows = append(rows, []string{fqdn, port, subset, direction, c.GetType().String(), ruleOf(c)})
 	}
 	return rows
 }

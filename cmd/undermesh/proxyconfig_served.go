@@ -16,6 +16,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api/securityapi"
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/api/workloadapi"
+	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/controller/server"
 )
@@ -31,8 +32,9 @@ type servedMesh struct {
 	policies  []*securityapi.Authorization
 	settings  map[string]*settings.WorkloadSettings // by name
 	scopes    map[string]*settings.Scope            // by name
-	clusters  map[string]*clusterv3.Cluster         // by api.ClusterKey
-	routes    map[string]*route.RouteConfiguration  // by api.RouteKey
+	rules     []*settings.CallRule
+	clusters  map[string]*clusterv3.Cluster        // by api.ClusterKey
+	routes    map[string]*route.RouteConfiguration // by api.RouteKey
 }
 
 type servedService struct {
@@ -47,7 +49,7 @@ func newServedMesh() *servedMesh {
 
 // controllerTypes are what a view of a workload is composed of.
 var controllerTypes = []string{api.MeshSettingsType, api.AddressType, api.WorkloadSettingsType, api.ScopeType, api.ClusterType,
-	api.RouteType, api.AuthorizationType}
+	api.RouteType, api.AuthorizationType, api.CallRuleType}
 
 // served asks the first replica of the control plane that answers.
 func (c *cluster) served(ctx context.Context, namespace string) (*servedMesh, error) {
@@ -103,6 +105,10 @@ func (m *servedMesh) add(typ, name string, text []byte) error {
 		into = put(m.clusters, name, &clusterv3.Cluster{})
 	case api.RouteType:
 		into = put(m.routes, name, &route.RouteConfiguration{})
+	case api.CallRuleType:
+		r := &settings.CallRule{}
+		m.rules = append(m.rules, r)
+		into = r
 	case api.AuthorizationType:
 		p := &securityapi.Authorization{}
 		m.policies = append(m.policies, p)
@@ -212,21 +218,40 @@ func readHeld(raw []byte) (*servedMesh, error) {
 	return m, nil
 }
 
-// viewOf is how a pod sees the mesh, and the name of its scope, "" for the default one.
-func (m *servedMesh) viewOf(namespace, pod string) (view policy.View, scope string, err error) {
+// sight is how a pod sees the mesh, and by what it calls.
+type sight struct {
+	policy.View
+	caller *client.Workload
+	held   *client.Snapshot // of the caller, and what it calls by
+}
+
+// sightOf returns an error when no workload of this name is served, or not all that it refers to.
+func (m *servedMesh) sightOf(namespace, pod string) (sight, error) {
 	for _, w := range m.workloads {
 		if w.GetNamespace() != namespace || w.GetName() != pod {
 			continue
 		}
 		var ref settings.SettingsRef
 		if err := readExtension(w.GetExtensions(), api.WorkloadSettingsExtension, &ref); err != nil {
-			return view, "", err
+			return sight{}, err
 		}
-		scope = m.settings[ref.GetName()].GetScope()
+		scope := m.settings[ref.GetName()].GetScope()
 		if scope != "" && m.scopes[scope] == nil {
-			return view, "", fmt.Errorf("scope %s of pod %s/%s is not served", scope, namespace, pod)
+			return sight{}, fmt.Errorf("scope %s of pod %s/%s is not served", scope, namespace, pod)
 		}
-		return policy.View{Namespace: namespace, ClusterDomain: m.mesh.GetClusterDomain(), Scope: m.scopes[scope]}, scope, nil
+		all := []client.Resource{{Message: m.mesh}, {Message: w}}
+		if set := m.settings[ref.GetName()]; set != nil {
+			all = append(all, client.Resource{Name: ref.GetName(), Message: set})
+		}
+		for _, r := range m.rules {
+			all = append(all, client.Resource{Message: r})
+		}
+		held, err := client.NewSnapshot(all...)
+		if err != nil {
+			return sight{}, fmt.Errorf("read what pod %s/%s calls by: %w", namespace, pod, err)
+		}
+		return sight{View: policy.View{Namespace: namespace, ClusterDomain: m.mesh.GetClusterDomain(), Scope: m.scopes[scope]},
+			caller: held.WorkloadByUID(w.GetUid()), held: held}, nil
 	}
-	return view, "", fmt.Errorf("pod %s/%s: the control plane serves no workload of this name", namespace, pod)
+	return sight{}, fmt.Errorf("pod %s/%s: the control plane serves no workload of this name", namespace, pod)
 }

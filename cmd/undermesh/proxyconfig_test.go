@@ -66,6 +66,14 @@ apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: nobody, namespace: shop}
 spec: {}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews, namespace: shop}
+spec:
+  host: reviews
+  workloadSelector: {matchLabels: {app: reviews}}
+  trafficPolicy: {tls: {mode: ISTIO_MUTUAL}, portLevelSettings: [{port: {number: 3306}, tls: {mode: DISABLE}}]}
 `
 
 // servedOf is what the debug door of a controller says of the input.
@@ -138,9 +146,18 @@ func TestProxyConfigOfPod(t *testing.T) {
 		{"cluster in a scope", "shop", "reviews-1", clusterPage, `SERVICE FQDN PORT SUBSET DIRECTION TYPE DESTINATION RULE
 BlackHoleCluster - - - STATIC
 PassthroughCluster - - - ORIGINAL_DST
-reviews.shop.svc.cluster.local 80 - outbound EDS
-reviews.shop.svc.cluster.local 3306 - outbound EDS
-reviews.shop.svc.cluster.local 9000 - outbound EDS`},
+reviews.shop.svc.cluster.local 80 - outbound EDS reviews.shop
+reviews.shop.svc.cluster.local 3306 - outbound EDS reviews.shop
+reviews.shop.svc.cluster.local 9000 - outbound EDS reviews.shop`},
+		{"tls", "shop", "reviews-1", tlsPage, `SERVICE FQDN PORT MODE DESTINATION RULE
+reviews.shop.svc.cluster.local 80 ISTIO_MUTUAL shop/reviews
+reviews.shop.svc.cluster.local 3306 DISABLE shop/reviews
+reviews.shop.svc.cluster.local 9000 ISTIO_MUTUAL shop/reviews`},
+		{"tls of who is not selected", "other", "client", tlsPage, `SERVICE FQDN PORT MODE DESTINATION RULE
+hidden.other.svc.cluster.local 80 AUTO -
+reviews.shop.svc.cluster.local 80 AUTO -
+reviews.shop.svc.cluster.local 3306 AUTO -
+reviews.shop.svc.cluster.local 9000 AUTO -`},
 		{"route in a scope", "shop", "reviews-1", routePage, `NAME VHOST NAME DOMAINS MATCH VIRTUAL SERVICE
 80 reviews.shop.svc.cluster.local:80 reviews.shop.svc.cluster.local, reviews + 3 more... /*
 80 block_all * /*
@@ -170,7 +187,7 @@ reviews.shop.svc.cluster.local:9000 allow_any * /*`},
 		{"scope without one", "other", "client", scopePage, "PORT HOSTS OUTBOUND POLICY\nALL */* ALLOW_ANY"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			v, _, err := m.viewOf(tt.namespace, tt.pod)
+			v, err := m.sightOf(tt.namespace, tt.pod)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -180,19 +197,19 @@ reviews.shop.svc.cluster.local:9000 allow_any * /*`},
 			}
 		})
 	}
-	v, _, err := m.viewOf("shop", "reviews-1")
+	v, err := m.sightOf("shop", "reviews-1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	all, err := allPage(m, v, everything)
-	if got := printed(t, all, err); strings.Count(got, "\n\n") != 4 {
+	if got := printed(t, all, err); strings.Count(got, "\n\n") != 5 {
 		t.Errorf("all: %s", got)
 	}
 	one, err := clusterPage(m, v, func(field, value string) bool { return field != "port" || value == "3306" })
 	if got := printed(t, one, err); strings.Count(got, "\n") != 1 {
 		t.Errorf("with --port: %s", got)
 	}
-	if _, _, err := m.viewOf("shop", "nobody"); err == nil || !strings.Contains(err.Error(), "shop/nobody") {
+	if _, err := m.sightOf("shop", "nobody"); err == nil || !strings.Contains(err.Error(), "shop/nobody") {
 		t.Error("of a pod that is not served:", err)
 	}
 }

@@ -19,7 +19,6 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/securityapi"
 	"github.com/undermesh/undermesh/controller/api/workloadapi"
-	"github.com/undermesh/undermesh/controller/policy"
 )
 
 // shown is what one verb prints: the object of -o json and yaml, and the rows of the table.
@@ -29,7 +28,7 @@ type shown struct {
 }
 
 // podPage makes the page of a pod of what the control plane serves; keep says which lines the flags ask for.
-type podPage func(m *servedMesh, v policy.View, keep func(field, value string) bool) (shown, error)
+type podPage func(m *servedMesh, v sight, keep func(field, value string) bool) (shown, error)
 
 // proxyConfigViews are the verbs that show what is served.
 func (f *frame) proxyConfigViews() []*cobra.Command {
@@ -38,6 +37,7 @@ func (f *frame) proxyConfigViews() []*cobra.Command {
 		f.podView("route", []string{"routes", "r"}, "Show the routes that a pod's HTTP calls go by", routePage, "name"),
 		f.podView("listener", []string{"listeners", "l"}, "Show where a pod's connections go by their destination", listenerPage, "port", "address"),
 		f.podView("endpoint", []string{"endpoints", "ep"}, "Show the endpoints behind the services that a pod may call", endpointPage, "cluster", "status", "address", "port"),
+		f.podView("tls", nil, "Show how a pod's connections to services are secured (DestinationRule)", tlsPage, "fqdn", "port"),
 		f.podView("scope", nil, "Show what a pod sees of the mesh (Sidecar)", scopePage),
 		f.podView("all", []string{"a"}, "Show all of these", allPage),
 		f.nodeView("workload", []string{"workloads", "w"}, "workloads", workloadPage),
@@ -89,7 +89,7 @@ right in its namespace.`,
 		if err != nil {
 			return err
 		}
-		v, _, err := m.viewOf(pod.Namespace, pod.Name)
+		v, err := m.sightOf(pod.Namespace, pod.Name)
 		if err != nil {
 			return err
 		}
@@ -185,7 +185,7 @@ func asJSON[M proto.Message](all []M) ([]json.RawMessage, error) {
 	return out, nil
 }
 
-func clusterPage(m *servedMesh, v policy.View, keep func(string, string) bool) (shown, error) {
+func clusterPage(m *servedMesh, v sight, keep func(string, string) bool) (shown, error) {
 	all := slices.DeleteFunc(m.clustersOf(v), func(c *clusterv3.Cluster) bool {
 		part := strings.Split(c.GetName(), "|")
 		if len(part) != 4 {
@@ -197,28 +197,33 @@ func clusterPage(m *servedMesh, v policy.View, keep func(string, string) bool) (
 	return shown{object, clusterRows(all)}, err
 }
 
-func routePage(m *servedMesh, v policy.View, keep func(string, string) bool) (shown, error) {
-	all := slices.DeleteFunc(m.routesOf(v), func(rc *route.RouteConfiguration) bool { return !keep("name", rc.GetName()) })
+func routePage(m *servedMesh, v sight, keep func(string, string) bool) (shown, error) {
+	all := slices.DeleteFunc(m.routesOf(v.View), func(rc *route.RouteConfiguration) bool { return !keep("name", rc.GetName()) })
 	object, err := asJSON(all)
 	return shown{object, routeRows(all)}, err
 }
 
-func listenerPage(m *servedMesh, v policy.View, keep func(string, string) bool) (shown, error) {
-	all := slices.DeleteFunc(m.listenersOf(v), func(l listenerState) bool {
+func listenerPage(m *servedMesh, v sight, keep func(string, string) bool) (shown, error) {
+	all := slices.DeleteFunc(m.listenersOf(v.View), func(l listenerState) bool {
 		return !keep("port", strconv.Itoa(int(l.Port))) || !keep("address", l.Address)
 	})
 	return shown{all, listenerRows(all)}, nil
 }
 
-func endpointPage(m *servedMesh, v policy.View, keep func(string, string) bool) (shown, error) {
-	all := slices.DeleteFunc(m.endpointsOf(v), func(e endpointState) bool {
+func endpointPage(m *servedMesh, v sight, keep func(string, string) bool) (shown, error) {
+	all := slices.DeleteFunc(m.endpointsOf(v.View), func(e endpointState) bool {
 		i := strings.LastIndexByte(e.Endpoint, ':')
 		return !keep("cluster", e.Cluster) || !keep("status", e.Status) || !keep("address", e.Endpoint[:i]) || !keep("port", e.Endpoint[i+1:])
 	})
 	return shown{all, endpointRows(all)}, nil
 }
 
-func scopePage(m *servedMesh, v policy.View, _ func(string, string) bool) (shown, error) {
+func tlsPage(m *servedMesh, v sight, keep func(string, string) bool) (shown, error) {
+	all := slices.DeleteFunc(m.tlsOf(v), func(c callTLS) bool { return !keep("fqdn", c.Service) || !keep("port", strconv.Itoa(int(c.Port))) })
+	return shown{all, tlsRows(all)}, nil
+}
+
+func scopePage(m *servedMesh, v sight, _ func(string, string) bool) (shown, error) {
 	text, err := protojson.Marshal(v.Scope)
 	if err != nil {
 		return shown{}, fmt.Errorf("encode scope: %w", err)
@@ -228,13 +233,13 @@ func scopePage(m *servedMesh, v policy.View, _ func(string, string) bool) (shown
 }
 
 // allPage has the others under their names; in the table an empty line is between two.
-func allPage(m *servedMesh, v policy.View, keep func(string, string) bool) (shown, error) {
+func allPage(m *servedMesh, v sight, keep func(string, string) bool) (shown, error) {
 	out := shown{}
 	object := map[string]any{}
 	for _, part := range []struct {
 		name string
 		show podPage
-	}{{"clusters", clusterPage}, {"listeners", listenerPage}, {"routes", routePage}, {"endpoints", endpointPage}, {"scope", scopePage}} {
+	}{{"clusters", clusterPage}, {"listeners", listenerPage}, {"routes", routePage}, {"endpoints", endpointPage}, {"tls", tlsPage}, {"scope", scopePage}} {
 		p, err := part.show(m, v, keep)
 		if err != nil {
 			return shown{}, err

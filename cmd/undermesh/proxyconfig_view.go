@@ -14,6 +14,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/api/workloadapi"
+	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
 )
 
@@ -42,16 +43,17 @@ func (m *servedMesh) seen(v policy.View, f func(s servedService, port *workloada
 }
 
 // clustersOf are those that a workload may call, by name; the two that stand for no service come first.
-func (m *servedMesh) clustersOf(v policy.View) []*clusterv3.Cluster {
+func (m *servedMesh) clustersOf(v sight) []*clusterv3.Cluster {
 	var out []*clusterv3.Cluster
 	for _, name := range []string{api.BlackHoleCluster, api.PassthroughCluster} {
 		if c := m.clusters[name]; c != nil {
 			out = append(out, c)
 		}
 	}
-	m.seen(v, func(s servedService, p *workloadapi.Port) {
+	m.seen(v.View, func(s servedService, p *workloadapi.Port) {
 		if c := m.clusters[api.ClusterKey(s.GetNamespace(), p.GetServicePort(), "", s.GetHostname())]; c != nil {
-			out = append(out, c)
+			_, rule := policy.CallTLS(v.held, v.caller, &client.Service{Service: s.Service}, uint16(p.GetServicePort()))
+			out = append(out, ruled(c, rule))
 		}
 	})
 	return out
