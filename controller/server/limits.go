@@ -32,6 +32,8 @@ const (
 	streamWindow = 64 << 10  // what is buffered of a stream that nobody reads
 	connWindow   = 1 << 20   // and of all streams of a connection, in flight
 	maxStreams   = 100       // at once on one connection
+	readBuffer   = 4 << 10   // of a connection, always: what a node sends is acknowledgements, and TLS buffers a record anyway
+	writeBuffer  = 16 << 10  // while something is sent: a TLS record
 	handshake    = 20 * time.Second
 	idle         = 5 * time.Minute // a connection without a call; who has something to ask connects again
 )
@@ -43,6 +45,8 @@ var responseBuffers = []uint8{8, 12, 14, 15, 16, 17, 18, 20}
 func serverOptions() []grpc.ServerOption {
 	opts := []grpc.ServerOption{
 		grpc.SharedWriteBuffer(true), // a node that gets nothing now needs none
+		grpc.ReadBufferSize(readBuffer),
+		grpc.WriteBufferSize(writeBuffer),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeader),
