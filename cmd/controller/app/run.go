@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -31,11 +32,29 @@ import (
 // default keeps as much garbage as state, which at 100,000 pods is 0.7 GB.
 const gcPercent = 50
 
-// TuneMemory sets the garbage collector for a process that is the controller and nothing else; GOGC overrides it.
+// memoryLimit is the file that says how much memory the container may use, in bytes (cgroup v2).
+const memoryLimit = "/sys/fs/cgroup/memory.max"
+
+// TuneMemory sets the garbage collector for a process that is the controller and nothing else: a heap that grows less, and
+// that is collected more often before a limit of the container is reached. GOGC and GOMEMLIMIT override it.
 func TuneMemory() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
+	if raw, err := os.ReadFile(memoryLimit); err == nil && os.Getenv("GOMEMLIMIT") == "" {
+		if limit, ok := softLimit(string(raw)); ok {
+			debug.SetMemoryLimit(limit)
+		}
+	}
+}
+
+// softLimit leaves a tenth of the container's memory to what the runtime does not count; ok is false without a limit.
+func softLimit(text string) (limit int64, ok bool) {
+	n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64) // else "max"
+	if err != nil || n <= 0 {
+		return 0, false
+	}
+	return n - n/10, true
 }
 
 // Run assembles the controller from the flags and serves until ctx ends.
