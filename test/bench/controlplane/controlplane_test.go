@@ -45,8 +45,10 @@ func TestMeasure(t *testing.T) {
 			t.Errorf("%d responses make %d states", c.stormResponses, c.stormStates)
 		}
 	}
-	text := (&report{rounds: 1, cells: cells}).String()
-	for _, want := range []string{"|  | 60 | 3 | 72 | 2 |", "| 1 |  | 60 | 3 | 72 | 4 |"} {
+	like := *cells[0]
+	like.size = size{2000, 20}
+	text := (&report{rounds: 1, cells: append(cells, &like)}).String()
+	for _, want := range []string{"|  | 60 | 3 | 72 | 2 |", "| 1 |  | 60 | 3 | 72 | 4 |", "|  | 60 | 2 | 2,000 pods | 1.00 | 1.00 |", "|  | 2000 | 2 | istiod |"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the report lacks %q:\n%s", want, text)
 		}

@@ -24,9 +24,10 @@ const perNamespace = 10 // services
 
 // world are the objects of a cluster of a size, in an API server.
 type world struct {
-	size size
-	api  *apiServer
-	pods []*corev1.Pod // as they are stored
+	size  size
+	api   *apiServer
+	pods  []*corev1.Pod // as they are stored
+	marks int
 }
 
 func newWorld(sz size) (*world, error) {
@@ -68,6 +69,15 @@ func (w *world) flip(i int) (*corev1.Pod, error) {
 	} else {
 		c.Status = corev1.ConditionTrue
 	}
+	w.pods[i] = p
+	return p, w.api.put("/api/v1/pods", p)
+}
+
+// mark gives a pod a version that it never had, and returns the pod: who has that has all that came before.
+func (w *world) mark(i int) (*corev1.Pod, error) {
+	p := w.pods[i].DeepCopy()
+	w.marks++
+	p.Labels["version"] = "mark-" + strconv.Itoa(w.marks)
 	w.pods[i] = p
 	return p, w.api.put("/api/v1/pods", p)
 }
