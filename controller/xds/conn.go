@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -31,7 +32,9 @@ type conn struct {
 	short  bool // the client takes short contents
 	woken  bool // something changed, and was not pushed because a response is unacknowledged
 
-	unknown int // requests of types that are not served
+	unknown int       // requests of types that are not served
+	sent    bool      // something was, since changed
+	changed time.Time // when the first change came that was sent and is not acknowledged; zero: none
 
 	stalled chan struct{} // closed when the client made no progress for too long
 	guard   clock.Timer   // closes it; runs while a response is unacknowledged; nil before the first one
@@ -123,6 +126,22 @@ func (c *conn) identify(n *core.Node) error {
 	return nil
 }
 
+// converged counts how long the changes took that the client has by now.
+func (c *conn) converged() {
+	if c.changed.IsZero() || c.open {
+		return
+	}
+	for _, sub := range c.subs {
+		if sub.nonce != "" {
+			return
+		}
+	}
+	if c.sent {
+		c.srv.metrics.converged.Observe(c.srv.cfg.Clock.Now().Sub(c.changed).Seconds())
+	}
+	c.changed, c.sent = time.Time{}, false
+}
+
 func (c *conn) acknowledge(sub *subscription, req *discovery.DeltaDiscoveryRequest) {
 	detail := req.GetErrorDetail()
 	if !c.answers(sub, req.GetResponseNonce()) || req.GetResponseNonce() != sub.nonce && detail == nil {
@@ -132,6 +151,7 @@ func (c *conn) acknowledge(sub *subscription, req *discovery.DeltaDiscoveryReque
 	if latest {
 		sub.nonce = ""
 		c.progress()
+		c.converged()
 	}
 	said := cut(detail.GetMessage(), maxDetail)
 	c.mu.Lock()
@@ -189,7 +209,11 @@ func (c *conn) send(subs []*subscription) error {
 	if !got.ready {
 		return nil // the first Apply wakes us
 	}
+	if c.changed.IsZero() {
+		c.changed = got.since
+	}
 	out := c.sequence(c.withHeld(got.deltas, subs))
+	defer c.converged() // of what changed nothing may have been for this client
 	part := got.behind
 	for _, sub := range c.subs {
 		part = part || len(sub.held) > 0
@@ -259,6 +283,7 @@ func (c *conn) withHeld(deltas []delta, subs []*subscription) []delta {
 // respond sends one response; part says that more follows which belongs to it.
 func (c *conn) respond(d delta, version string, part bool) error {
 	c.nonces++
+	c.sent = !c.changed.IsZero()
 	d.sub.last = c.nonces
 	d.sub.nonce = c.status.Connection + "-" + strconv.FormatUint(c.nonces, 10)
 	if len(d.sub.held) > 0 { // what came back must not be removed later
@@ -322,11 +347,12 @@ func (c *conn) snapshot() ClientStatus {
 }
 
 type metrics struct {
-	clients prometheus.Gauge
-	stalls  prometheus.Counter
-	refused *prometheus.CounterVec
-	pushes  *prometheus.CounterVec
-	rejects *prometheus.CounterVec
+	clients   prometheus.Gauge
+	stalls    prometheus.Counter
+	converged prometheus.Histogram
+	refused   *prometheus.CounterVec
+	pushes    *prometheus.CounterVec
+	rejects   *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) metrics {
@@ -334,6 +360,10 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		clients: prometheus.NewGauge(prometheus.GaugeOpts{Name: "pilot_xds", Help: "Connected discovery clients."}),
 		stalls: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "pilot_xds_write_timeout", Help: "Discovery clients that were cut off because they acknowledged nothing.",
+		}),
+		converged: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "pilot_proxy_convergence_time", Buckets: []float64{.01, .03, .1, .3, 1, 3, 10, 30},
+			Help: "Seconds from a change to its acknowledgement by a client that it is for.",
 		}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "undermesh_xds_refused_total", Help: "Discovery streams that were refused, or ended because of what the client said.",
@@ -346,7 +376,7 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		}, []string{"type"}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.clients, m.stalls, m.refused, m.pushes, m.rejects)
+		reg.MustRegister(m.clients, m.stalls, m.converged, m.refused, m.pushes, m.rejects)
 	}
 	return m
 }

@@ -78,6 +78,7 @@ type Store struct {
 	cursors    map[*cursor]struct{}
 	timer      clock.Timer   // nil when no wake-up is pending
 	deadline   time.Time     // of the pending wake-up
+	first      time.Time     // when the first change came that clients are not told of yet; zero: none
 	woken      time.Time     // when clients were told last
 	wokenSeq   uint64        // what had changed by then
 	interval   time.Duration // now
@@ -153,8 +154,11 @@ func (s entrySet) sorted() []*entry {
 
 // cursor is one client's place in the logs.
 type cursor struct {
-	wake chan struct{}     // capacity 1
-	pos  map[string]uint64 // type -> everything up to here was handed out; protected by Store.mu
+	wake chan struct{} // capacity 1
+
+	// Protected by Store.mu.
+	pos   map[string]uint64 // type -> everything up to here was handed out
+	since time.Time         // when the first change came that the client was woken for and not given; zero: none
 }
 
 // NewStore returns an empty store, which serves nothing before the first Apply.
@@ -358,6 +362,9 @@ func (s *Store) compactLocked() {
 // sooner than the interval after the last time: a change that comes alone goes out at once, a storm in few pushes.
 func (s *Store) scheduleLocked() {
 	now := s.cfg.Clock.Now()
+	if s.first.IsZero() {
+		s.first = now
+	}
 	soonest := s.woken.Add(s.interval).Sub(now)
 	if s.timer == nil {
 		s.deadline = now.Add(max(s.cfg.MaxDebounce, soonest))
@@ -381,8 +388,12 @@ func (s *Store) wakeAll() {
 	}
 	s.timer, s.woken, s.wokenSeq = nil, now, s.seq
 	for c := range s.cursors {
+		if c.since.IsZero() {
+			c.since = s.first
+		}
 		c.signal()
 	}
+	s.first = time.Time{}
 }
 
 func (c *cursor) signal() {

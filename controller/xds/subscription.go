@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
@@ -156,8 +157,9 @@ func (d delta) empty() bool { return len(d.upserts)+len(d.removed) == 0 && !d.fi
 type collected struct {
 	deltas  []delta
 	version string
-	ready   bool // false before the first Apply
-	behind  bool // other types that the cursor follows changed since they were handed out
+	ready   bool      // false before the first Apply
+	behind  bool      // other types that the cursor follows changed since they were handed out
+	since   time.Time // when the first change came that clients were told of and this is the answer to; zero: none
 }
 
 // collect takes what the cursor has not handed out of the given subscriptions, and moves the cursor there. Returns
@@ -191,7 +193,8 @@ func (s *Store) collect(c *cursor, subs []*subscription) (out collected, err err
 		l := s.logLocked(typ)
 		out.behind = out.behind || max(l.live.prev.seq, l.gone.prev.seq) > pos
 	}
-	out.version, out.ready = s.versionLocked(), true
+	out.version, out.ready, out.since = s.versionLocked(), true, c.since
+	c.since = time.Time{}
 	return out, nil
 }
 
