@@ -40,6 +40,7 @@ var lone = map[*regexp.Regexp]string{
 	regexp.MustCompile(`^(MT-26|CN-08)$`):       "there is no resource but the enrolment",
 	regexp.MustCompile(`^CN-07$`):               "outside the mesh all ports are excluded",
 	regexp.MustCompile(`^IN-`):                  "it concerns the whole mesh",
+	regexp.MustCompile(`^SR-12$`):               "what a port declares is judged where it is written, whoever calls it",
 	regexp.MustCompile(`^MT-(1[6-9]|2[0125])$`): "nobody outside the mesh has a certificate",
 }
 
