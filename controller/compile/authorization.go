@@ -54,6 +54,7 @@ func (c *Compiler) policy(n model.Name) ([]Resource, validate.Status) {
 		st.Accepted, st.AcceptedBy = true, validate.ReasonNotEnforced
 	}
 	c.judgeTargets(p, &st)
+	judgeOutsiders(c.reg.OutsidersOf(p), &st)
 	if request, ok := model.StandsFor(n); ok {
 		c.judgeKeys(request, &st)
 	}

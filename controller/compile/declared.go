@@ -112,6 +112,9 @@ func (c *Compiler) declaredStatus(o owner) (st validate.Status, ok bool) {
 	case waiting != "":
 		st.AcceptedBy = validate.ReasonNotEnforced
 		st.Enforced, st.EnforcedBy = false, validate.ReasonNotEnforced
+	case never != "" && support.Inert(string(o.kind)):
+		st.AcceptedBy = validate.ReasonNotEnforced
+		st.Enforced, st.EnforcedBy = false, validate.ReasonNotEnforced
 	case never != "":
 		st.EnforcedBy = validate.ReasonPartially
 	}

@@ -252,7 +252,7 @@ func (c *Compiler) outsider(ep model.Endpoint, namespace, name, app string, labe
 	if n := ep.GetWeight(); n != 0 {
 		w.Capacity = wrapperspb.UInt32(n)
 	}
-	if strings.EqualFold(labels[labelTunnel], "http") {
+	if tunnelled(labels) {
 		w.TunnelProtocol = workloadapi.TunnelProtocol_HBONE
 	}
 	return w
@@ -280,7 +280,8 @@ func (c *Compiler) workloadEntry(n model.Name) ([]Resource, []validate.Finding) 
 	w := c.outsider(e.Endpoint, n.Namespace, n.Name, n.Name, e.Labels)
 	w.Uid = c.cfg.ClusterID + "/networking.istio.io/WorkloadEntry/" + n.String()
 	w.Services = map[string]*workloadapi.PortList{}
-	for _, s := range c.reg.ServicesSelecting(n.Namespace, e.Labels) {
+	services := c.reg.ServicesSelecting(n.Namespace, e.Labels)
+	for _, s := range services {
 		list := &workloadapi.PortList{}
 		for _, p := range s.Spec.Ports {
 			target := e.Endpoint.GetPorts()[p.Name]
@@ -313,8 +314,36 @@ func (c *Compiler) workloadEntry(n model.Name) ([]Resource, []validate.Finding) 
 			warn("spec.address", "is also that of a node, of a service or of an older WorkloadEntry: connections to it are not this workload's")
 		}
 	}
-	return []Resource{{Type: api.AddressType, Name: w.GetUid(), Aliases: aliases,
-		Message: &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}}}, found
+	shared := c.attach(w, e.AsPod(), services)
+	if len(w.GetAuthorizationPolicies()) > 0 && !tunnelled(e.Labels) {
+		warn("spec", "is without a proxy of the mesh, which alone would enforce "+strings.Join(w.GetAuthorizationPolicies(), ", "))
+	}
+	return append(shared, Resource{Type: api.AddressType, Name: w.GetUid(), Aliases: aliases,
+		Message: &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}}), found
+}
+
+// tunnelled reports whether a workload that is no pod says that it has a proxy of the mesh.
+func tunnelled(labels map[string]string) bool { return strings.EqualFold(labels[labelTunnel], "http") }
+
+// judgeOutsiders says which workloads outside the cluster a policy names and nobody enforces it for.
+func judgeOutsiders(all []*model.WorkloadEntry, st *validate.Status) {
+	var names []string
+	for _, e := range all {
+		if !tunnelled(e.Labels) && e.Reachable() {
+			names = append(names, e.Key().String())
+		}
+	}
+	if len(names) == 0 {
+		return
+	}
+	text := "not enforced for WorkloadEntry " + shorten(names) + ": it has no proxy of the mesh"
+	if st.Message != "" {
+		text += "; " + st.Message
+	}
+	st.Message = text
+	if st.Enforced {
+		st.EnforcedBy = validate.ReasonPartially
+	}
 }
 
 // entryMemberships adds the hosts of entries that select the pod, or that list its address.

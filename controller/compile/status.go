@@ -25,6 +25,9 @@ func (c *Compiler) peerStatus(n model.Name) validate.Status {
 		}
 	}
 	st = st.Judge(p.Findings, validate.ReasonStrict, text)
+	if len(p.Labels) > 0 && !p.Unclear {
+		judgeOutsiders(c.reg.WorkloadsSelected(n.Namespace, p.Labels), &st)
+	}
 	if first := c.reg.RivalOf(p); first != p {
 		st.Enforced, st.EnforcedBy = false, validate.ReasonShadowed
 		st.Message = "the older policy " + first.PeerAuthentication.Name + " counts"

@@ -49,14 +49,19 @@ func (c *Compiler) pod(n model.Name) []Resource {
 	if p.HostNetwork {
 		w.NetworkMode = workloadapi.NetworkMode_HOST_NETWORK
 	}
+	return append(c.attach(w, p, services), Resource{Type: api.AddressType, Name: w.GetUid(), Aliases: aliases,
+		Message: &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}})
+}
+
+// attach makes the workload name the policies, the mode of mutual TLS and the scope that are for it, and returns what it names
+// and shares with others.
+func (c *Compiler) attach(w *workloadapi.Workload, p *model.Pod, services []*model.Service) []Resource {
 	for _, name := range c.reg.SelectorPolicies(p, services) {
 		w.AuthorizationPolicies = append(w.AuthorizationPolicies, name.String())
 	}
-	mtls := c.composeMTLS(p, boundPorts(w))
 	scope, scopes := c.scopeOf(p.Namespace, p.Labels)
-	shared := append(scopes, c.attachSettings(w, mtls, &settings.WorkloadSettings{Scope: scope, CallRules: c.callRulesFor(p)})...)
-	return append(shared, Resource{Type: api.AddressType, Name: w.GetUid(), Aliases: aliases,
-		Message: &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}})
+	set := &settings.WorkloadSettings{Scope: scope, CallRules: c.callRulesFor(p)}
+	return append(scopes, c.attachSettings(w, c.composeMTLS(p, boundPorts(w)), set)...)
 }
 
 // setStatus says whether the workload takes connections. Who is being deleted and still serves is unhealthy to peers that do

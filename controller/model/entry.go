@@ -168,5 +168,10 @@ func newWorkload(o *networkingv1.WorkloadEntry, issues []validate.Field) *Worklo
 	return out
 }
 
+// AsPod is the workload as policies and Sidecars see it.
+func (w *WorkloadEntry) AsPod() *Pod {
+	return &Pod{Name: w.Key(), Labels: w.Labels, ServiceAccount: w.Spec.GetServiceAccount(), HostNetwork: true}
+}
+
 // Reachable reports whether a connection can be made to the workload.
 func (w *WorkloadEntry) Reachable() bool { return w.Endpoint.IP.IsValid() || w.Endpoint.Host != "" }

@@ -159,6 +159,7 @@ func (r *Registry) applyWorkload(e Event, d *Dirty) {
 	x := &r.external
 	d.Workloads[e.Name] = true
 	if old := r.WorkloadEntry(e.Name); old != nil {
+		r.dirtyJudges(old, d)
 		unlink(x.workloads, e.Name.Namespace, e.Name)
 		unlink(x.workloadsAt, old.Endpoint.IP, e.Name)
 		mark(d.Workloads, x.workloadsAt[old.Endpoint.IP])
@@ -169,6 +170,7 @@ func (r *Registry) applyWorkload(e Event, d *Dirty) {
 	}
 	now := newWorkload(o, e.Issues)
 	link(x.workloads, e.Name.Namespace, e.Name, now)
+	r.dirtyJudges(now, d)
 	if now.Endpoint.IP.IsValid() {
 		mark(d.Workloads, x.workloadsAt[now.Endpoint.IP])
 		link(x.workloadsAt, now.Endpoint.IP, e.Name, true)
@@ -210,6 +212,9 @@ func (r *Registry) dirtyHost(s *Service, add bool, d *Dirty) {
 	}
 	if len(s.Spec.Selector) > 0 {
 		r.dirtySelected(s.Namespace, s.Spec.Selector, d)
+		if len(x.workloads[s.Namespace]) > 0 {
+			mark(d.Policies, r.policiesOf[n])
+		}
 	}
 }
 

@@ -341,12 +341,10 @@ func (s *Slice) Addresses() []netip.Addr {
 func (r *Registry) applyPeer(e Event, d *Dirty) {
 	mark := func(p *PeerAuthentication) {
 		if len(p.Labels) == 0 && p.Namespace == r.mesh.now.RootNamespace {
-			for n := range r.pods {
-				d.Pods[n] = true
-			}
+			r.dirtyWorkloads(d)
 			return
 		}
-		r.podsByLabel.selected(p.Namespace, p.Labels, func(p *Pod) { d.Pods[p.Name] = true })
+		r.dirtyLabelled(p.Namespace, p.Labels, d)
 	}
 	d.Peers[e.Name] = true
 	if old := r.peers[e.Name]; old != nil {
@@ -405,20 +403,25 @@ func (r *Registry) addPolicy(n Name, p *AuthorizationPolicy, d *Dirty) {
 }
 
 func (r *Registry) dirtyTargets(p *AuthorizationPolicy, d *Dirty) {
-	mark := func(p *Pod) { d.Pods[p.Name] = true }
 	for _, t := range p.Targets {
 		if t.Service != "" {
 			if s := r.services[Name{p.Namespace, t.Service}]; s != nil {
-				r.members(s, func(p *Pod) bool { mark(p); return false })
+				r.members(s, func(p *Pod) bool { d.Pods[p.Name] = true; return false })
+				if len(s.Spec.Selector) > 0 {
+					r.dirtySelected(s.Namespace, s.Spec.Selector, d)
+				}
 			}
 			continue
 		}
 		if p.Namespace != r.mesh.now.RootNamespace {
-			r.podsByLabel.selected(p.Namespace, t.Labels, mark)
+			r.dirtyLabelled(p.Namespace, t.Labels, d)
 			continue
 		}
 		for ns := range r.podsByLabel {
-			r.podsByLabel.selected(ns, t.Labels, mark)
+			r.podsByLabel.selected(ns, t.Labels, func(p *Pod) { d.Pods[p.Name] = true })
+		}
+		for ns := range r.external.workloads {
+			r.dirtySelected(ns, t.Labels, d)
 		}
 	}
 }

@@ -43,12 +43,10 @@ func newSidecar(o *networkingv1.Sidecar) *Sidecar {
 // dirtySidecar marks the pods that a Sidecar may be for.
 func (r *Registry) dirtySidecar(s *Sidecar, d *Dirty) {
 	if len(s.Labels) == 0 && s.Namespace == r.mesh.now.RootNamespace {
-		for n := range r.pods {
-			d.Pods[n] = true
-		}
+		r.dirtyWorkloads(d)
 		return
 	}
-	r.podsByLabel.selected(s.Namespace, s.Labels, func(p *Pod) { d.Pods[p.Name] = true })
+	r.dirtyLabelled(s.Namespace, s.Labels, d)
 }
 
 // SidecarOf returns the Sidecar that counts for a workload of the namespace with the labels, nil when there is none: one of

@@ -119,7 +119,7 @@ func (r *Registry) RulesSelecting(namespace string, labels map[string]string) []
 // dirtyRule marks the pods that the rule selects; nil is none.
 func (r *Registry) dirtyRule(rule *DestinationRule, d *Dirty) {
 	if rule != nil && len(rule.Selector()) > 0 {
-		r.podsByLabel.selected(rule.Namespace, rule.Selector(), func(p *Pod) { d.Pods[p.Name] = true })
+		r.dirtyLabelled(rule.Namespace, rule.Selector(), d)
 	}
 }
 

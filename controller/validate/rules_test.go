@@ -89,6 +89,8 @@ var ruleCases = []struct{ kind, spec, want string }{
 	{network + "WorkloadEntry", "{address: 1.2.3.4}", ""},
 	{network + "WorkloadEntry", "{labels: {a: b}}", "spec.address: is required, or network"},
 	{network + "WorkloadEntry", "{address: 1.2.3.4, ports: {a: 0}}", "spec.ports.a: 0 is not a port"},
+	{network + "WorkloadGroup", "{metadata: {labels: {app: a}}, template: {serviceAccount: a, locality: r/z}, probe: {tcpSocket: {port: 80}}}", ""},
+	{network + "WorkloadGroup", "{template: {labels: {app: a}}}", "spec.template.labels: belong into spec.metadata.labels"},
 	{network + "WorkloadGroup", "{template: {address: 1.2.3.4}}", "spec.template.address: has no meaning"},
 	{network + "WorkloadGroup", "{template: {serviceAccount: a}, probe: {}}", "spec.probe: httpGet, tcpSocket, exec or grpc is required"},
 	{"networking.istio.io/v1alpha3 EnvoyFilter", "{configPatches: [{applyTo: HTTP_FILTER, patch: {operation: ADD, value: {name: envoy.filters.http.lua}}}]}", "has no effect: there is no Envoy here whose HTTP_FILTER could be patched (it runs Lua)"},

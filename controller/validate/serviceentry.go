@@ -179,6 +179,15 @@ func workloadGroupRules(c *collector, spec *networking.WorkloadGroup) {
 	for _, name := range sortedKeys(t.GetPorts()) {
 		c.port(t.GetPorts()[name], "spec.template.ports."+name)
 	}
+	if len(t.GetLabels()) > 0 {
+		c.add(Warning, "spec.template.labels", "belong into spec.metadata.labels")
+	}
+	if l := t.GetLocality(); l != "" {
+		c.localityName(l, "spec.template.locality")
+	}
+	if a := t.GetServiceAccount(); a != "" {
+		c.must("spec.template.serviceAccount", noBlank(a))
+	}
 	c.selector(t.GetLabels(), "spec.template.labels")
 	c.selector(spec.GetMetadata().GetLabels(), "spec.metadata.labels")
 	p := spec.GetProbe()

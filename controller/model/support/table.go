@@ -4,7 +4,7 @@ package support
 
 const (
 	noSidecar = "there is no sidecar to configure"
-	noVM      = "workloads outside Kubernetes are declared by WorkloadEntry"
+	noVM      = "nothing registers itself: workloads outside Kubernetes are declared by WorkloadEntry"
 )
 
 var virtualService = []entry{
