@@ -45,5 +45,5 @@ func nodeID(i int) string {
 // newClient is a node's own client: it decodes and keeps everything.
 func newClient(i int, dial dialFunc) *client.Client {
 	return client.New(client.Config{Dial: dial, NodeID: nodeID(i), NodeName: nodeName(i), Clock: clock.System(),
-		Token: func(context.Context) (string, error) { return token, nil }, Rand: rand.New(rand.NewPCG(1, uint64(i)))})
+		Token: func(context.Context) (string, error) { return tokenOf(i), nil }, Rand: rand.New(rand.NewPCG(1, uint64(i)))})
 }

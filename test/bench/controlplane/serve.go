@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -31,8 +32,21 @@ const (
 	rootFile    = "root.pem"
 	doorsFile   = "doors.json"
 	servingName = "istiod.istio-system.svc"
-	token       = "node"
 )
+
+// mostClients have tokens.
+const mostClients = 4096
+
+// tokenOf is that of client i, which is the proxy of a node of its own.
+func tokenOf(i int) string { return "token-" + strconv.Itoa(i) }
+
+func tokenList() string {
+	var b strings.Builder
+	for i := range mostClients {
+		fmt.Fprintf(&b, "%s,system:serviceaccount:istio-system:ztunnel,%s\n", tokenOf(i), nodeName(i))
+	}
+	return b.String()
+}
 
 // doors are the addresses of the child.
 type doors struct{ XDS, Control string }
@@ -57,7 +71,7 @@ func serve(ctx context.Context, api, dir string, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("make dynamic client: %w", err)
 	}
-	tokens, err := ca.ParseStaticTokens(strings.NewReader(token + ",system:serviceaccount:istio-system:ztunnel,node-0\n"))
+	tokens, err := ca.ParseStaticTokens(strings.NewReader(tokenList()))
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/undermesh/undermesh/controller/api"
 )
@@ -68,14 +69,15 @@ func (t *thin) run(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token, "clusterid", api.DefaultClusterID)
+	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+tokenOf(t.id), "clusterid", api.DefaultClusterID)
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true},
 		discovery.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName, grpc.ForceCodecV2(reader{t.seed}),
 		grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(true)) // a node tries again too
 	if err != nil {
 		return fmt.Errorf("open stream: %w", err)
 	}
-	node := &core.Node{Id: nodeID(t.id), ClientFeatures: t.features}
+	node := &core.Node{Id: nodeID(t.id), ClientFeatures: t.features, Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{
+		"NODE_NAME": structpb.NewStringValue(nodeName(t.id))}}}
 	waiting := map[string]bool{}
 	for _, typ := range t.types {
 		if err := send(stream, &discovery.DeltaDiscoveryRequest{Node: node, TypeUrl: typ}); err != nil {
