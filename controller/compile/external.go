@@ -37,13 +37,10 @@ func (c *Compiler) entry(n model.Name) ([]Resource, []validate.Finding) {
 		found = append(found, validate.Finding{Severity: s, Kind: string(model.KindServiceEntry), Namespace: n.Namespace, Name: n.Name,
 			Field: field, Message: fmt.Sprintf(format, args...)})
 	}
-	var prefixes []netip.Prefix
 	for _, p := range e.Prefixes {
 		if why := c.reg.AddressTaken(e, p); why != "" {
 			add(validate.Error, "spec.addresses", "%s %s: this entry does not get its connections", bare(p), why)
-			continue
 		}
-		prefixes = append(prefixes, p)
 	}
 	c.judgeProtocols(e, add)
 	var out []Resource
@@ -54,7 +51,13 @@ func (c *Compiler) entry(n model.Name) ([]Resource, []validate.Finding) {
 			continue
 		}
 		hosts = append(hosts, h)
-		out = append(append(out, c.entryService(e, h, prefixes)), c.calls(c.entryCallee(e, h, c.entryAddresses(e, h, prefixes)))...)
+		parts := c.reg.Together(n.Namespace, h)
+		if parts[0] != e {
+			add(validate.Info, "spec.hosts", "%q is one service with the older ServiceEntry %s", h, parts[0].ServiceEntry.Name)
+			continue
+		}
+		host := c.entryHost(h, parts)
+		out = append(append(out, c.entryService(host)), c.calls(host.callee())...)
 	}
 	return append(out, c.entryWorkloads(e, hosts)...), found
 }
@@ -86,25 +89,10 @@ func entryProtocol(p *networking.ServicePort) (protocol string, known bool) {
 
 func isUDP(p *networking.ServicePort) bool { return strings.EqualFold(p.GetProtocol(), "UDP") }
 
-// entryAddresses are the single addresses that stand for the host.
-func (c *Compiler) entryAddresses(e *model.ServiceEntry, host string, prefixes []netip.Prefix) []netip.Addr {
-	var out []netip.Addr
-	for _, p := range prefixes {
-		if p.IsSingleIP() {
-			out = append(out, p.Addr())
-		}
-	}
-	for _, ip := range c.reg.Assigned(e, host) {
-		if !slices.Contains(out, ip) {
-			out = append(out, ip)
-		}
-	}
-	return out
-}
-
-func (c *Compiler) entryService(e *model.ServiceEntry, host string, prefixes []netip.Prefix) Resource {
-	out := &workloadapi.Service{Name: e.ServiceEntry.Name, Namespace: e.Namespace, Hostname: host,
-		SubjectAltNames: c.entryNames(e), LoadBalancing: entryBalancing(e)}
+func (c *Compiler) entryService(h entryHost) Resource {
+	e := h.first
+	out := &workloadapi.Service{Name: e.ServiceEntry.Name, Namespace: e.Namespace, Hostname: h.host,
+		SubjectAltNames: h.names(c.reg.Mesh().TrustDomain), LoadBalancing: entryBalancing(e)}
 	var aliases []string
 	put := func(p netip.Prefix) {
 		a := &workloadapi.NetworkAddress{Network: c.cfg.Network, Address: p.Addr().AsSlice()}
@@ -117,18 +105,15 @@ func (c *Compiler) entryService(e *model.ServiceEntry, host string, prefixes []n
 		}
 		out.Addresses = append(out.Addresses, a)
 	}
-	for _, p := range prefixes {
+	for _, p := range h.prefixes {
 		put(p)
 	}
-	for _, ip := range c.reg.Assigned(e, host) {
+	for _, ip := range h.assigned {
 		put(netip.PrefixFrom(ip, ip.BitLen()))
 	}
 	set := &settings.ServiceSettings{Declared: true, External: !e.Internal(), ExportTo: c.reg.EntryExportTo(e),
 		Resolution: resolutions[e.Spec.GetResolution()]}
-	for _, p := range e.Ports {
-		if isUDP(p) {
-			continue
-		}
+	for _, p := range h.ports {
 		out.Ports = append(out.Ports, &workloadapi.Port{ServicePort: p.GetNumber(), TargetPort: model.TargetPort(p, nil)})
 		if protocol, _ := entryProtocol(p); protocol != "" {
 			if set.AppProtocols == nil {
@@ -138,7 +123,7 @@ func (c *Compiler) entryService(e *model.ServiceEntry, host string, prefixes []n
 		}
 	}
 	out.Extensions = []*workloadapi.Extension{extension(api.ServiceSettingsExtension, set)}
-	return Resource{Type: api.AddressType, Name: e.Namespace + "/" + host, Aliases: aliases,
+	return Resource{Type: api.AddressType, Name: e.Namespace + "/" + h.host, Aliases: aliases,
 		Message: &workloadapi.Address{Type: &workloadapi.Address_Service{Service: out}}}
 }
 
@@ -148,23 +133,6 @@ var resolutions = map[networking.ServiceEntry_Resolution]settings.ServiceSetting
 	networking.ServiceEntry_DNS:             settings.ServiceSettings_RESOLUTION_DNS,
 	networking.ServiceEntry_DNS_ROUND_ROBIN: settings.ServiceSettings_RESOLUTION_DNS_ROUND_ROBIN,
 	networking.ServiceEntry_DYNAMIC_DNS:     settings.ServiceSettings_RESOLUTION_DYNAMIC_DNS,
-}
-
-// entryNames are the identities that may answer (MT-15): those listed, and the accounts of the endpoints that the entry
-// names itself. None are none; each endpoint then proves its own.
-func (c *Compiler) entryNames(e *model.ServiceEntry) []string {
-	if len(e.Spec.GetSubjectAltNames()) == 0 {
-		return nil
-	}
-	names := slices.Clone(e.Spec.GetSubjectAltNames())
-	for _, ep := range e.Endpoints {
-		if a := ep.GetServiceAccount(); a != "" {
-			id := api.Identity{TrustDomain: c.reg.Mesh().TrustDomain, Namespace: e.Namespace, ServiceAccount: a}
-			names = append(names, id.String())
-		}
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
 }
 
 func entryBalancing(e *model.ServiceEntry) *workloadapi.LoadBalancing {
@@ -300,7 +268,8 @@ func (c *Compiler) workloadEntry(n model.Name) ([]Resource, []validate.Finding) 
 		}
 		for _, h := range s.Hosts {
 			if c.reg.HostTaken(s, h) == "" {
-				w.Services[s.Namespace+"/"+h] = entryPorts(s, e.Endpoint.GetPorts())
+				key := s.Namespace + "/" + h
+				w.Services[key] = join(w.Services[key], entryPorts(s, e.Endpoint.GetPorts()))
 			}
 		}
 	}
@@ -351,7 +320,8 @@ func (c *Compiler) entryMemberships(p *model.Pod, out map[string]*workloadapi.Po
 	put := func(e *model.ServiceEntry, ports map[string]uint32) {
 		for _, h := range e.Hosts {
 			if c.reg.HostTaken(e, h) == "" {
-				out[e.Namespace+"/"+h] = entryPorts(e, ports)
+				key := e.Namespace + "/" + h
+				out[key] = join(out[key], entryPorts(e, ports))
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package compile_test
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -33,7 +34,10 @@ func (g generator) entry(n model.Name) any {
 	e.Spec.ExportTo = [][]string{nil, {"."}, {"*"}, {"bar"}, {"~"}}[g.IntN(5)]
 	e.Spec.Resolution = networking.ServiceEntry_Resolution(g.IntN(4))
 	e.Spec.Location = networking.ServiceEntry_Location(g.IntN(2))
-	e.Spec.Ports = []*networking.ServicePort{{Number: 80, Name: "http", Protocol: g.pick("HTTP", "tcp", "foo", "")}}
+	if g.IntN(2) == 0 { // so that entries are often one service
+		e.Spec.ExportTo, e.Spec.Resolution, e.Spec.Location = nil, networking.ServiceEntry_STATIC, networking.ServiceEntry_MESH_EXTERNAL
+	}
+	e.Spec.Ports = []*networking.ServicePort{{Number: uint32(80 + g.IntN(2)), Name: "http", Protocol: g.pick("HTTP", "tcp", "foo", ""), TargetPort: uint32(g.IntN(3))}}
 	if g.IntN(3) == 0 {
 		e.Spec.WorkloadSelector = &networking.WorkloadSelector{Labels: g.labels()}
 	} else {
@@ -156,5 +160,58 @@ func TestAssignedAddressOfTwo(t *testing.T) {
 	}
 	if got := holders(c, "10.0.0.1"); got != "" {
 		t.Errorf("an address that is not of the pools was taken over from a status: %q", got)
+	}
+}
+
+// TestEntriesOfOneHost: entries of one namespace and host are one service, with the ports, addresses and endpoints of all, in any
+// order of events; one that differs in more than that has no part in it, and its status says in what.
+func TestEntriesOfOneHost(t *testing.T) {
+	const host = "db.example.com"
+	static := func(name string, since int64, ip, vip string, ports ...*networking.ServicePort) model.Event {
+		return entry("foo", name, since, func(s *networking.ServiceEntry) {
+			s.Hosts, s.Ports, s.Resolution = []string{host}, ports, networking.ServiceEntry_STATIC
+			s.Addresses = []string{vip}
+			s.Endpoints = []*networking.WorkloadEntry{{Address: ip}}
+		})
+	}
+	a := static("z-oldest", 1, "192.0.2.1", "198.51.100.1", &networking.ServicePort{Number: 80, Name: "http", Protocol: "HTTP"})
+	b := static("b", 2, "192.0.2.2", "198.51.100.1", &networking.ServicePort{Number: 3306, Name: "tcp", Protocol: "TCP", TargetPort: 33060},
+		&networking.ServicePort{Number: 80, Name: "tcp-80", Protocol: "TCP", TargetPort: 8080})
+	other := entry("foo", "c", 3, func(s *networking.ServiceEntry) { s.Hosts, s.Resolution = []string{host}, networking.ServiceEntry_DNS })
+	elsewhere := entry("bar", "d", 0, func(s *networking.ServiceEntry) { s.Hosts = []string{host} })
+	for _, order := range [][]model.Event{{a, b, other, elsewhere}, {elsewhere, other, b, a}, {b, a, other, elsewhere}} {
+		c := compile.New(compile.Config{})
+		said := map[string]string{}
+		for _, e := range order {
+			for _, s := range c.Apply([]model.Event{e}).Status {
+				said[s.Key()] = s.Message
+			}
+		}
+		var got []string
+		for _, r := range c.Resources() {
+			address, ok := r.Message.(*workloadapi.Address)
+			if !ok {
+				continue
+			}
+			if s := address.GetService(); s != nil && r.Name == "foo/"+host {
+				got = append(got, fmt.Sprint(s.GetName(), " ", len(s.GetAddresses()), " ", s.GetPorts()))
+			}
+			if w := address.GetWorkload(); w.GetServices()["foo/"+host] != nil {
+				got = append(got, fmt.Sprint(w.GetName(), " ", w.GetServices()["foo/"+host].GetPorts()))
+			}
+		}
+		text := strings.ReplaceAll(strings.Join(got, "\n"), "  ", " ")
+		want := `b [service_port:3306 target_port:33060 service_port:80 target_port:8080]
+z-oldest [service_port:80 target_port:80]
+z-oldest 1 [service_port:80 target_port:80 service_port:3306 target_port:33060]`
+		if text != want {
+			t.Errorf("got\n%s\nwant\n%s", text, want)
+		}
+		if got, want := said["ServiceEntry foo/c"], `spec.hosts: "db.example.com" is a host of the older ServiceEntry z-oldest, which has another spec.resolution, which counts`; got != want {
+			t.Errorf("status %q, want %q", got, want)
+		}
+		if said["ServiceEntry foo/b"] != "" || said["ServiceEntry bar/d"] != "" {
+			t.Errorf("statuses %v", said)
+		}
 	}
 }

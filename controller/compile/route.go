@@ -115,37 +115,6 @@ func authorityOf(ip netip.Addr) string {
 	return ip.String()
 }
 
-// entryCallee describes a host of a ServiceEntry; addresses are those that are its own.
-func (c *Compiler) entryCallee(e *model.ServiceEntry, host string, addresses []netip.Addr) callee {
-	out := callee{namespace: e.Namespace, hostname: host, finding: cluster.Cluster_EDS}
-	switch e.Spec.GetResolution() {
-	case networking.ServiceEntry_DNS:
-		out.finding = cluster.Cluster_STRICT_DNS
-	case networking.ServiceEntry_DNS_ROUND_ROBIN:
-		out.finding = cluster.Cluster_LOGICAL_DNS
-	case networking.ServiceEntry_NONE, networking.ServiceEntry_DYNAMIC_DNS:
-		out.finding = cluster.Cluster_ORIGINAL_DST
-	}
-	if e.Selector != nil && e.Resolved() { // the members are addresses
-		out.finding = cluster.Cluster_EDS
-	}
-	for _, ip := range addresses {
-		out.vips = append(out.vips, authorityOf(ip))
-	}
-	for _, p := range e.Ports {
-		if isUDP(p) {
-			continue
-		}
-		protocol, _ := entryProtocol(p)
-		port := calleePort{number: p.GetNumber(), protocol: protocol}
-		if out.finding == cluster.Cluster_STRICT_DNS || out.finding == cluster.Cluster_LOGICAL_DNS {
-			port.names = dnsNames(e, host, p)
-		}
-		out.ports = append(out.ports, port)
-	}
-	return out
-}
-
 // dnsNames are the entry's endpoints, or the host itself without any.
 func dnsNames(e *model.ServiceEntry, host string, p *networking.ServicePort) []string {
 	var out []string
@@ -158,9 +127,6 @@ func dnsNames(e *model.ServiceEntry, host string, p *networking.ServicePort) []s
 	}
 	if len(out) == 0 && len(e.Spec.GetEndpoints()) == 0 && !strings.HasPrefix(host, "*") {
 		out = []string{net.JoinHostPort(host, strconv.Itoa(int(model.TargetPort(p, nil))))}
-	}
-	if e.Spec.GetResolution() == networking.ServiceEntry_DNS_ROUND_ROBIN && len(out) > 1 {
-		out = out[:1] // there is one name in such a cluster
 	}
 	return out
 }

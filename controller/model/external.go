@@ -132,6 +132,13 @@ func (r *Registry) settleEntries(d *Dirty) {
 			}
 		}
 	}
+	for _, n := range slices.Collect(maps.Keys(d.Entries)) {
+		if e := r.external.entries[n]; e != nil {
+			for _, h := range e.Hosts { // the oldest speaks for all
+				mark(d.Entries, r.external.byHost[h])
+			}
+		}
+	}
 	for n := range d.Entries {
 		if e := r.external.entries[n]; e != nil {
 			r.dirtyMembers(e, d)
@@ -244,24 +251,6 @@ func (r *Registry) ServiceAt(host string) *Service {
 	return nil
 }
 
-// HostTaken says who has a host of the entry, "" when the entry has it: a Kubernetes service of any namespace wins, then the
-// oldest entry of the namespace.
-func (r *Registry) HostTaken(e *ServiceEntry, host string) string {
-	if s := r.ServiceAt(host); s != nil {
-		return "is the Kubernetes service " + s.Namespace + "/" + s.Name
-	}
-	first := e
-	for n := range r.external.byHost[host] {
-		if o := r.external.entries[n]; o.Namespace == e.Namespace && o.olderThan(first) {
-			first = o
-		}
-	}
-	if first != e {
-		return "is a host of the older ServiceEntry " + first.ServiceEntry.Name
-	}
-	return ""
-}
-
 // AddressTaken says who has an address or network of the entry, "" when the entry has it. Nobody may take the traffic of a
 // Kubernetes service, a pod or a node by declaring its address; an entry that changes no path (resolution NONE) may name
 // pods and nodes. Of several entries that some namespace sees the oldest has it.
@@ -280,16 +269,11 @@ func (r *Registry) AddressTaken(e *ServiceEntry, p netip.Prefix) string {
 	}
 	for _, n := range slices.SortedFunc(maps.Keys(r.external.byPrefix[p]), compareNames) {
 		o := r.external.entries[n]
-		if o.olderThan(e) && seenTogether(r.EntryExportTo(o), r.EntryExportTo(e)) && r.hasHost(o) {
+		if o.olderThan(e) && seenTogether(r.EntryExportTo(o), r.EntryExportTo(e)) && r.hasHost(o) && !r.sharesHost(o, e) {
 			return "is an address of the older ServiceEntry " + n.String()
 		}
 	}
 	return ""
-}
-
-// hasHost reports whether any host of the entry is its own.
-func (r *Registry) hasHost(e *ServiceEntry) bool {
-	return slices.ContainsFunc(e.Hosts, func(h string) bool { return r.HostTaken(e, h) == "" })
 }
 
 func compareNames(a, b Name) int { return strings.Compare(a.String(), b.String()) }
@@ -318,7 +302,7 @@ func (r *Registry) Assigned(e *ServiceEntry, host string) []netip.Addr {
 	})
 }
 
-// EntriesSelecting returns the entries that select a workload of the namespace by its labels, sorted.
+// EntriesSelecting returns the entries that select a workload of the namespace by its labels, the oldest first.
 func (r *Registry) EntriesSelecting(namespace string, labels map[string]string) []*ServiceEntry {
 	var all []*ServiceEntry
 	r.external.byPair.candidates(namespace, labels, func(n Name) {
@@ -329,7 +313,7 @@ func (r *Registry) EntriesSelecting(namespace string, labels map[string]string) 
 	return sortedEntries(all)
 }
 
-// EntriesListing returns the entries that list an address of the pod as an endpoint, sorted.
+// EntriesListing returns the entries that list an address of the pod as an endpoint, the oldest first.
 func (r *Registry) EntriesListing(p *Pod) []*ServiceEntry {
 	if p.HostNetwork {
 		return nil
@@ -344,7 +328,7 @@ func (r *Registry) EntriesListing(p *Pod) []*ServiceEntry {
 }
 
 func sortedEntries(all []*ServiceEntry) []*ServiceEntry {
-	slices.SortFunc(all, func(a, b *ServiceEntry) int { return compareNames(a.Key(), b.Key()) })
+	slices.SortFunc(all, byEntryAge)
 	return slices.Compact(all)
 }
 
