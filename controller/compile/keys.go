@@ -16,9 +16,8 @@ import (
 // kindKeys owns what a source of keys compiles to; no object is of this kind.
 const kindKeys model.Kind = "JWKS"
 
-// KeySources returns what is stored of the sources of keys that policies name, and the stored ones that none names. They
-// change only when Delta.Keys is set.
-func (c *Compiler) KeySources() (wanted map[string]jwks.Record, unwanted []string) {
+// KeySources is model.Registry.KeySources. They change only when Delta.Keys is set.
+func (c *Compiler) KeySources() (wanted []jwks.Record, unwanted []string) {
 	return c.reg.KeySources()
 }
 

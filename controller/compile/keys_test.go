@@ -1,6 +1,7 @@
 package compile_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -8,6 +9,7 @@ import (
 	securitybeta "istio.io/api/security/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/settings"
@@ -69,7 +71,7 @@ func TestJW09KeysAreServedAsStored(t *testing.T) {
 		requestEvent("two", &securitybeta.JWTRule{Issuer: b}, &securitybeta.JWTRule{Issuer: "testing@secure.istio.io"}),
 	})
 	wanted, unwanted := c.KeySources()
-	if _, hasA := wanted[a]; !hasA || len(wanted) != 2 || len(unwanted) != 0 || !d.Keys || len(served(c)) != 0 {
+	if len(wanted) != 2 || wanted[0].Source != a || wanted[1].Source != bSource || len(unwanted) != 0 || !d.Keys || len(served(c)) != 0 {
 		t.Fatalf("wanted %v, unwanted %v, changed %t, served %v", wanted, unwanted, d.Keys, served(c))
 	}
 	if m := message(d, "one"); !strings.Contains(m, "the keys of "+a+" are not fetched yet") {
@@ -115,5 +117,25 @@ func TestStoredKeysKeepToTheirSource(t *testing.T) {
 		if s := served(c); len(s) != 0 {
 			t.Errorf("%.50q is served as %v", value, s)
 		}
+	}
+}
+
+// TestKeySourcesComeInTurn: a namespace that names many sources does not take the place of others'.
+func TestKeySourcesComeInTurn(t *testing.T) {
+	c := compile.New(compile.Config{})
+	many := &securityv1.RequestAuthentication{ObjectMeta: metav1.ObjectMeta{Namespace: "aaa", Name: "many"}}
+	for i := range 50 {
+		many.Spec.JwtRules = append(many.Spec.JwtRules, &securitybeta.JWTRule{Issuer: "x", JwksUri: fmt.Sprintf("https://a.example/%02d", i)})
+	}
+	c.Apply([]model.Event{{Kind: model.KindRequestAuthentication, Name: model.Name{Namespace: "aaa", Name: "many"}, Object: many},
+		requestEvent("one", &securitybeta.JWTRule{Issuer: "x", JwksUri: "https://z.example/keys"}),
+		requestEvent("two", &securitybeta.JWTRule{Issuer: "x", JwksUri: "https://z.example/more"})})
+	wanted, _ := c.KeySources()
+	var first []string
+	for _, r := range wanted[:4] {
+		first = append(first, r.Source)
+	}
+	if got := strings.Join(first, " "); len(wanted) != 52 || got != "https://a.example/00 https://z.example/keys https://a.example/01 https://z.example/more" {
+		t.Errorf("%d sources, first %s", len(wanted), got)
 	}
 }

@@ -16,6 +16,9 @@ import (
 // Discovery is where an issuer says which keys it uses (OpenID Connect Discovery 1.0, section 4).
 const Discovery = "/.well-known/openid-configuration"
 
+// MaxURL bounds the URL of a source, in bytes: it is stored, logged, and told in statuses.
+const MaxURL = 1 << 10
+
 // Record is what is stored of one source.
 type Record struct {
 	Source  string    // a URL
@@ -52,6 +55,8 @@ func Name(source string) string {
 func ParseURL(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
 	switch {
+	case len(text) > MaxURL:
+		return nil, fmt.Errorf("is longer than %d bytes", MaxURL)
 	case err != nil:
 		return nil, fmt.Errorf("is not a URL")
 	case u.Scheme != "http" && u.Scheme != "https":

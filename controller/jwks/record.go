@@ -32,6 +32,13 @@ func Encode(r Record) (key, value string) {
 	return Name(r.Source), string(out)
 }
 
+// Size is about how much is stored of a record with keys, in bytes.
+func Size(r Record) int {
+	const frame = 80                    // names of fields, the time
+	source, _ := json.Marshal(r.Source) // a string always marshals
+	return len(source) + len(r.Keys) + frame
+}
+
 // Decode reads a record back. It returns an error when it is not what Encode makes: keys of one source must never count for
 // another.
 func Decode(key, value string) (Record, error) {

@@ -1,8 +1,10 @@
 package model
 
 import (
+	"cmp"
 	"maps"
 	"slices"
+	"strings"
 
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -38,12 +40,30 @@ func (r *Registry) KeyRecord(source string) jwks.Record { return r.keyring.recor
 // KeysWanted reports whether a RequestAuthentication names the source.
 func (r *Registry) KeysWanted(source string) bool { return len(r.keyring.wanted[source]) > 0 }
 
-// KeySources returns what is stored of the sources that are wanted, and the stored ones that nobody wants, sorted.
-func (r *Registry) KeySources() (wanted map[string]jwks.Record, unwanted []string) {
-	wanted = map[string]jwks.Record{}
-	for s := range r.keyring.wanted {
-		wanted[s] = r.keyring.records[s]
+// KeySources returns what is stored of the sources that are wanted, which is nothing but the Source of some, and the stored
+// ones that nobody wants, sorted. Where not all can be looked after the first ones should be: they come in turn from each
+// namespace that wants any, so that none takes the place of the others'.
+func (r *Registry) KeySources() (wanted []jwks.Record, unwanted []string) {
+	turn, named := map[string]int{}, map[string]int{} // of a source, and how many a namespace has named
+	for _, n := range slices.SortedFunc(maps.Keys(r.keyring.of), compareNames) {
+		for _, rule := range r.keyring.of[n] {
+			if rule.Source == "" {
+				continue
+			}
+			if at, ok := turn[rule.Source]; !ok || named[n.Namespace] < at {
+				turn[rule.Source] = named[n.Namespace]
+			}
+			named[n.Namespace]++
+		}
 	}
+	for s := range turn {
+		record := r.keyring.records[s]
+		record.Source = s
+		wanted = append(wanted, record)
+	}
+	slices.SortFunc(wanted, func(a, b jwks.Record) int {
+		return cmp.Or(turn[a.Source]-turn[b.Source], strings.Compare(a.Source, b.Source))
+	})
 	for _, s := range slices.Sorted(maps.Keys(r.keyring.records)) {
 		if !r.KeysWanted(s) {
 			unwanted = append(unwanted, s)

@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"compress/gzip"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -47,7 +48,8 @@ func TestGuard(t *testing.T) {
 		"127.0.0.1": {}, "127.8.8.8": {}, "::1": {}, "0.0.0.0": {}, "::": {}, "169.254.169.254": {}, "169.254.0.1": {}, "fe80::1": {}, "fe80::1%eth0": {},
 		"224.0.0.1": {}, "255.255.255.255": {}, "240.0.0.1": {}, "ff02::1": {}, "::ffff:127.0.0.1": {}, "::ffff:169.254.169.254": {},
 		"64:ff9b::a9fe:a9fe": {}, "2002:7f00:1::": {}, "::7f00:1": {}, "fd00:ec2::254": {}, "100.100.100.200": {}, "168.63.129.16": {}, "::ffff:0:7f00:1": {},
-		"192.0.0.192": {}, "fec0::1": {},
+		"192.0.0.192": {}, "fec0::1": {}, "64:ff9b:1:a9fe:a9:fe00::": {}, "64:ff9b:1::808:808": {}, "2001:0:808:808::1": {},
+		"198.18.0.1": {true, false}, "::ffff:198.18.0.1": {true, false},
 		"10.0.0.1": {true, false}, "10.1.2.3": {true, true}, "172.16.0.1": {true, false}, "192.168.1.1": {true, false}, "100.64.0.1": {true, false},
 		"fd12::1": {true, false}, "64:ff9b::a00:1": {true, false}, "2002:a00:1::": {true, false},
 		"8.8.8.8": {true, true}, "2606:4700::1": {true, true}, "64:ff9b::808:808": {true, true}, "203.0.113.7": {true, false},
@@ -126,6 +128,11 @@ func TestJW09Fetch(t *testing.T) {
 			http.Redirect(w, r, "http://issuer.example/keys", http.StatusFound)
 		case "/large":
 			fmt.Fprint(w, keys+strings.Repeat(" ", 5000))
+		case "/packed":
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			fmt.Fprint(z, keys)
+			_ = z.Close()
 		case "/secret":
 			fmt.Fprint(w, "TOP SECRET of another service")
 		case "/slow":
@@ -161,6 +168,8 @@ func TestJW09Fetch(t *testing.T) {
 		"http://missing.example/keys":                                   "the host is not found",
 		"gopher://issuer.example/keys":                                  "is not a URL that begins with http",
 		"http://a:b@issuer.example/keys":                                "holds a user name",
+		"http://issuer.example/" + strings.Repeat("a", jwks.MaxURL):     "is longer than 1024 bytes",
+		"http://issuer.example/packed":                                  "is not a JSON web key set", // nothing is unpacked
 	} {
 		got, err := f.Fetch(t.Context(), from)
 		if (err == nil) != (want == "") || (err != nil && !strings.HasPrefix(err.Error(), want)) || (err == nil && got != keys) {

@@ -7,7 +7,7 @@ import (
 
 // Guard says which addresses may be connected to. The zero Guard allows public ones only.
 type Guard struct {
-	// Private allows the private ranges (RFC 1918, RFC 4193, RFC 6598): issuers inside the cluster have such addresses.
+	// Private allows the private ranges (RFC 1918, RFC 2544, RFC 4193, RFC 6598): issuers inside the cluster have such addresses.
 	Private bool
 	// Allow lists private networks that are allowed although Private is not set.
 	Allow []netip.Prefix
@@ -19,9 +19,10 @@ type Guard struct {
 // ranges that are nobody's.
 var never = parsePrefixes("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/3",
 	"100.100.100.200/32", "168.63.129.16/32", // metadata of clouds outside the link's range
+	"64:ff9b:1::/48", "2001::/32", // hold an IPv4 address where only their owner knows
 	"::/127", "fe80::/10", "fec0::/10", "ff00::/8", "fd00:ec2::/32", "fd20:ce::/32")
 
-var private = parsePrefixes("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+var private = parsePrefixes("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15", "fc00::/7")
 
 // embedding are IPv6 networks whose addresses hold an IPv4 address at the byte, to which they lead.
 var embedding = []struct {
@@ -29,7 +30,7 @@ var embedding = []struct {
 	at     int
 }{
 	{netip.MustParsePrefix("::/96"), 12}, {netip.MustParsePrefix("64:ff9b::/96"), 12},
-	{netip.MustParsePrefix("64:ff9b:1::/48"), 12}, {netip.MustParsePrefix("2002::/16"), 2},
+	{netip.MustParsePrefix("2002::/16"), 2},
 	{netip.MustParsePrefix("::ffff:0:0:0/96"), 12},
 }
 

@@ -47,6 +47,9 @@ type Config struct {
 	Parallel int
 	// MaxSources bounds the sources that are looked after; default 300. Others are reported and logged.
 	MaxSources int
+	// MaxStored bounds what is stored of all sources, in bytes; default 900 KiB, since the API server takes 1 MiB. Two thirds
+	// are shared out among MaxSources, what is left goes to those who come first.
+	MaxStored int
 }
 
 // Keeper fetches what is wanted while it runs, which it does on one replica only. Set may be called on all.
@@ -66,6 +69,7 @@ type state struct {
 	stored   jwks.Record // as Set said last
 	wanted   bool
 	running  bool
+	over     int // how much more than its share is stored, or about to be, in bytes
 	failures int
 	next     time.Time // when it is due again, after an attempt of this process; zero: the record says
 }
@@ -92,31 +96,35 @@ func New(cfg Config) (*Keeper, error) {
 	if cfg.MaxSources <= 0 {
 		cfg.MaxSources = 300
 	}
+	if cfg.MaxStored <= 0 {
+		cfg.MaxStored = 900 << 10
+	}
 	return &Keeper{cfg: cfg, wake: make(chan struct{}, 1), sources: map[string]*state{}, fetches: map[string]uint64{"good": 0, "failed": 0}}, nil
 }
 
-// Set says what is known of the sources now: wanted ones map to what is stored of them (a zero Record: nothing), and
-// unwanted lists those of which something is stored although nobody wants them any more.
-func (k *Keeper) Set(wanted map[string]jwks.Record, unwanted []string) {
+// Set says what is known of the sources now: what is stored of the wanted ones (of some nothing but the Source), those first
+// that should be looked after before others, and of which something is stored although nobody wants them any more.
+func (k *Keeper) Set(wanted []jwks.Record, unwanted []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	all := map[string]bool{}
+	for i, r := range wanted {
+		all[r.Source] = i < k.cfg.MaxSources
+	}
 	for s, st := range k.sources {
-		if _, ok := wanted[s]; !ok {
+		if !all[s] {
 			st.wanted = false
 			if !st.running {
 				delete(k.sources, s)
 			}
 		}
 	}
-	skipped := 0
-	for s, r := range wanted {
+	skipped := max(0, len(wanted)-k.cfg.MaxSources)
+	for _, r := range wanted[:len(wanted)-skipped] {
+		s := r.Source
 		st := k.sources[s]
 		if st == nil {
-			if len(k.sources) >= k.cfg.MaxSources {
-				skipped++
-				continue
-			}
-			st = &state{}
+			st = &state{over: k.over(r)}
 			k.sources[s] = st
 		}
 		if st.wanted && st.stored.Keys != "" && r.Keys == "" {
@@ -132,7 +140,7 @@ func (k *Keeper) Set(wanted map[string]jwks.Record, unwanted []string) {
 	}
 	k.skipped = skipped
 	for _, s := range unwanted {
-		if _, ok := wanted[s]; ok {
+		if _, ok := all[s]; ok {
 			continue
 		}
 		st := k.sources[s]
@@ -245,6 +253,9 @@ func (k *Keeper) attempt(ctx context.Context, source string) {
 		return
 	}
 	keys, err := k.cfg.Fetch(ctx, source)
+	if err == nil {
+		err = k.room(source, keys)
+	}
 	if ctx.Err() != nil {
 		k.done(source, old, true, "")
 		return
@@ -270,6 +281,36 @@ func (k *Keeper) attempt(ctx context.Context, source string) {
 		}
 	}
 	k.done(source, now, err == nil, result)
+}
+
+// room returns an error when what was fetched takes more than the source's share of what can be stored, and others have the
+// rest: a few that send much would leave no room for the keys of all others. Otherwise the source has the room.
+func (k *Keeper) room(source, keys string) error {
+	mine := k.over(jwks.Record{Source: source, Keys: keys, Fetched: k.cfg.Clock.Now()})
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	rest := k.cfg.MaxStored - k.cfg.MaxStored*shared/100
+	for s, st := range k.sources {
+		if s != source {
+			rest -= st.over
+		}
+	}
+	if mine > 0 && mine > rest {
+		return errors.New("answers with more keys than there is room for")
+	}
+	k.sources[source].over = mine
+	return nil
+}
+
+// shared is the part of MaxStored that is shared out, in percent.
+const shared = 66
+
+// over is by how much a record is larger than a source's share, in bytes.
+func (k *Keeper) over(r jwks.Record) int {
+	if r.Keys == "" {
+		return 0 // an error is short, and so is a URL
+	}
+	return max(0, jwks.Size(r)-k.cfg.MaxStored*shared/100/k.cfg.MaxSources)
 }
 
 // done records how an attempt ended.

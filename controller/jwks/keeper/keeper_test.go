@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -96,9 +99,14 @@ func (w *world) Delete(_ context.Context, source string) error {
 // tell brings what is stored to all keepers, as informers do.
 func (w *world) tell() {
 	w.mu.Lock()
-	wanted, unwanted := map[string]jwks.Record{}, []string{}
-	for s := range w.wanted {
-		wanted[s] = w.stored[s]
+	var wanted []jwks.Record
+	var unwanted []string
+	for s, is := range w.wanted {
+		if is {
+			r := w.stored[s]
+			r.Source = s
+			wanted = append(wanted, r)
+		}
 	}
 	for s := range w.stored {
 		if !w.wanted[s] {
@@ -285,12 +293,59 @@ func TestKeeperBoundsSources(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.Set(map[string]jwks.Record{"a": {}, "b": {}, "c": {}}, nil)
-	if len(k.sources) != 2 || k.skipped != 1 {
-		t.Errorf("%d sources, %d left out", len(k.sources), k.skipped)
+	set := func(sources ...string) string {
+		var wanted []jwks.Record
+		for _, s := range sources {
+			wanted = append(wanted, jwks.Record{Source: s})
+		}
+		k.Set(wanted, nil)
+		return strings.Join(slices.Sorted(maps.Keys(k.sources)), "") + fmt.Sprint(" ", k.skipped)
+	}
+	if got := set("c", "a", "b"); got != "ac 1" {
+		t.Errorf("looks after %s", got)
+	}
+	if got := set("b", "c", "a"); got != "bc 1" { // the first ones, whoever came before
+		t.Errorf("looks after %s", got)
+	}
+	if got := set("a"); got != "a 0" {
+		t.Errorf("looks after %s", got)
 	}
 	if _, err := New(Config{}); err == nil {
 		t.Error("a keeper without a store is made")
+	}
+}
+
+// TestKeeperSharesTheRoom: sources that send much get what is left of the room, and never the share of the others.
+func TestKeeperSharesTheRoom(t *testing.T) {
+	k, err := New(Config{Fetch: func(context.Context, string) (string, error) { return "", nil }, Store: newWorld(), Clock: clock.System(),
+		MaxSources: 10, MaxStored: 10_000}) // 660 bytes each, and 3,400 for who comes first
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wanted []jwks.Record
+	for i := range 10 {
+		wanted = append(wanted, jwks.Record{Source: fmt.Sprint("s", i)})
+	}
+	k.Set(wanted, nil)
+	keys := func(n int) string { return `"` + strings.Repeat("k", n) + `"` }
+	total := 0
+	for i, tc := range []struct {
+		source string
+		size   int
+		fits   bool
+	}{
+		{"s0", 3000, true}, {"s1", 3000, false}, {"s1", 1000, true}, {"s2", 1500, false}, {"s2", 500, true}, {"s3", 500, true},
+		{"s0", 3700, false}, {"s0", 500, true}, {"s4", 3000, true},
+	} {
+		if err := k.room(tc.source, keys(tc.size)); (err == nil) != tc.fits {
+			t.Errorf("%d: %d bytes of %s: %v", i, tc.size, tc.source, err)
+		}
+	}
+	for _, st := range k.sources {
+		total += st.over
+	}
+	if total > 3400 {
+		t.Errorf("%d bytes more than the shares", total)
 	}
 }
 
