@@ -36,6 +36,9 @@ func (r runsOn) check(ctx context.Context, node, namespace, account string) (boo
 		return false, fmt.Errorf("list pods of %s/%s on node %s: %w", namespace, account, node, err)
 	}
 	for _, p := range list.Items {
+		if _, mirrored := p.Annotations[corev1.MirrorPodAnnotationKey]; mirrored { // the node made the object itself
+			continue
+		}
 		if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
 			return true, nil
 		}

@@ -74,8 +74,10 @@ func TestNodeAuthorizerReadsOnAMiss(t *testing.T) {
 	}
 	ending := pod("bar", "ending", "n1", "ending", corev1.PodRunning) // it serves until its containers ended
 	ending.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)}
+	mirror := pod("mirrors", "claimed", "n1", "default", corev1.PodRunning)
+	mirror.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "made by the node"}
 	client := fake.NewClientset(pod("istio-system", "z1", "n1", "ztunnel", ""), pod("foo", "late", "n1", "late", ""),
-		pod("foo", "done", "n1", "done", corev1.PodSucceeded), ending)
+		pod("foo", "done", "n1", "done", corev1.PodSucceeded), ending, mirror)
 	n := nodeAuthorizer{runsOn{index: watch.NewIndex(), direct: client}}
 	id := func(account string) api.Identity {
 		return api.Identity{TrustDomain: "cluster.local", Namespace: "foo", ServiceAccount: account}
@@ -86,6 +88,9 @@ func TestNodeAuthorizerReadsOnAMiss(t *testing.T) {
 	}
 	if err := n.MayImpersonate(t.Context(), caller, api.Identity{TrustDomain: "cluster.local", Namespace: "bar", ServiceAccount: "ending"}); err != nil {
 		t.Error("a pod that is being deleted:", err)
+	}
+	if err := n.MayImpersonate(t.Context(), caller, api.Identity{TrustDomain: "cluster.local", Namespace: "mirrors", ServiceAccount: "default"}); err == nil {
+		t.Error("a node has the identity of a pod that it made up")
 	}
 	byPod := ca.Caller{Namespace: "istio-system", ServiceAccount: "ztunnel", PodName: "z1", PodUID: "uid-1"}
 	if err := n.MayImpersonate(t.Context(), byPod, id("late")); err != nil {
