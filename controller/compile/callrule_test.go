@@ -58,8 +58,8 @@ func modelRules(r *model.Registry, p *model.Pod, namespace, host string) string 
 	return strings.Join(rest, " ")
 }
 
-// TestSR17MT13NodesFindTheModelsRules: a node finds by what it is sent the rules that the model finds by the objects.
-func TestSR17MT13NodesFindTheModelsRules(t *testing.T) {
+// TestNodesFindTheModelsRules: a node finds by what it is sent the rules that the model finds by the objects.
+func TestNodesFindTheModelsRules(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	g := generator{rand.New(rand.NewPCG(seed, 1))}
 	c, r := compile.New(compile.Config{}), model.New(model.Config{InstallNamespace: "istio-system", Mesh: model.Mesh{RootNamespace: "istio-system", TrustDomain: "cluster.local"}})

@@ -36,9 +36,9 @@ func onPort(port uint32, mode tlsMode) func(*settings.CallRule) {
 	return func(r *settings.CallRule) { r.Tls.Ports = map[uint32]*settings.ClientTls{port: {Mode: mode}} }
 }
 
-// TestMT13PathByClientMode: what a DestinationRule says of TLS decides how its clients connect, and never lets them connect
+// TestPathByClientMode: what a DestinationRule says of TLS decides how its clients connect, and never lets them connect
 // with less than it asks for.
-func TestMT13PathByClientMode(t *testing.T) {
+func TestPathByClientMode(t *testing.T) {
 	type query = PathQuery
 	plain := func(w *workloadapi.Workload) { w.TunnelProtocol = workloadapi.TunnelProtocol_NONE }
 	local := func(q *query) { q.Local = true }
@@ -117,8 +117,8 @@ func TestMT13PathByClientMode(t *testing.T) {
 	}
 }
 
-// TestSR17CallRulesByPlace: the caller's namespace, then the service's, then the root namespace; each as far as it is exported.
-func TestSR17CallRulesByPlace(t *testing.T) {
+// TestCallRulesByPlace: the caller's namespace, then the service's, then the root namespace; each as far as it is exported.
+func TestCallRulesByPlace(t *testing.T) {
 	in := func(namespace string, exportTo ...string) func(*settings.CallRule) {
 		return func(r *settings.CallRule) { r.Namespace, r.ExportTo = namespace, exportTo }
 	}

@@ -11,10 +11,10 @@ import (
 	"github.com/undermesh/undermesh/controller/client"
 )
 
-// TestMT13ClientModes: plain text by DestinationRule hides who calls, also from a server of the same node, which is judged
+// TestClientModes: plain text by DestinationRule hides who calls, also from a server of the same node, which is judged
 // as if it came over the wire; mutual TLS goes through the tunnel there too; what cannot be done is refused, and the server
 // sees nothing of it.
-func TestMT13ClientModes(t *testing.T) {
+func TestClientModes(t *testing.T) {
 	inWorld(t, nil, func(t *testing.T, w *world) {
 		a, near, far := w.pod("a", "sleep", "10.0.0.1"), w.pod("a", "near", "10.0.0.2"), w.pod("b", "far", "10.0.1.1")
 		defer w.stop(a, near, far)
