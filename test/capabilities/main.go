@@ -31,6 +31,7 @@ var rowsTSV string
 var deviations = map[string]string{
 	"IN-01": "gateways are not there yet: install prints the components that it installed",
 	"IN-02": "gateways are not there yet: install prints the components that it installed",
+	"MT-28": "mutual TLS is automatic, as the documents' newer text has it: a DestinationRule without tls changes nothing for the clients of a STRICT server",
 	"TR-23": "stored as v1beta1; kubectl shows v1, which is served too",
 }
 
@@ -41,6 +42,8 @@ var lone = map[*regexp.Regexp]string{
 	regexp.MustCompile(`^CN-07$`):               "outside the mesh all ports are excluded",
 	regexp.MustCompile(`^IN-`):                  "it concerns the whole mesh",
 	regexp.MustCompile(`^SR-12$`):               "what a port declares is judged where it is written, whoever calls it",
+	regexp.MustCompile(`^JW-09$`):               "the control plane fetches, whoever is in the mesh",
+	regexp.MustCompile(`^AL-09$`):               "outside the mesh there are no lines in any case",
 	regexp.MustCompile(`^MT-(1[6-9]|2[0125])$`): "nobody outside the mesh has a certificate",
 }
 

@@ -36,6 +36,7 @@ func TestAdmission(t *testing.T) {
 		{"misspelt field of a policy", echoPolicy("admitted", "  rules:\n  - form: [{source: {namespaces: [a]}}]\n"), true, []string{`spec.rules[0].form: unknown field (did you mean "from"?)`}, ""},
 		{"IN-33 mesh configuration of a wrong type", mesh("trustDomain: [a]"), true, []string{"data.mesh.trustDomain: must be a string"}, ""},
 		{"IN-33 mesh configuration with an unknown field", mesh("trustDomian: a"), false, []string{"Warning: data.mesh.trustDomian: unknown field", `did you mean "trustDomain"?`}, ""},
+		{"IN-33 control: a right mesh configuration", mesh("trustDomain: cluster.local"), false, nil, "data.mesh"},
 		{"doubtful route", spec + "{hosts: [httpbin], http: [{route: [{destination: {host: httpbin}}]}, {route: [{destination: {host: httpbin}}]}]}", false,
 			[]string{"Warning: spec.http[1]: is never reached"}, ""},
 		{"probe of another host", pod("port: 80, host: example.com"), false, []string{`Warning: spec.containers[0].livenessProbe.httpGet.host: kubelet asks "example.com"`}, ""},

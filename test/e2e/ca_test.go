@@ -92,6 +92,34 @@ func TestMT14ControllersPort(t *testing.T) {
 	})
 }
 
+// TestMT14Tunnel meets the port of a pod's tunnel with openssl.
+func TestMT14Tunnel(t *testing.T) {
+	ctx, w := meshed(t)
+	meet := func(t *testing.T, to, args string) string {
+		t.Helper()
+		pod, err := w.OnePod(ctx, to, "httpbin")
+		check(t, err)
+		r, err := w.Exec(ctx, "legacy", "sleep", "echo | timeout 10 openssl s_client -connect "+pod.Status.PodIP+":15008 -alpn h2 "+args+" 2>&1 | grep -aE '^CONNECTED|^New, '")
+		check(t, err)
+		return r.Out
+	}
+	t.Run("MT-14 the tunnel is TLS 1.3", func(t *testing.T) {
+		if out := meet(t, "foo", "-tls1_3"); !strings.Contains(out, "New, TLSv1.3, Cipher is TLS_") {
+			t.Errorf("got %q", out)
+		}
+	})
+	t.Run("MT-14 control: an older version is refused", func(t *testing.T) {
+		if out := meet(t, "foo", "-tls1_2"); !strings.Contains(out, "CONNECTED") || strings.Contains(out, "TLSv1") {
+			t.Errorf("got %q", out)
+		}
+	})
+	t.Run("MT-14 control: outside the mesh there is no TLS", func(t *testing.T) {
+		if out := meet(t, "legacy", "-tls1_3"); strings.Contains(out, "CONNECTED") {
+			t.Errorf("got %q", out)
+		}
+	})
+}
+
 // TestPlugInUnderLoad replaces the self-signed root by cacerts and shows the documents' commands, while connections are made
 // all the time.
 func TestPlugInUnderLoad(t *testing.T) {
@@ -108,6 +136,21 @@ func TestPlugInUnderLoad(t *testing.T) {
 			t.Error("it is the one of the Secret")
 		}
 	})
+	serial := func(t *testing.T) string {
+		t.Helper()
+		s, err := w.Secret(ctx, "foo", "httpbin")
+		check(t, err)
+		return s.Chain[0].SerialNumber.Text(16)
+	}
+	first := serial(t)
+	t.Run("MT-17 control: without a reason the certificate stays", func(t *testing.T) {
+		check(t, Hold(ctx, 3*time.Second))
+		if now := serial(t); now != first {
+			t.Errorf("it was %s and is %s", first, now)
+		}
+	})
+	restarts, err := w.controlPlane(ctx)
+	check(t, err)
 	check(t, w.Apply(ctx, secret))
 	t.Cleanup(func() { check(t, w.selfSignedAgain(context.Background())) })
 	out, err := w.Undermesh(ctx, "ca", "rotate")
@@ -116,6 +159,14 @@ func TestPlugInUnderLoad(t *testing.T) {
 	reports, err := w.Reports(ctx)
 	check(t, err)
 	t.Run("MT-17 MT-18 no connection failed while roots and certificates were replaced", func(t *testing.T) { check(t, Unharmed(reports)) })
+	t.Run("MT-17 the pod has another certificate, and nothing was restarted", func(t *testing.T) {
+		if now := serial(t); now == first {
+			t.Errorf("it is %s still", now)
+		}
+		if now, err := w.controlPlane(ctx); err != nil || now != restarts {
+			t.Errorf("the pods were %s and are %s, %v", restarts, now, err)
+		}
+	})
 	t.Run("MT-18 the chain is leaf, intermediate, root", func(t *testing.T) {
 		s, err := w.Secret(ctx, "foo", "httpbin")
 		check(t, err)

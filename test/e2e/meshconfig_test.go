@@ -193,7 +193,10 @@ func TestAccessLogLive(t *testing.T) {
 		{"AL-01 accessLogFile writes a line", "accessLogFile: /dev/stdout\n", "json"},
 		{"AL-07 TEXT", "accessLogFile: /dev/stdout\naccessLogEncoding: TEXT\n", "text"},
 		{"AL-07 JSON", "accessLogFile: /dev/stdout\naccessLogEncoding: JSON\n", "json"},
-		{"AL-09 AL-01 control: without the resource", "{}\n", ""},
+		{"AL-07 control: without an encoding", "accessLogFile: /dev/stdout\n", "json"},
+		{"AL-01 AL-07 control: without the resource", "{}\n", ""},
+		{"AL-09 control: with a file", "accessLogFile: /dev/stdout\n", "json"},
+		{"AL-09 an empty file is no line", "accessLogFile: \"\"\n", ""},
 	} {
 		t.Run(s.title, func(t *testing.T) {
 			check(t, w.SetMesh(ctx, s.mesh))
@@ -213,8 +216,8 @@ func TestAccessLogLive(t *testing.T) {
 		check(t, w.ExpectPairs(ctx, 30*time.Second, "legacy→foo"))
 		check(t, w.ExpectLog(ctx, since, `"reason":"strict_mtls"`))
 	})
-	check(t, w.SetMesh(ctx, "accessLogFile: /dev/stdout\n"))
-	t.Run("AL-01 control: outside the mesh", func(t *testing.T) {
+	check(t, w.SetMesh(ctx, "accessLogFile: /dev/stdout\naccessLogEncoding: TEXT\n"))
+	t.Run("AL-01 AL-07 control: outside the mesh", func(t *testing.T) {
 		check(t, w.Unenrol(ctx, Meshed...))
 		t.Cleanup(func() { check(t, w.Enrol(context.Background(), Meshed...)) })
 		check(t, Until(ctx, 30*time.Second, "no line", func(ctx context.Context) error { // capture ends a moment after the annotation

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -14,7 +15,8 @@ type modeRow struct {
 	ids, title     string
 	base, resource string
 	holds          seen
-	without        seen // nil: there is no resource to be without
+	without        seen   // nil: there is no resource to be without
+	contrast       string // what without shows; default "without the resource"
 	outside        seen
 }
 
@@ -90,7 +92,7 @@ func modeRows() []modeRow {
 	open := pairsAre()
 	return []modeRow{
 		{ids: "MT-02", title: "plain text to a server outside the mesh", holds: all(plainHTTP, link("bar", "legacy", false), link("bar", "foo", true)),
-			outside: link("bar", "foo", false)},
+			without: link("bar", "foo", true), contrast: "a server in the mesh", outside: link("bar", "foo", false)},
 		{ids: "MT-06", title: "STRICT for a workload",
 			resource: peer("bar", "httpbin", `{selector: {matchLabels: {app: httpbin}}, mtls: {mode: STRICT}}`) +
 				clientTLS("bar", "httpbin", httpbinBar, "{tls: {mode: ISTIO_MUTUAL}}"),
@@ -142,7 +144,7 @@ func observeModes(t *testing.T, rows []modeRow) {
 			see(t, r.holds, r.title)
 		})
 		if r.without != nil {
-			t.Run(r.ids+" control: without the resource", func(t *testing.T) {
+			t.Run(r.ids+" control: "+cmp.Or(r.contrast, "without the resource"), func(t *testing.T) {
 				with(t, r.base)
 				see(t, r.without, "its opposite")
 			})

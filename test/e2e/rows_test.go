@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/undermesh/undermesh/controller/api"
 )
 
 // row is a capability of the catalogue that a resource switches on. Each is observed with its resource, without it, and with
@@ -34,6 +36,24 @@ func policyRows(barIP string) []row {
   - from: [{source: {namespaces: ["bar", "foo"]}}]
 `), refusal("policy_denied", `"rule":1`), ""},
 	}
+	const httpbins = "selector: {matchLabels: {app: httpbin}}, "
+	for _, s := range []struct {
+		title, namespace, selector string
+		refused                    []string
+	}{
+		{"a policy of the root namespace is for all namespaces", api.DefaultRootNamespace, "", append(pairsTo("foo"), pairsTo("bar")...)},
+		{"a policy without a selector is for its namespace", "bar", "", pairsTo("bar")},
+		{"a selector names the workloads of the namespace", "foo", httpbins, pairsTo("foo")},
+		{"a selector of the root namespace names workloads of all", api.DefaultRootNamespace, httpbins, append(pairsTo("foo"), pairsTo("bar")...)},
+	} {
+		echoes := "accepted" // port 9000 is no workload's that the policy is for, except where it is for all of the namespace
+		if s.selector == "" && s.namespace == api.DefaultRootNamespace {
+			echoes = "rejected"
+		}
+		rows = append(rows, row{"AZ-07", s.title, closed(s.namespace, s.selector), func(ctx context.Context, w *World) error {
+			return errors.Join(pairsAre(s.refused...)(ctx, w), w.echoNow(ctx, []EchoCase{{"bar", 9000, echoes}, {"bar", 9001, "accepted"}}))
+		}, ""})
+	}
 	for _, p := range EchoPolicies(barIP) {
 		ids := p.ID
 		if ids == "AZ-10" {
@@ -42,6 +62,20 @@ func policyRows(barIP string) []row {
 		rows = append(rows, row{ids, p.Title, p.Policy, func(ctx context.Context, w *World) error { return w.echoNow(ctx, p.Cases) }, ""})
 	}
 	return rows
+}
+
+// pairsTo are those whose server is in the namespace.
+func pairsTo(namespace string) []string {
+	return []string{"foo→" + namespace, "bar→" + namespace, "legacy→" + namespace}
+}
+
+// closed denies port 80, httpbin's, and 9000, one of tcp-echo's, to everybody.
+func closed(namespace, selector string) string {
+	return `apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: closed, namespace: ` + namespace + `}
+spec: {action: DENY, ` + selector + `rules: [{to: [{operation: {ports: ["80", "9000"]}}]}]}
+`
 }
 
 func pairsAre(refused ...string) func(context.Context, *World) error {
