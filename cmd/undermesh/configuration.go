@@ -26,7 +26,7 @@ var configurationKinds = map[string][]string{
 	"security.istio.io":         {"AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"},
 	"telemetry.istio.io":        {"Telemetry"},
 	"extensions.istio.io":       {"WasmPlugin", "TrafficExtension"},
-	"gateway.networking.k8s.io": {"GatewayClass", "Gateway", "HTTPRoute"},
+	"gateway.networking.k8s.io": {"GatewayClass", "Gateway", "ListenerSet", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "ReferenceGrant", "BackendTLSPolicy"},
 }
 
 // page is how many objects are asked for at once.

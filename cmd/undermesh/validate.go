@@ -130,6 +130,9 @@ func (f *frame) validate(names []string, limit validate.Severity, all bool) erro
 	}
 	fmt.Fprintf(f.err, "%d files, %d objects: %d errors, %d warnings, %d infos, %d objects not checked\n", sum.Files, sum.Objects,
 		count[validate.Error], count[validate.Warning], count[validate.Info], len(sum.NotChecked))
+	if sum.Objects == 0 && len(found) == 0 {
+		return fmt.Errorf("no objects in %s", strings.Join(names, ", "))
+	}
 	bad := 0
 	for severity, n := range count {
 		if severity >= limit {

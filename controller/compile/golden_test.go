@@ -20,6 +20,7 @@ import (
 	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/watch"
+	"github.com/undermesh/undermesh/test/corpus"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -142,16 +143,7 @@ func TestGolden(t *testing.T) {
 
 // TestCorpus compiles every document of the corpus: none may panic, and each is either understood or named in a problem.
 func TestCorpus(t *testing.T) {
-	dir := os.Getenv("CORPUS")
-	if dir == "" {
-		dir = filepath.Join("..", "..", "..", "shared", "spec", "corpus")
-	}
-	if _, err := os.Stat(dir); err != nil {
-		if os.Getenv("CI") == "true" && os.Getenv("CORPUS") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("no corpus:", err)
-	}
+	dir := corpus.Dir(t)
 	files := 0
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() || filepath.Ext(path) != ".yaml" {

@@ -18,6 +18,7 @@ import (
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1alpha2 "sigs.k8s.io/gateway-api/apis/v1alpha2"
+	gatewayv1alpha3 "sigs.k8s.io/gateway-api/apis/v1alpha3"
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 )
 
@@ -44,7 +45,7 @@ func NewCatalogue() (*Catalogue, error) {
 	c := &Catalogue{kinds: map[kschema.GroupVersionKind]*kind{}, protos: protoSchemas{}, types: goSchemas{}}
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		clientscheme.AddToScheme, apiextensionsv1.AddToScheme, gatewayv1.Install, gatewayv1beta1.Install, gatewayv1alpha2.Install,
+		clientscheme.AddToScheme, apiextensionsv1.AddToScheme, gatewayv1.Install, gatewayv1beta1.Install, gatewayv1alpha2.Install, gatewayv1alpha3.Install,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("read kinds: %w", err)

@@ -1,30 +1,13 @@
 package validate
 
 import (
-	"encoding/csv"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"testing"
-)
 
-// corpus returns the directory of the collected documents. They are not part of the repository, whose own documents are
-// testdata/ and the tables beside this test: without them the test is skipped, and fails where it must not be (CI).
-func corpus(t *testing.T) string {
-	t.Helper()
-	dir := os.Getenv("CORPUS")
-	if dir == "" {
-		dir = filepath.Join("..", "..", "..", "shared", "spec", "corpus")
-	}
-	if _, err := os.Stat(dir); err != nil {
-		if os.Getenv("CI") == "true" || os.Getenv("CORPUS") != "" {
-			t.Fatal("the corpus must be there (name its directory in CORPUS):", err)
-		}
-		t.Skip("no corpus:", err)
-	}
-	return dir
-}
+	"github.com/undermesh/undermesh/test/corpus"
+)
 
 // notYet are the damaged forms that the engine still accepts. The list may only become shorter.
 var notYet = map[string]bool{}
@@ -41,29 +24,17 @@ var completed = map[string]bool{"084-gateway-selector-only.yaml": true}
 // TestCorpus runs the engine over every document that users will bring: the good ones have no error, the obsolete ones get a
 // message, and the damaged ones are refused or warned about with file, line and, where one can be read, object and field.
 func TestCorpus(t *testing.T) {
-	dir := corpus(t)
 	c, err := NewCatalogue()
 	if err != nil {
 		t.Fatal(err)
 	}
-	in, err := os.Open(filepath.Join(dir, "INDEX.tsv"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
-	r := csv.NewReader(in)
-	r.Comma, r.LazyQuotes = '\t', true
-	rows, err := r.ReadAll()
-	if err != nil {
-		t.Fatal(err)
-	}
-	const fileColumn, obsoleteColumn, printedColumn = 0, 6, 7
+	files := corpus.Files(t)
 	good, damaged, accepted := 0, 0, map[string]bool{}
-	for _, row := range rows[1:] {
-		name := row[fileColumn]
-		report := checkFile(t, c, filepath.Join(dir, name))
+	for _, f := range files {
+		name := f.Name
+		report := checkFile(t, c, f.Path)
 		switch {
-		case row[obsoleteColumn] == "n" || completed[name]:
+		case !f.Obsolete || completed[name]:
 			good++
 			if report.Worst() == Error {
 				t.Errorf("%s is good, and got %v", name, worst(report))
@@ -71,12 +42,11 @@ func TestCorpus(t *testing.T) {
 		case obsoleteNotYet[name] != (report.Worst() < Warning && (!alone[name] || len(report.Findings) == 0)):
 			t.Errorf("%s is obsolete (message still missing: %t), and got %v", name, obsoleteNotYet[name], worst(report))
 		}
-		printed := filepath.Join(dir, "as-printed", name)
-		if _, err := os.Stat(printed); err != nil || row[printedColumn] == "same" {
+		if f.Printed == "" {
 			continue
 		}
 		damaged++
-		report = checkFile(t, c, printed)
+		report = checkFile(t, c, f.Printed)
 		if report.Worst() < Warning {
 			accepted[name] = true
 		}
@@ -95,7 +65,7 @@ func TestCorpus(t *testing.T) {
 			t.Errorf("%s is found now: remove it from notYet", name)
 		}
 	}
-	t.Logf("%d good, %d obsolete, %d damaged files; %d damaged ones still accepted, %d obsolete ones still without message", good, len(rows)-1-good, damaged, len(accepted), len(obsoleteNotYet))
+	t.Logf("%d good, %d obsolete, %d damaged files; %d damaged ones still accepted, %d obsolete ones still without message", good, len(files)-good, damaged, len(accepted), len(obsoleteNotYet))
 }
 
 // helped checks that a damaged file is told where to look, and what to write instead.

@@ -280,6 +280,9 @@ func (c *collector) clientTLS(t *networking.ClientTLSSettings, at string) {
 		if t.GetCaCertificates() == "" && t.GetCredentialName() == "" && !t.GetInsecureSkipVerify().GetValue() {
 			c.add(Info, at+".caCertificates", "is not set: the server is verified with the roots of the system")
 			c.code(CodeUnverified)
+			if strings.Contains(at, "portLevelSettings") {
+				c.code(CodeUnverifiedPort)
+			}
 		}
 		for _, f := range []string{"clientCertificate", "privateKey"} {
 			if files[f] != "" {

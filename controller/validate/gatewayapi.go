@@ -4,18 +4,42 @@ import (
 	"fmt"
 	"strings"
 
+	kschema "k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
-	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 )
 
-// gatewayAPI registers the rules of the Gateway API's kinds. v1beta1 has the same types.
+// addGateway registers the rules of a kind of the Gateway API. Older versions are read as v1, whose fields they have.
+func addGateway[T any](c *Catalogue, kind string, rules func(*collector, *T)) {
+	for _, version := range []string{"v1", "v1beta1", "v1alpha3", "v1alpha2"} {
+		addGo(c, kschema.GroupVersionKind{Group: groupGateway, Version: version, Kind: kind}, rules)
+	}
+}
+
+// gatewayAPI registers the rules of the Gateway API's kinds.
 func (c *Catalogue) gatewayAPI() {
-	addGo(c, gatewayv1.SchemeGroupVersion.WithKind("Gateway"), func(c *collector, g *gatewayv1.Gateway) { c.listeners(&g.Spec) })
-	addGo(c, gatewayv1beta1.SchemeGroupVersion.WithKind("Gateway"), func(c *collector, g *gatewayv1beta1.Gateway) { c.listeners(&g.Spec) })
-	addGo(c, gatewayv1.SchemeGroupVersion.WithKind("HTTPRoute"), func(c *collector, r *gatewayv1.HTTPRoute) { c.httpRouteAPI(&r.Spec) })
-	addGo(c, gatewayv1beta1.SchemeGroupVersion.WithKind("HTTPRoute"), func(c *collector, r *gatewayv1beta1.HTTPRoute) { c.httpRouteAPI(&r.Spec) })
-	addGo(c, gatewayv1.SchemeGroupVersion.WithKind("GatewayClass"), func(c *collector, g *gatewayv1.GatewayClass) {
+	addGateway(c, "Gateway", func(c *collector, g *gatewayv1.Gateway) { c.listeners(&g.Spec) })
+	addGateway(c, "ListenerSet", listenerSetRules)
+	addGateway(c, "HTTPRoute", func(c *collector, r *gatewayv1.HTTPRoute) {
+		c.apiRouteRules(apiRouteOf(r))
+		c.httpRouteAPI(&r.Spec)
+	})
+	addGateway(c, "GRPCRoute", grpcRouteRules)
+	addGateway(c, "TLSRoute", func(c *collector, r *gatewayv1.TLSRoute) {
+		c.apiRouteRules(apiRouteOf(r))
+		c.layer4Rules(len(r.Spec.Rules), func(i int) int { return len(r.Spec.Rules[i].BackendRefs) })
+	})
+	addGateway(c, "TCPRoute", func(c *collector, r *gatewayv1.TCPRoute) {
+		c.apiRouteRules(apiRouteOf(r))
+		c.layer4Rules(len(r.Spec.Rules), func(i int) int { return len(r.Spec.Rules[i].BackendRefs) })
+	})
+	addGateway(c, "UDPRoute", func(c *collector, r *gatewayv1.UDPRoute) {
+		c.apiRouteRules(apiRouteOf(r))
+		c.layer4Rules(len(r.Spec.Rules), func(i int) int { return len(r.Spec.Rules[i].BackendRefs) })
+	})
+	addGateway(c, "ReferenceGrant", referenceGrantRules)
+	addGateway(c, "BackendTLSPolicy", backendTLSRules)
+	addGateway(c, "GatewayClass", func(c *collector, g *gatewayv1.GatewayClass) {
 		domain, path, found := strings.Cut(string(g.Spec.ControllerName), "/")
 		if !found || path == "" || len(validation.IsDNS1123Subdomain(domain)) > 0 {
 			c.add(Error, "spec.controllerName", "%q is not DOMAIN/PATH", g.Spec.ControllerName)
@@ -40,12 +64,16 @@ func (c *collector) listeners(g *gatewayv1.GatewaySpec) {
 	if g.GatewayClassName == "" {
 		c.add(Error, "spec.gatewayClassName", "is required")
 	}
-	if len(g.Listeners) == 0 {
+	c.listenerList(g.Listeners)
+}
+
+func (c *collector) listenerList(list []gatewayv1.Listener) {
+	if len(list) == 0 {
 		c.add(Error, "spec.listeners", "is required")
 	}
 	names, sockets := map[gatewayv1.SectionName]int{}, map[string]int{}
-	for i := range g.Listeners {
-		l, at := &g.Listeners[i], indexed("spec.listeners", i)
+	for i := range list {
+		l, at := &list[i], indexed("spec.listeners", i)
 		if j, twice := names[l.Name]; twice {
 			c.add(Error, at+".name", "%s has the name %q already", indexed("spec.listeners", j), l.Name)
 		}
@@ -100,17 +128,6 @@ func (c *collector) listenerTLS(l *gatewayv1.Listener, at string) {
 }
 
 func (c *collector) httpRouteAPI(r *gatewayv1.HTTPRouteSpec) {
-	if len(r.ParentRefs) == 0 {
-		c.add(Warning, "spec.parentRefs", "is empty: no gateway and no service uses the route")
-	}
-	for i, p := range r.ParentRefs {
-		if p.Name == "" {
-			c.add(Error, indexed("spec.parentRefs", i)+".name", "is required")
-		}
-	}
-	for i, h := range r.Hostnames {
-		c.hostname(h, indexed("spec.hostnames", i))
-	}
 	for i := range r.Rules {
 		rule, at := &r.Rules[i], indexed("spec.rules", i)
 		for j := range rule.Matches {
@@ -122,22 +139,6 @@ func (c *collector) httpRouteAPI(r *gatewayv1.HTTPRouteSpec) {
 		}
 		if redirect && len(rule.BackendRefs) > 0 {
 			c.add(Error, at+".backendRefs", "and a redirect exclude each other")
-		}
-		for j := range rule.BackendRefs {
-			b, at := &rule.BackendRefs[j], at+indexed(".backendRefs", j)
-			service := (b.Kind == nil || *b.Kind == "Service") && (b.Group == nil || *b.Group == "")
-			switch {
-			case b.Name == "":
-				c.add(Error, at+".name", "is required")
-			case service && b.Port == nil:
-				c.add(Error, at+".port", "is required for a Service")
-			}
-			if b.Port != nil && (*b.Port < 1 || *b.Port > 65535) {
-				c.add(Error, at+".port", "%d is not a port number from 1 to 65535", *b.Port)
-			}
-			if b.Weight != nil {
-				between(c, *b.Weight, 0, 1_000_000, at+".weight")
-			}
 		}
 	}
 }

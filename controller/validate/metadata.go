@@ -34,16 +34,16 @@ func (c *Catalogue) metadata(w *walker, obj map[string]any, gvk kschema.GroupVer
 			w.add(Error, "metadata.namespace", "%q is not a DNS label: %s", ns, m)
 		}
 	}
-	w.tags(meta, "metadata")
+	w.tags(meta, gvk.Kind, "metadata")
 	spec, _ := obj["spec"].(map[string]any)
 	template, _ := spec["template"].(map[string]any)
 	if inner, _ := template["metadata"].(map[string]any); inner != nil {
-		w.tags(inner, "spec.template.metadata")
+		w.tags(inner, "Pod", "spec.template.metadata")
 	}
 }
 
-// tags checks labels and annotations.
-func (w *walker) tags(meta map[string]any, at string) {
+// tags checks the labels and annotations of something of the kind.
+func (w *walker) tags(meta map[string]any, kind, at string) {
 	labels, _ := meta["labels"].(map[string]any)
 	flat := map[string]string{}
 	for k, v := range labels {
@@ -68,6 +68,8 @@ func (w *walker) tags(meta map[string]any, at string) {
 			continue
 		}
 		w.known(k, known, at+".annotations."+k, "annotation")
+		value, _ := annotations[k].(string)
+		w.annotation(k, value, kind, at+".annotations."+k)
 	}
 }
 

@@ -33,6 +33,7 @@ func (c *Catalogue) operator() {
 			if text := childNode(childNode(n, "data"), "mesh"); text != nil && strings.HasPrefix(w.name, "istio") {
 				mesh := &meshconfig.MeshConfig{}
 				if v := w.embedded(text, c.meshSchema(), "data.mesh"); v != nil && w.decode(v, mesh) {
+					w.body = mesh
 					w.meshConfig(mesh, "data.mesh")
 				}
 			}

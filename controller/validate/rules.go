@@ -56,6 +56,7 @@ func (c *collector) orZero(d *durationpb.Duration, field string) {
 func (c *collector) regex(text, field string) {
 	if _, err := regexp.Compile(text); err != nil {
 		c.add(Error, field, "is not a regular expression of RE2: %s", err)
+		c.code(CodeRegex)
 	}
 	if len(text) > 1024 {
 		c.add(Error, field, "is longer than 1024 bytes")

@@ -104,7 +104,8 @@ func (s *Set) Together() []Finding {
 	v.virtualServices()
 	v.destinationRules()
 	v.gateways()
-	v.routes()
+	v.gatewayAPI()
+	v.ingresses()
 	v.peerAuthentications()
 	v.authorizationPolicies()
 	v.requestAuthentications()
@@ -112,6 +113,10 @@ func (s *Set) Together() []Finding {
 	v.sidecars()
 	v.services()
 	v.serviceEntries()
+	v.protocolConflicts()
+	v.sharedCertificates()
+	v.claimRouting()
+	v.providers()
 	slices.SortStableFunc(s.found, func(a, b Finding) int {
 		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), strings.Compare(a.Kind, b.Kind),
 			strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name), strings.Compare(a.Field, b.Field))
@@ -175,29 +180,38 @@ func (s *Set) unread(group, kind string) bool {
 
 // Codes of findings, as Istio's analyzers number them.
 const (
-	CodeDeprecated      = "IST0002"
-	CodeReference       = "IST0101" // leads nowhere
-	CodeSchema          = "IST0106"
-	CodeAnnotation      = "IST0108"
-	CodeMeshHosts       = "IST0109" // two VirtualServices of one host
-	CodeSidecarPods     = "IST0110"
-	CodeSidecars        = "IST0111"
-	CodePortRequired    = "IST0112"
-	CodeTLSConflict     = "IST0113"
-	CodePortName        = "IST0118" // names no protocol
-	CodeJWTPort         = "IST0119"
-	CodeNoWorkloads     = "IST0127"
-	CodeUnverified      = "IST0128"
-	CodeUnreachable     = "IST0130"
-	CodeSameMatch       = "IST0131" // a condition that stands in front already
-	CodeGatewayHost     = "IST0132"
-	CodeWarning         = "IST0133"
-	CodeEntryAddress    = "IST0134"
-	CodeGatewayConflict = "IST0145"
-	CodeTelemetryPods   = "IST0159"
-	CodeTelemetries     = "IST0160"
-	CodeGatewayPort     = "IST0162"
-	CodeSubsetPods      = "IST0173"
+	CodeDeprecated        = "IST0002"
+	CodeReference         = "IST0101" // leads nowhere
+	CodeSchema            = "IST0106"
+	CodeMisplaced         = "IST0107" // an annotation that another kind has
+	CodeAnnotation        = "IST0108"
+	CodeMeshHosts         = "IST0109" // two VirtualServices of one host
+	CodeSidecarPods       = "IST0110"
+	CodeSidecars          = "IST0111"
+	CodePortRequired      = "IST0112"
+	CodeTLSConflict       = "IST0113"
+	CodeSharedPort        = "IST0116" // called by several protocols
+	CodePortName          = "IST0118" // names no protocol
+	CodeJWTPort           = "IST0119"
+	CodeRegex             = "IST0122"
+	CodeAnnotationValue   = "IST0125"
+	CodeNoWorkloads       = "IST0127"
+	CodeUnverified        = "IST0128"
+	CodeUnverifiedPort    = "IST0129"
+	CodeUnreachable       = "IST0130"
+	CodeSameMatch         = "IST0131" // a condition that stands in front already
+	CodeGatewayHost       = "IST0132"
+	CodeWarning           = "IST0133"
+	CodeEntryAddress      = "IST0134"
+	CodeSharedCertificate = "IST0138"
+	CodeGatewayConflict   = "IST0145"
+	CodeClaimRouting      = "IST0149"
+	CodeTelemetryPods     = "IST0159"
+	CodeTelemetries       = "IST0160"
+	CodeGatewayPort       = "IST0162"
+	CodeSubsetPods        = "IST0173"
+	CodeRuleHost          = "IST0174" // of a DestinationRule, that nobody has
+	CodeEntryProtocol     = "IST0177"
 	// Istio has no analyzer for these.
 	CodePolicyConflict = "UM0201" // two policies of one level
 	CodeTCPFields      = "UM0202" // HTTP fields for a port that is TCP
@@ -205,6 +219,8 @@ const (
 	CodeLookupPath     = "UM0204" // a DestinationRule that nobody looks up
 	CodeEgressLoop     = "UM0205"
 	CodeRuleConflict   = "UM0206" // two DestinationRules of one host
+	CodeNoGrant        = "UM0207" // a reference to another namespace that no ReferenceGrant allows
+	CodeNoListener     = "UM0208" // a route that no listener of its gateway takes
 )
 
 // CodeOf is the number of a finding: its own, or that of all findings of its severity.

@@ -9,8 +9,6 @@ import (
 
 	networking "istio.io/api/networking/v1alpha3"
 	networkingv1 "k8s.io/api/networking/v1"
-	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
-	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 )
 
 // gateways judges the selectors, secrets and ports of Istio's gateways, and hosts that two of them have.
@@ -123,12 +121,8 @@ func (v *view) sameServers(a, b *member) {
 	}
 }
 
-// routes judges what the Gateway API's objects and Ingresses refer to.
-func (v *view) routes() {
-	each(v, func(m *member, g *gatewayv1.Gateway) { v.certificates(m, &g.Spec) })
-	each(v, func(m *member, g *gatewayv1beta1.Gateway) { v.certificates(m, &g.Spec) })
-	each(v, func(m *member, r *gatewayv1.HTTPRoute) { v.httpRoute(m, &r.Spec) })
-	each(v, func(m *member, r *gatewayv1beta1.HTTPRoute) { v.httpRoute(m, &r.Spec) })
+// ingresses judges what Ingresses refer to.
+func (v *view) ingresses() {
 	each(v, func(m *member, in *networkingv1.Ingress) {
 		for i, t := range in.Spec.TLS {
 			if t.SecretName != "" && !v.has("", "Secret", m.namespace, t.SecretName) {
@@ -150,61 +144,6 @@ func (v *view) routes() {
 			}
 		}
 	})
-}
-
-func (v *view) certificates(m *member, g *gatewayv1.GatewaySpec) {
-	for i := range g.Listeners {
-		if g.Listeners[i].TLS == nil {
-			continue
-		}
-		for j, ref := range g.Listeners[i].TLS.CertificateRefs {
-			if (ref.Kind != nil && *ref.Kind != "Secret") || (ref.Group != nil && *ref.Group != "") {
-				continue
-			}
-			ns := m.namespace
-			if ref.Namespace != nil {
-				ns = string(*ref.Namespace)
-			}
-			if !v.has("", "Secret", ns, string(ref.Name)) {
-				v.missing(m, Error, indexed("spec.listeners", i)+".tls"+indexed(".certificateRefs", j), "secret", ns+"/"+string(ref.Name))
-			}
-		}
-	}
-}
-
-func (v *view) httpRoute(m *member, r *gatewayv1.HTTPRouteSpec) {
-	for i, p := range r.ParentRefs {
-		group, kind, ns := groupGateway, "Gateway", m.namespace
-		if p.Group != nil {
-			group = string(*p.Group)
-		}
-		if p.Kind != nil {
-			kind = string(*p.Kind)
-		}
-		if p.Namespace != nil {
-			ns = string(*p.Namespace)
-		}
-		known := (group == groupGateway && kind == "Gateway") || (group == "" && kind == "Service")
-		if known && !v.has(group, kind, ns, string(p.Name)) {
-			v.missing(m, Error, indexed("spec.parentRefs", i), strings.ToLower(kind), ns+"/"+string(p.Name))
-		}
-	}
-	for i := range r.Rules {
-		for j := range r.Rules[i].BackendRefs {
-			b := &r.Rules[i].BackendRefs[j]
-			if (b.Kind != nil && *b.Kind != "Service") || (b.Group != nil && *b.Group != "") || b.Name == "" {
-				continue
-			}
-			ns, port := m.namespace, uint32(0)
-			if b.Namespace != nil {
-				ns = string(*b.Namespace)
-			}
-			if b.Port != nil {
-				port = uint32(*b.Port) //nolint:gosec // checked by the rules
-			}
-			v.backend(m, ns, string(b.Name), port, "", fmt.Sprintf("spec.rules[%d].backendRefs[%d]", i, j))
-		}
-	}
 }
 
 // backend judges a Service and a port of it, by number or by name.

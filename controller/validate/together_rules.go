@@ -57,6 +57,7 @@ func (v *view) destinationRules() {
 		hosts := v.matching(spec.GetHost(), m.namespace)
 		if len(hosts) == 0 && spec.GetHost() != "" && !v.unread("", "Service") && !v.unread(groupNetworking, "ServiceEntry") {
 			v.missing(m, Warning, "spec.host", "host", spec.GetHost())
+			v.found[len(v.found)-1].Code = CodeRuleHost
 			if names := v.similar(spec.GetHost(), m.namespace); names != "" {
 				v.hint("did you mean %s?", names)
 			}

@@ -102,6 +102,21 @@ apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {name: out, namespace: shop}
 spec: {hosts: [api.example], ports: [{number: 443, name: tls, protocol: TLS}], resolution: DNS}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: istio}
+spec: {controllerName: istio.io/gateway-controller}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: kube, namespace: shop}
+spec:
+  gatewayClassName: istio
+  listeners:
+  - {name: web, port: 80, protocol: HTTP, hostname: "*.shop.example"}
+  - {name: sql, port: 3306, protocol: TCP}
+  - {name: sec, port: 443, protocol: TLS, tls: {mode: Passthrough}}
 `
 
 // object writes one object of the namespace shop.
@@ -206,6 +221,36 @@ var togetherCases = []struct{ name, text, want string }{
 	{"entry's machine", write(network+"ServiceEntry", "a", "{hosts: [a.example], ports: [{number: 1, name: tcp, protocol: HTTP}], resolution: STATIC, workloadSelector: {labels: {app: vm}}}") +
 		write(network+"WorkloadEntry", "vm", "{address: 10.0.0.1, labels: {app: vm}}"), ""},
 	{"route's gateway", write(gwapi+"HTTPRoute", "a", "{parentRefs: [{name: gone}], rules: [{backendRefs: [{name: reviews, port: 9080}]}]}"), `spec.parentRefs[0]: Referenced gateway not found: "shop/gone"`},
+	{"class", write(gwapi+"Gateway", "a", "{gatewayClassName: gone, listeners: [{name: a, port: 80, protocol: HTTP}]}"), `spec.gatewayClassName: Referenced gatewayclass not found: "gone"`},
+	{"route that fits", write(gwapi+"HTTPRoute", "a", "{parentRefs: [{name: kube, sectionName: web}], hostnames: [a.shop.example], rules: [{backendRefs: [{name: reviews, port: 9080}]}]}"), ``},
+	{"grpc's service", write(gwapi+"GRPCRoute", "a", "{parentRefs: [{name: kube}], rules: [{backendRefs: [{name: gone, port: 1}]}]}"), `error GRPCRoute shop/a spec.rules[0].backendRefs[0].name: Referenced service not found: "shop/gone"`},
+	{"grpc's port", write(gwapi+"GRPCRoute", "a", "{parentRefs: [{name: kube}], rules: [{backendRefs: [{name: reviews, port: 1}]}]}"), `spec.rules[0].backendRefs[0].port: Referenced port not found: "1"`},
+	{"mirror's service", write(gwapi+"GRPCRoute", "a", "{parentRefs: [{name: kube}], rules: [{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: gone, port: 1}}}]}]}"), `spec.rules[0].filters[0].requestMirror.backendRef.name: Referenced service not found: "shop/gone"`},
+	{"tcp's service", write(gwapi+"TCPRoute", "a", "{parentRefs: [{name: kube}], rules: [{backendRefs: [{name: gone, port: 1}]}]}"), `error TCPRoute shop/a spec.rules[0].backendRefs[0].name: Referenced service not found`},
+	{"tcp's listener", write(gwapi+"TCPRoute", "a", "{parentRefs: [{name: kube, sectionName: web}], rules: [{backendRefs: [{name: db, port: 3306}]}]}"), `UM0208 f1:5: error TCPRoute shop/a spec.parentRefs[0]: no listener of Gateway shop/kube takes the route: listener web is HTTP, which a TCPRoute is not for`},
+	{"tcp that fits", write(gwapi+"TCPRoute", "a", "{parentRefs: [{name: kube}], rules: [{backendRefs: [{name: db, port: 3306}]}]}"), ``},
+	{"tls's gateway", write(gwapi+"TLSRoute", "a", "{parentRefs: [{name: gone}], hostnames: [a.example], rules: [{backendRefs: [{name: db, port: 3306}]}]}"), `error TLSRoute shop/a spec.parentRefs[0]: Referenced gateway not found: "shop/gone"`},
+	{"tls that fits", write(gwapi+"TLSRoute", "a", "{parentRefs: [{name: kube}], hostnames: [a.example], rules: [{backendRefs: [{name: db, port: 3306}]}]}"), ``},
+	{"udp's listener", write(gwapi+"UDPRoute", "a", "{parentRefs: [{name: kube}], rules: [{backendRefs: [{name: db, port: 3306}]}]}"), `which a UDPRoute is not for`},
+	{"no such listener", write(gwapi+"HTTPRoute", "a", "{parentRefs: [{name: kube, sectionName: gone}], rules: [{backendRefs: [{name: reviews, port: 9080}]}]}"), `takes the route: there is no such listener`},
+	{"listener's hostname", write(gwapi+"HTTPRoute", "a", "{parentRefs: [{name: kube}], hostnames: [a.example], rules: [{backendRefs: [{name: reviews, port: 9080}]}]}"), `takes the route: listener web is for *.shop.example, which is none of the route's hostnames`},
+	{"listener's namespaces", write(gwapi+"HTTPRoute", "third/a", "{parentRefs: [{name: kube, namespace: shop}], rules: [{filters: [{type: RequestRedirect, requestRedirect: {hostname: a.example}}]}]}"), `takes the route: listener web takes no routes of namespace third (allowedRoutes)`},
+	{"backend without grant", write(gwapi+"HTTPRoute", "a", "{parentRefs: [{name: kube}], rules: [{backendRefs: [{name: istio-ingressgateway, namespace: istio-system, port: 80}]}]}"), `UM0207 f1:5: error HTTPRoute shop/a spec.rules[0].backendRefs[0]: no ReferenceGrant in namespace istio-system lets a HTTPRoute of namespace shop refer to Service istio-ingressgateway`},
+	{"backend with grant", write(gwapi+"HTTPRoute", "a", "{parentRefs: [{name: kube}], rules: [{backendRefs: [{name: istio-ingressgateway, namespace: istio-system, port: 80}]}]}") + write(gwapi+"ReferenceGrant", "istio-system/g", "{from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}], to: [{group: '', kind: Service}]}"), ``},
+	{"grant of another kind", write(gwapi+"TCPRoute", "a", "{parentRefs: [{name: kube}], rules: [{backendRefs: [{name: istio-ingressgateway, namespace: istio-system, port: 80}]}]}") + write(gwapi+"ReferenceGrant", "istio-system/g", "{from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}], to: [{group: '', kind: Service}]}"), `lets a TCPRoute of namespace shop`},
+	{"grant of another name", write(gwapi+"HTTPRoute", "a", "{parentRefs: [{name: kube}], rules: [{backendRefs: [{name: istio-ingressgateway, namespace: istio-system, port: 80}]}]}") + write(gwapi+"ReferenceGrant", "istio-system/g", "{from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}], to: [{group: '', kind: Service, name: other}]}"), `lets a HTTPRoute of namespace shop`},
+	{"secret without grant", "apiVersion: v1\nkind: Secret\nmetadata: {name: there, namespace: istio-system}\n" + write(gwapi+"Gateway", "a", "{gatewayClassName: istio, listeners: [{name: a, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: there, namespace: istio-system}]}}]}"), `spec.listeners[0].tls.certificateRefs[0]: no ReferenceGrant in namespace istio-system lets a Gateway of namespace shop refer to Secret there`},
+	{"grant's service", write(gwapi+"ReferenceGrant", "g", "{from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: istio-system}], to: [{group: '', kind: Service, name: gone}]}"), `warning ReferenceGrant shop/g spec.to[0].name: Referenced service not found: "shop/gone"`},
+	{"backend's policy", write(gwapi+"BackendTLSPolicy", "a", "{targetRefs: [{group: '', kind: Service, name: gone}], validation: {hostname: a.example, wellKnownCACertificates: System}}"), `error BackendTLSPolicy shop/a spec.targetRefs[0].name: Referenced service not found: "shop/gone"`},
+	{"backend's policy's port", write(gwapi+"BackendTLSPolicy", "a", "{targetRefs: [{group: '', kind: Service, name: reviews, sectionName: grpc}], validation: {hostname: a.example, wellKnownCACertificates: System}}"), `spec.targetRefs[0].port: Referenced port not found: "grpc"`},
+	{"set of listeners", write(gwapi+"ListenerSet", "a", "{parentRef: {name: gone}, listeners: [{name: a, port: 80, protocol: HTTP}]}"), `error ListenerSet shop/a spec.parentRef: Referenced gateway not found: "shop/gone"`},
+	{"one port, two protocols", "apiVersion: v1\nkind: Pod\nmetadata: {name: two, namespace: shop, labels: {app: two}}\nspec: {containers: [{name: c, image: i}]}\n" + write("v1 Service", "one", "{selector: {app: two}, ports: [{name: tcp, port: 1, targetPort: 80}]}") + write("v1 Service", "two", "{selector: {app: two}, ports: [{name: http, port: 80}]}"), `IST0116 f1:1: warning Pod shop/two: port 80 is called by several services by different protocols: shop/one (TCP), shop/two (HTTP)`},
+	{"one certificate, two gateways", "apiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: istio-system}\n" + write(network+"Gateway", "a", "{selector: {istio: ingressgateway}, servers: [{port: {number: 443, name: https, protocol: HTTPS}, tls: {mode: SIMPLE, credentialName: c}, hosts: [a.example]}]}") + write(network+"Gateway", "b", "{selector: {istio: ingressgateway}, servers: [{port: {number: 443, name: https, protocol: HTTPS}, tls: {mode: SIMPLE, credentialName: c}, hosts: [b.example]}]}"), `IST0138 f1:8: warning Gateway shop/a spec.servers[0].tls.credentialName: Duplicate certificate in multiple gateways [shop/b]`},
+	{"claims without tokens", write(network+"VirtualService", "a", "{hosts: [shop.example], gateways: [front], http: [{match: [{headers: {'@request.auth.claims.group': {exact: a}}}], route: [{destination: {host: reviews}}]}]}"), `IST0149 f1:5: error VirtualService shop/a spec.http[0].match[0].headers.@request.auth.claims.group: The virtual service uses the JWT claim based routing`},
+	{"claims with tokens", write(network+"VirtualService", "a", "{hosts: [shop.example], gateways: [front], http: [{match: [{headers: {'@request.auth.claims.group': {exact: a}}}], route: [{destination: {host: reviews}}]}]}") + write(security+"RequestAuthentication", "istio-system/r", "{jwtRules: [{issuer: a, jwksUri: 'https://a.example'}]}"), ``},
+	{"two entries, two protocols", write(network+"ServiceEntry", "a", "{hosts: [a.example], ports: [{number: 443, name: t, protocol: TLS}], resolution: DNS}") + write(network+"ServiceEntry", "b", "{hosts: [a.example], ports: [{number: 443, name: t, protocol: HTTPS}], resolution: DNS}"), `IST0177 f1:10: warning ServiceEntry shop/b spec.ports[0].protocol: ServiceEntry shop/a says that port 443 of a.example is TLS, and this one that it is HTTPS`},
+	{"provider", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'extensionProviders: [{name: zipkin, zipkin: {service: z.example, port: 1}}]'}\n" + write("telemetry.istio.io/v1 Telemetry", "a", "{tracing: [{providers: [{name: zipkn}]}]}"), `spec.tracing[0].providers[0].name: Referenced provider not found: "zipkn" (did you mean zipkin?)`},
+	{"host of a rule", write(network+"DestinationRule", "a", "{host: gone}"), `IST0174 f1:5: warning DestinationRule shop/a spec.host: Referenced host not found: "gone"`},
 	{"route's service", write(gwapi+"HTTPRoute", "a", "{parentRefs: [{kind: Service, group: '', name: reviews}], rules: [{backendRefs: [{name: gone, port: 1}]}]}"), `spec.rules[0].backendRefs[0].name: Referenced service not found: "shop/gone"`},
 	{"route's port", write(gwapi+"HTTPRoute", "a", "{parentRefs: [{kind: Service, group: '', name: reviews}], rules: [{backendRefs: [{name: reviews, port: 1}]}]}"), `spec.rules[0].backendRefs[0].port: Referenced port not found: "1"`},
 	{"listener's secret", write(gwapi+"Gateway", "a", "{gatewayClassName: istio, listeners: [{name: a, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: gone}]}}]}"), `spec.listeners[0].tls.certificateRefs[0]: Referenced secret not found: "shop/gone"`},

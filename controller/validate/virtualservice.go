@@ -240,7 +240,9 @@ func (c *collector) httpMatch(m *networking.HTTPMatchRequest, gateways []string,
 	}
 	for name, headers := range map[string]map[string]*networking.StringMatch{"headers": m.GetHeaders(), "withoutHeaders": m.GetWithoutHeaders()} {
 		for _, k := range sortedKeys(headers) {
-			c.header(k, fmt.Sprintf("%s.%s.%s", at, name, k))
+			if !claim(k) {
+				c.header(k, fmt.Sprintf("%s.%s.%s", at, name, k))
+			}
 			c.stringMatch(headers[k], fmt.Sprintf("%s.%s.%s", at, name, k), true)
 		}
 	}
@@ -255,6 +257,12 @@ func (c *collector) httpMatch(m *networking.HTTPMatchRequest, gateways []string,
 	}
 	c.selector(m.GetSourceLabels(), at+".sourceLabels")
 	c.matchGateways(m.GetGateways(), gateways, at)
+}
+
+// claim says whether the name of a header means a claim of a token: @request.auth.claims.NAME or @request.auth.claims[NAME].
+func claim(name string) bool {
+	rest, ok := strings.CutPrefix(strings.ToLower(name), "@request.auth.claims")
+	return ok && len(rest) > 1 && (rest[0] == '.' || (rest[0] == '[' && strings.HasSuffix(rest, "]") && len(rest) > 2))
 }
 
 // stringMatch checks a condition on a text; empty is whether {} may stand for "is there".
