@@ -77,6 +77,7 @@ func TestValidateExitCodes(t *testing.T) {
 		{namespace, []string{"-f", "-", "--fail-on=info"}, true, ""},
 		{namespace, []string{"-f", "-", "-o", "xml"}, true, ""},
 		{"", []string{"-f", t.TempDir()}, true, ""},
+		{"---\n", []string{"-f", "-"}, true, ""},
 		{"", []string{"-f", "/nonexistent"}, true, ""},
 		{"", nil, true, ""},
 	} {

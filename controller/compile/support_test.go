@@ -107,7 +107,7 @@ func samples() map[model.Kind]sample {
 				proto.Merge(&o.Spec, m)
 				return o
 			}},
-		model.KindRequestAuthentication: {base: &securityapi.RequestAuthentication{JwtRules: []*securityapi.JWTRule{{Issuer: "a", Jwks: `{"keys":[]}`}}},
+		model.KindRequestAuthentication: {base: &securityapi.RequestAuthentication{JwtRules: []*securityapi.JWTRule{{Issuer: "a", Jwks: `{"keys":[{"kty":"oct"}]}`}}},
 			bases: jwtBases(),
 			values: map[string]string{"selector.matchLabels{}": "web", "targetRef.kind": "Gateway", "targetRef.name": "far", "targetRefs[].kind": "Gateway", "targetRefs[].name": "far",
 				"targetRef.group": "core", "targetRefs[].group": "core", "targetRef.namespace": "foo", "targetRefs[].namespace": "foo"},

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"slices"
 	"strings"
 
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
@@ -39,6 +40,12 @@ func (r *Registry) applyRequest(e Event, d *Dirty) {
 	policy.Stands = KindRequestAuthentication
 	for i := range policy.Findings {
 		policy.Findings[i].Kind, policy.Findings[i].Name = string(KindRequestAuthentication), e.Name.Name
+	}
+	for _, f := range validate.RequestAuthentication(request) {
+		told := slices.ContainsFunc(policy.Findings, func(t validate.Finding) bool { return t.Field == f.Field && t.Message == f.Message })
+		if f.Severity > validate.Info && !told {
+			policy.Findings = append(policy.Findings, f)
+		}
 	}
 	policy.Findings = append(policy.Findings, validate.Finding{Severity: validate.Error, Kind: string(KindRequestAuthentication),
 		Namespace: e.Name.Namespace, Name: e.Name.Name, Field: "spec.jwtRules", Unsupported: true,

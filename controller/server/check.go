@@ -40,7 +40,7 @@ func document(r model.Resource, object metav1.Object) ([]byte, error) {
 	if err := json.Unmarshal(data, &o); err != nil {
 		return nil, fmt.Errorf("encode object: %w", err)
 	}
-	meta := map[string]any{"name": object.GetName()}
+	meta := map[string]any{"name": object.GetName(), "labels": object.GetLabels(), "annotations": object.GetAnnotations()}
 	if object.GetNamespace() != "" {
 		meta["namespace"] = object.GetNamespace()
 	}

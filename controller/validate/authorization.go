@@ -126,6 +126,8 @@ func AuthorizationPolicy(p *securityv1.AuthorizationPolicy, issues []Field) []Fi
 	for i, rule := range spec.GetRules() {
 		c.rule(rule, p.Namespace, fmt.Sprintf("spec.rules[%d]", i))
 	}
+	c.policyMeaning(spec)
+	c.dryRun(p.Annotations)
 	return c.found
 }
 

@@ -21,7 +21,8 @@ func (c *Catalogue) policyWarnings() {
 		typed := k.rules
 		k.rules = func(w *walker, n *yaml.Node, obj map[string]any) {
 			typed(w, n, obj)
-			w.dryRun(obj)
+			meta, _ := obj["metadata"].(map[string]any)
+			w.dryRun(texts(meta["annotations"]))
 			spec, _ := obj["spec"].(map[string]any)
 			w.emptyLists(spec)
 		}
@@ -29,12 +30,10 @@ func (c *Catalogue) policyWarnings() {
 }
 
 // dryRun warns of a value of the annotation that is neither yes nor no, with which the policy is enforced.
-func (w *walker) dryRun(obj map[string]any) {
-	meta, _ := obj["metadata"].(map[string]any)
-	annotations, _ := meta["annotations"].(map[string]any)
-	text, ok := annotations[AnnotationDryRun].(string)
+func (c *collector) dryRun(annotations map[string]string) {
+	text, ok := annotations[AnnotationDryRun]
 	if _, err := strconv.ParseBool(text); ok && err != nil {
-		w.add(Warning, "metadata.annotations."+AnnotationDryRun, "%q is neither true nor false: the policy is enforced", text)
+		c.add(Warning, "metadata.annotations."+AnnotationDryRun, "%q is neither true nor false: the policy is enforced", text)
 	}
 }
 
@@ -57,6 +56,10 @@ func authorizationRules(c *collector, spec *securitybeta.AuthorizationPolicy) {
 	p.Namespace, p.Name = c.namespace, c.name
 	proto.Merge(&p.Spec, spec)
 	c.take(AuthorizationPolicy(p, nil))
+}
+
+// policyMeaning warns of what is right as written and does nothing, or not what was meant.
+func (c *collector) policyMeaning(spec *securitybeta.AuthorizationPolicy) {
 	c.emptySelector(spec.GetSelector() != nil, spec.GetSelector().GetMatchLabels(), "spec.selector")
 	if len(spec.GetRules()) == 0 && spec.GetAction() != securitybeta.AuthorizationPolicy_ALLOW {
 		c.add(Warning, "spec.rules", "is empty: a policy with action %s and no rules matches nothing", spec.GetAction())

@@ -15,6 +15,7 @@ import (
 	securitybeta "istio.io/api/security/v1beta1"
 	telemetry "istio.io/api/telemetry/v1alpha1"
 	typebeta "istio.io/api/type/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 )
 
 // web checks an absolute URL.
@@ -63,6 +64,13 @@ func (c *collector) attached(selector *typebeta.WorkloadSelector, one *typebeta.
 	for i, t := range many {
 		check(t, indexed("spec.targetRefs", i))
 	}
+}
+
+// RequestAuthentication checks one.
+func RequestAuthentication(p *securityv1.RequestAuthentication) []Finding {
+	c := &collector{kind: "RequestAuthentication", namespace: p.Namespace, name: p.Name}
+	requestAuthenticationRules(c, &p.Spec)
+	return c.found
 }
 
 func requestAuthenticationRules(c *collector, spec *securitybeta.RequestAuthentication) {
