@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -22,8 +23,9 @@ const maxMessage = 200 << 20
 
 type dialFunc = func(context.Context) (*grpc.ClientConn, error)
 
-// dialer makes connections to the controller as nodes do: TLS 1.3 against its root.
-func dialer(dir, addr string) (dialFunc, error) {
+// dialer makes connections to the controller as the proxy of node i does: TLS 1.3 against its root, and from an address of
+// its own, for the controller bounds what comes from one.
+func dialer(dir, addr string) (func(i int) dialFunc, error) {
 	pem, err := os.ReadFile(filepath.Join(dir, rootFile))
 	if err != nil {
 		return nil, fmt.Errorf("read root: %w", err)
@@ -33,8 +35,12 @@ func dialer(dir, addr string) (dialFunc, error) {
 		return nil, errors.New("read root: no certificate in it")
 	}
 	creds := credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: servingName, MinVersion: tls.VersionTLS13})
-	return func(context.Context) (*grpc.ClientConn, error) {
-		return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(creds))
+	return func(i int) dialFunc {
+		from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(i>>8), byte(i))}}
+		return func(context.Context) (*grpc.ClientConn, error) {
+			return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(creds),
+				grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return from.DialContext(ctx, "tcp", addr) }))
+		}
 	}, nil
 }
 

@@ -72,7 +72,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	for round := range *rounds {
 		for _, sz := range szs {
-			ld := load{syncs: max(3, 40_000/sz.pods), changes: 200, least: 60, fan: 60_000, storm: 10_000, limit: 5 * time.Minute}
+			ld := load{syncs: max(3, 40_000/sz.pods), changes: 200, least: 60, fan: 60_000, storm: 10_000, limit: 5 * time.Minute, rest: 15 * time.Second}
 			for _, by := range sides {
 				cells, err := measure(ctx, round+1, by, sz, counts, ld)
 				if err != nil {

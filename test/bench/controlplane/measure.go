@@ -49,6 +49,7 @@ type load struct {
 	syncs, changes, storm int
 	least, fan            int           // fewer changes, but not fewer than least, when they make more than fan pushes
 	limit                 time.Duration // for everything that is waited for
+	rest                  time.Duration // after a storm: for a while the controller pushes at a storm's pace
 }
 
 // bench is one controller with its clients.
@@ -90,7 +91,10 @@ func measure(ctx context.Context, round int, by side, sz size, counts []int, ld 
 	if err := b.syncs(&base); err != nil {
 		return nil, err
 	}
-	for _, n := range counts {
+	for i, n := range counts {
+		if err := b.rest(i > 0); err != nil {
+			return cells, err
+		}
 		out := base
 		out.clients = n
 		if err := b.cell(&out); err != nil {
@@ -125,12 +129,27 @@ func (b *bench) cell(out *cell) error {
 	return err
 }
 
+// rest waits until a storm is forgotten, if there was one.
+func (b *bench) rest(stormed bool) error {
+	if !stormed {
+		return nil
+	}
+	timer := time.NewTimer(b.load.rest)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-b.ctx.Done():
+		return b.ctx.Err()
+	}
+}
+
 func (b *bench) dial() (*thin, error) {
 	dial, err := dialer(b.c.dir, b.c.XDS)
 	if err != nil {
 		return nil, err
 	}
-	return newThin(1, b.seed, dial), nil
+	return newThin(1, b.seed, dial(0)), nil
 }
 
 // syncs measures full syncs to one client, one after the other, each over a connection of its own.

@@ -118,7 +118,8 @@ writing of statuses, admission, review of tokens at an API server.
 Full sync is from the dial, TLS handshake and token included, until the last response is there, or until a node's client has
 its snapshot; it is measured with no other client. An event is timed from the API server's write of a pod whose readiness
 changed until the node's client publishes a snapshot with it, and until the slowest client has the whole of it; the controller
-gathers events for 20 ms and then pushes after 10 ms of quiet; changes are 75 ms apart at least. CPU is the controller's alone,
+gathers events for 20 ms and then pushes after 10 ms of quiet; changes are 75 ms apart at least, and begin 15 s after a storm, when
+the controller has its pace back, which keeps to a second between two pushes until then. CPU is the controller's alone,
 with the fan-out to all clients. A storm is 10,000 changes in 1 s; a push is what brings a client from one whole state to the
 next, in one response or several, until the storm has settled. RSS is after the storm; the peak is since the process began,
 the clients having joined all at once.

@@ -20,7 +20,7 @@ const swarmFile = "swarm.json"
 // swarm is a process that is thin clients and nothing else: what a thousand connections cost on the clients' side must be
 // neither in the controller's memory nor in the bench's.
 type swarm struct {
-	dial dialFunc
+	dial func(i int) dialFunc
 	seed maphash.Seed
 	wg   sync.WaitGroup
 
@@ -121,7 +121,8 @@ func (s *swarm) handler(ctx context.Context) http.Handler {
 func (s *swarm) growLocked(ctx, request context.Context, n int) (grown, error) {
 	begin, old := time.Now(), len(s.thins)
 	for len(s.thins) < n {
-		t := newThin(len(s.thins)+1, s.seed, s.dial)
+		i := len(s.thins) + 1
+		t := newThin(i, s.seed, s.dial(i))
 		s.thins = append(s.thins, t)
 		s.wg.Go(func() {
 			if err := t.run(ctx); err != nil && ctx.Err() == nil {
