@@ -35,7 +35,8 @@ func CallTLS(s *client.Snapshot, caller *client.Workload, svc *client.Service, p
 }
 
 // called returns the service whose rules count for the connection and its port of it: the one that was dialled, or a
-// headless one that the dialled pod is behind on that port; nil for none. Of several the first by name counts.
+// headless one that the dialled pod is behind on that port; nil for none. Of several the first by name counts. It must be a
+// Kubernetes service of the pod's own namespace: others may list the pod's address, and have no say in how it is reached.
 func called(q PathQuery) (*client.Service, uint16) {
 	if q.Service != nil || q.Source == nil || q.Destination == nil {
 		return q.Service, q.ServicePort
@@ -45,7 +46,8 @@ func called(q PathQuery) (*client.Service, uint16) {
 	for key, ports := range q.Destination.GetServices() {
 		namespace, host, _ := strings.Cut(key, "/")
 		svc := q.Snapshot.ServiceByHost(namespace, host)
-		if svc == nil || len(svc.GetAddresses()) > 0 || !exportedTo(svc, q.Source) || best != nil && best.GetHostname() < host {
+		if svc == nil || len(svc.GetAddresses()) > 0 || svc.Settings.GetDeclared() ||
+			svc.GetNamespace() != q.Destination.GetNamespace() || !exportedTo(svc, q.Source) || best != nil && best.GetHostname() < host {
 			continue
 		}
 		for _, p := range ports.GetPorts() {

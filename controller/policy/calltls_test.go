@@ -143,3 +143,20 @@ func TestCallRulesByPlace(t *testing.T) {
 		}
 	}
 }
+
+// TestCallRulesOfOthersLists: who lists the address of another namespace's pod, as a service without an address of its own, has
+// no say in how the pod is reached.
+func TestCallRulesOfOthersLists(t *testing.T) {
+	const evil = "evil/a.evil.svc.cluster.local"
+	ports := &workloadapi.PortList{Ports: []*workloadapi.Port{{ServicePort: 80, TargetPort: 8080}}}
+	for _, mode := range []tlsMode{disable, simple} {
+		s, _ := build(t, endpoint("src", "n1"), endpoint("dst", "n2", func(w *workloadapi.Workload) { w.Services[evil] = ports }),
+			client.Resource{Message: &workloadapi.Service{Name: "a", Namespace: "evil", Hostname: "a.evil.svc.cluster.local", Ports: ports.GetPorts()}},
+			callRule("r", 1, mode, func(r *settings.CallRule) { r.Namespace, r.Host = "evil", "a.evil.svc.cluster.local" }))
+		p := PathFor(PathQuery{Snapshot: s, Source: s.WorkloadByName("foo", "src"), Captured: true,
+			Destination: s.WorkloadByName("foo", "dst"), Address: netip.MustParseAddrPort("10.0.0.9:8080")})
+		if p.Kind != Tunnel || p.Anonymous {
+			t.Errorf("%s: %s (%s)", mode, p.Kind, p.Reason)
+		}
+	}
+}
