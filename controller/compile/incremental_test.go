@@ -189,14 +189,7 @@ func (g generator) policy(n model.Name) any {
 func (g generator) traffic(kind model.Kind, n model.Name) any {
 	switch kind {
 	case model.KindSidecar:
-		s := &networkingv1.Sidecar{ObjectMeta: g.meta(n)}
-		if labels := g.selector(); labels != nil {
-			s.Spec.WorkloadSelector = &networking.WorkloadSelector{Labels: labels}
-		}
-		for range g.IntN(3) {
-			s.Spec.Egress = append(s.Spec.Egress, &networking.IstioEgressListener{Hosts: []string{g.pick("*/*", "./*", "foo/*", "~/*")}})
-		}
-		return s
+		return g.visibleSidecar(g.meta(n))
 	case model.KindDestinationRule:
 		return g.rule(n)
 	}
