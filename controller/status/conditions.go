@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/undermesh/undermesh/controller/model"
@@ -22,14 +23,27 @@ func conditionsOf(s validate.Status) []condition {
 		}
 		return "False"
 	}
+	message := bounded(s.Message)
 	out := []condition{
-		{ConditionAccepted, word(s.Accepted), s.AcceptedBy, s.Message},
-		{ConditionEnforced, word(s.Enforced), s.EnforcedBy, s.Message},
+		{ConditionAccepted, word(s.Accepted), s.AcceptedBy, message},
+		{ConditionEnforced, word(s.Enforced), s.EnforcedBy, message},
 	}
 	if model.Kind(s.Kind) == model.KindKubeGateway {
-		out = append(out, condition{ConditionProgrammed, word(s.Enforced), s.EnforcedBy, s.Message})
+		out = append(out, condition{ConditionProgrammed, word(s.Enforced), s.EnforcedBy, message})
 	}
 	return out
+}
+
+// maxMessage bounds what a condition says, in bytes: it names what is wrong thing by thing, an object may be full of them,
+// and a status that the API server does not take tells nobody anything.
+const maxMessage = 8 << 10
+
+func bounded(message string) string {
+	const more = " … and more"
+	if len(message) <= maxMessage {
+		return message
+	}
+	return strings.ToValidUTF8(message[:maxMessage-len(more)], "") + more
 }
 
 // render makes the list of our conditions; had are the conditions that the object has, by type. A condition keeps the time
