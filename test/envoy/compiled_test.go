@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ import (
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/controller/watch"
 	"github.com/undermesh/undermesh/controller/xds"
+	"github.com/undermesh/undermesh/test/corpus"
 )
 
 const inputs = "../../controller/compile/testdata"
@@ -72,6 +74,9 @@ func compiled(t *testing.T, input string) *world {
 	sets := map[string]string{} // settings -> scope
 	var pods []*workloadapi.Workload
 	for _, r := range c.Resources() {
+		if pkg := string(r.Message.ProtoReflect().Descriptor().FullName()); strings.HasPrefix(pkg, "envoy.") && r.Type != api.ClusterType && r.Type != api.RouteType {
+			t.Errorf("%s: nothing asks Envoy to load a %s", r.Name, pkg)
+		}
 		switch m := r.Message.(type) {
 		case *cluster.Cluster:
 			w.clusters = append(w.clusters, m)
@@ -205,6 +210,40 @@ func TestEnvoyLoadsWhatIsCompiled(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEnvoyLoadsTheCorpus: so are those that the documents of users compile to, each document in a mesh of its own. What
+// all of them make is loaded by one Envoy.
+func TestEnvoyLoadsTheCorpus(t *testing.T) {
+	Require(t)
+	var clusters []*cluster.Cluster
+	routes := map[string]*route.RouteConfiguration{}
+	for _, f := range corpus.Files(t) {
+		w := compiled(t, f.Path)
+		clusters = append(clusters, w.clusters...)
+		for name, rc := range w.routes {
+			rc.Name = f.Name + " " + name
+			routes[rc.GetName()] = rc
+		}
+		for _, namespace := range []string{"default", "foo", "istio-system"} {
+			for _, rc := range (policy.View{Namespace: namespace}).Routes(w.mesh, w.shared()) {
+				rc.Name = f.Name + " of " + namespace + " " + rc.GetName()
+				routes[rc.GetName()] = rc
+			}
+		}
+	}
+	slices.SortFunc(clusters, func(a, b *cluster.Cluster) int { return strings.Compare(a.GetName(), b.GetName()) })
+	same := func(a, b *cluster.Cluster) bool { return proto.Equal(a, b) }
+	clusters = slices.CompactFunc(clusters, same)
+	if len(clusters) < 20 || len(routes) < 40 {
+		t.Fatalf("only %d clusters and %d routes", len(clusters), len(routes))
+	}
+	sets := distinct(clusters)
+	loads(t, sets[0], routes)
+	for _, more := range sets[1:] {
+		loads(t, more, nil)
+	}
+	t.Logf("%d clusters in %d sets, %d RouteConfigurations", len(clusters), len(sets), len(routes))
 }
 
 func loads(t *testing.T, clusters []*cluster.Cluster, routes map[string]*route.RouteConfiguration) {
