@@ -21,7 +21,7 @@ import (
 var configurationKinds = map[string][]string{
 	"":                          {"Service", "Pod", "Namespace"},
 	"apps":                      {"Deployment", "StatefulSet", "DaemonSet"},
-	"networking.k8s.io":         {"Ingress"},
+	"networking.k8s.io":         {"Ingress", "IngressClass"},
 	"networking.istio.io":       {"VirtualService", "DestinationRule", "Gateway", "ServiceEntry", "Sidecar", "WorkloadEntry", "WorkloadGroup", "EnvoyFilter", "ProxyConfig"},
 	"security.istio.io":         {"AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"},
 	"telemetry.istio.io":        {"Telemetry"},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -14,10 +15,12 @@ import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	istioscheme "istio.io/client-go/pkg/clientset/versioned/scheme"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	kubescheme "k8s.io/client-go/kubernetes/scheme"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 )
@@ -154,9 +157,11 @@ func decodeMap(raw map[string]any, overlay bool) (*Entry, error) {
 	if strings.HasSuffix(gvk.Group, ".istio.io") {
 		return decodeIstio(raw, key, gvk)
 	}
-	obj, err := kubescheme.Scheme.New(gvk)
-	if err != nil {
-		return nil, &fieldError{"kind", fmt.Sprintf("unknown kind %q of apiVersion %q", gvk.Kind, gvk.GroupVersion())}
+	obj := gatewayObject(gvk)
+	if obj == nil {
+		if obj, err = kubescheme.Scheme.New(gvk); err != nil {
+			return nil, &fieldError{"kind", fmt.Sprintf("unknown kind %q of apiVersion %q", gvk.Kind, gvk.GroupVersion())}
+		}
 	}
 	if err := strictInto(raw, obj); err != nil {
 		return nil, err
@@ -167,6 +172,36 @@ func decodeMap(raw map[string]any, overlay bool) (*Entry, error) {
 	}
 	o.SetNamespace(key.Namespace)
 	return &Entry{Key: key, Object: o}, nil
+}
+
+// gatewayObject makes the typed object of a kind of the Gateway API, v1 for all versions, whose fields it has; nil for others.
+func gatewayObject(gvk schema.GroupVersionKind) runtime.Object {
+	if gvk.Group != gatewayv1.GroupName || !slices.Contains([]string{"v1", "v1beta1", "v1alpha3", "v1alpha2"}, gvk.Version) {
+		return nil
+	}
+	switch gvk.Kind {
+	case "GatewayClass":
+		return &gatewayv1.GatewayClass{}
+	case "Gateway":
+		return &gatewayv1.Gateway{}
+	case "ListenerSet":
+		return &gatewayv1.ListenerSet{}
+	case "HTTPRoute":
+		return &gatewayv1.HTTPRoute{}
+	case "GRPCRoute":
+		return &gatewayv1.GRPCRoute{}
+	case "TCPRoute":
+		return &gatewayv1.TCPRoute{}
+	case "TLSRoute":
+		return &gatewayv1.TLSRoute{}
+	case "UDPRoute":
+		return &gatewayv1.UDPRoute{}
+	case "ReferenceGrant":
+		return &gatewayv1.ReferenceGrant{}
+	case "BackendTLSPolicy":
+		return &gatewayv1.BackendTLSPolicy{}
+	}
+	return nil
 }
 
 func keyOf(raw map[string]any) (Key, schema.GroupVersionKind, error) {

@@ -20,6 +20,9 @@ func (c *Catalogue) kubernetes() {
 	addGo(c, appsv1.SchemeGroupVersion.WithKind("StatefulSet"), func(c *collector, d *appsv1.StatefulSet) { c.workloads(d.Spec.Selector, &d.Spec.Template) })
 	addGo(c, appsv1.SchemeGroupVersion.WithKind("DaemonSet"), func(c *collector, d *appsv1.DaemonSet) { c.workloads(d.Spec.Selector, &d.Spec.Template) })
 	addGo(c, networkingv1.SchemeGroupVersion.WithKind("Ingress"), ingressRules)
+	addGo(c, networkingv1.SchemeGroupVersion.WithKind("IngressClass"), func(c *collector, i *networkingv1.IngressClass) {
+		c.must("spec.controller", filled(i.Spec.Controller))
+	})
 	for _, name := range []string{"Namespace", "Secret", "ServiceAccount", "ConfigMap"} { // nothing beyond their form
 		if k := c.kinds[corev1.SchemeGroupVersion.WithKind(name)]; k != nil && k.rules == nil {
 			k.rules = func(*walker, *yaml.Node, map[string]any) {}

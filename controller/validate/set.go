@@ -117,6 +117,7 @@ func (s *Set) Together() []Finding {
 	v.sharedCertificates()
 	v.claimRouting()
 	v.providers()
+	v.withoutStatus()
 	slices.SortStableFunc(s.found, func(a, b Finding) int {
 		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), strings.Compare(a.Kind, b.Kind),
 			strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name), strings.Compare(a.Field, b.Field))
@@ -221,6 +222,7 @@ const (
 	CodeRuleConflict   = "UM0206" // two DestinationRules of one host
 	CodeNoGrant        = "UM0207" // a reference to another namespace that no ReferenceGrant allows
 	CodeNoListener     = "UM0208" // a route that no listener of its gateway takes
+	CodeNotEnforced    = "UM0209" // accepted and without effect yet, of a kind that has no conditions
 )
 
 // CodeOf is the number of a finding: its own, or that of all findings of its severity.

@@ -94,6 +94,26 @@ func kindOfMesh(o any) (kind model.Kind, ok bool) {
 		return model.KindWasmPlugin, true
 	case *extensionsv1alpha1.TrafficExtension:
 		return model.KindTrafficExtension, true
+	case *gatewayv1.GatewayClass:
+		return model.KindGatewayClass, true
+	case *gatewayv1.Gateway:
+		return model.KindKubeGateway, true
+	case *gatewayv1.ListenerSet:
+		return model.KindListenerSet, true
+	case *gatewayv1.HTTPRoute:
+		return model.KindHTTPRoute, true
+	case *gatewayv1.GRPCRoute:
+		return model.KindGRPCRoute, true
+	case *gatewayv1.TCPRoute:
+		return model.KindTCPRoute, true
+	case *gatewayv1.TLSRoute:
+		return model.KindTLSRoute, true
+	case *gatewayv1.UDPRoute:
+		return model.KindUDPRoute, true
+	case *gatewayv1.ReferenceGrant:
+		return model.KindReferenceGrant, true
+	case *gatewayv1.BackendTLSPolicy:
+		return model.KindBackendTLSPolicy, true
 	case *ingressv1.Ingress:
 		return model.KindIngress, true
 	case *ingressv1.IngressClass:
