@@ -20,8 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/dynamic/dynamicinformer"
-	"k8s.io/client-go/tools/cache"
+	apiwatch "k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/undermesh/undermesh/controller/configdir"
@@ -122,7 +122,7 @@ func kindOfMesh(o any) (kind model.Kind, ok bool) {
 	return "", false
 }
 
-// runKinds starts an informer for each kind once the API server serves it. The returned wait ends when every kind is
+// runKinds follows each kind once the API server serves it. The returned wait ends when every kind is
 // absent or listed, or when ctx ends.
 func (k *Kubernetes) runKinds(ctx context.Context, g *errgroup.Group) (wait func()) {
 	known := make(chan struct{})
@@ -139,7 +139,7 @@ func (k *Kubernetes) runKinds(ctx context.Context, g *errgroup.Group) (wait func
 			for kind, gvr := range served {
 				missing = slices.DeleteFunc(missing, func(r model.Resource) bool { return r.Kind == kind })
 				listed.Add(1)
-				g.Go(func() error { return k.runKind(ctx, kind, gvr, sync.OnceFunc(listed.Done)) })
+				k.runKind(ctx, g, kind, gvr, listed.Done)
 			}
 			if err == nil {
 				listed.Wait()
@@ -210,47 +210,39 @@ func (k *Kubernetes) resourcesOf(gv schema.GroupVersion) (map[string]bool, error
 }
 
 // runKind lists and watches one kind until ctx ends. listed is called once the first list was taken in.
-func (k *Kubernetes) runKind(ctx context.Context, kind model.Kind, gvr schema.GroupVersionResource, listed func()) error {
-	defer listed()
-	inf := dynamicinformer.NewFilteredDynamicInformer(k.cfg.Dynamic, gvr, metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
-	if err := inf.SetTransform(strip); err != nil {
-		return fmt.Errorf("watch %s: %w", gvr.Resource, err)
-	}
-	set := func(o any, gone bool) {
-		if tomb, ok := o.(cache.DeletedFinalStateUnknown); ok {
-			o = tomb.Obj
+func (k *Kubernetes) runKind(ctx context.Context, g *errgroup.Group, kind model.Kind, gvr schema.GroupVersionResource, listed func()) {
+	f := k.newFollow(kind, k.cfg.Dynamic, readAny(k.cfg.Dynamic.Resource(gvr)), nil, strip,
+		func(o any) (model.Event, bool) {
+			u, ok := o.(*unstructured.Unstructured)
+			if !ok {
+				return model.Event{}, false
+			}
+			return meshEvent(kind, u), true
+		})
+	k.start(ctx, g, f)
+	g.Go(func() error {
+		defer listed()
+		select {
+		case <-f.listed:
+			k.cfg.Log.Debug("kind is watched", "kind", string(kind), "version", gvr.Version)
+		case <-ctx.Done():
 		}
-		u, ok := o.(*unstructured.Unstructured)
-		if !ok {
-			k.cfg.Log.Error("informer delivered an unknown type", "type", wrongType(o))
-			return
-		}
-		k.put(meshEvent(kind, u, gone))
-	}
-	reg, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(o any) { set(o, false) }, UpdateFunc: func(_, o any) { set(o, false) },
-		DeleteFunc: func(o any) { set(o, true) },
+		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", gvr.Resource, err)
+}
+
+// readAny lists and watches a kind of any type.
+func readAny(c dynamic.ResourceInterface) reader {
+	return reader{
+		list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return c.List(ctx, o) },
+		watch: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) { return c.Watch(ctx, o) },
 	}
-	done := make(chan struct{})
-	go func() { defer close(done); inf.RunWithContext(ctx) }()
-	if cache.WaitForCacheSync(ctx.Done(), reg.HasSynced) {
-		listed()
-		k.cfg.Log.Debug("kind is watched", "kind", string(kind), "version", gvr.Version)
-	}
-	<-done
-	return nil
 }
 
 // meshEvent decodes strictly: the API server may store fields that this build does not know, and a policy must not be
 // enforced without them. What cannot be decoded is an object without a spec, with the reason.
-func meshEvent(kind model.Kind, u *unstructured.Unstructured, gone bool) model.Event {
+func meshEvent(kind model.Kind, u *unstructured.Unstructured) model.Event {
 	e := model.Event{Kind: kind, Name: nameOf(u.GetNamespace(), u.GetName())}
-	if gone {
-		return e
-	}
 	if status, ok := u.Object["status"].(map[string]any); ok {
 		e.Status = status
 	}

@@ -2,7 +2,6 @@ package watch
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -11,13 +10,14 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	apiwatch "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/jwks"
@@ -56,11 +56,13 @@ func (c KubeConfig) withDefaults() KubeConfig {
 
 // Kubernetes is the Source of an API server.
 type Kubernetes struct {
-	cfg  KubeConfig
-	wake chan struct{}
+	cfg     KubeConfig
+	history *History
+	wake    chan struct{}
 
 	mu      sync.Mutex // protects below
 	pending map[objectKey]model.Event
+	reached map[model.Kind]mark
 }
 
 type objectKey struct {
@@ -70,105 +72,124 @@ type objectKey struct {
 
 // NewKubernetes returns a Source that has not connected yet.
 func NewKubernetes(cfg KubeConfig) *Kubernetes {
-	return &Kubernetes{cfg: cfg.withDefaults(), wake: make(chan struct{}, 1), pending: map[objectKey]model.Event{}}
+	cfg = cfg.withDefaults()
+	return &Kubernetes{cfg: cfg, history: newHistory(cfg.Clock, cfg.Log), wake: make(chan struct{}, 1),
+		pending: map[objectKey]model.Event{}, reached: map[model.Kind]mark{}}
 }
+
+// History is how far this source came.
+func (k *Kubernetes) History() *History { return k.history }
 
 // Run implements Source. It waits for the API server as long as it takes; objects whose kinds are not served are
 // none, and are picked up when their kinds are.
 func (k *Kubernetes) Run(ctx context.Context, emit func([]model.Event)) error {
 	g, ctx := errgroup.WithContext(ctx)
-	synced, stop, err := k.startBuiltin(ctx)
-	if err != nil {
-		return err
+	builtin := k.builtin()
+	for _, f := range builtin {
+		k.start(ctx, g, f)
 	}
 	known := k.runKinds(ctx, g)
 	g.Go(func() error {
-		if !cache.WaitForCacheSync(ctx.Done(), synced...) {
-			return nil
+		for _, f := range builtin {
+			select {
+			case <-f.listed:
+			case <-ctx.Done():
+				return nil
+			}
 		}
 		known()
 		if ctx.Err() != nil {
 			return nil
 		}
-		emit(k.drain())
+		k.handOn(emit, true)
 		k.pump(ctx, emit)
 		return nil
 	})
-	err = g.Wait()
-	stop()
-	return err
+	return g.Wait()
 }
 
-func (k *Kubernetes) startBuiltin(ctx context.Context) (synced []cache.InformerSynced, stop func(), err error) {
-	all := informers.NewSharedInformerFactoryWithOptions(k.cfg.Client, 0, informers.WithTransform(strip))
-	named := func(name string) informers.SharedInformerFactory { // the control plane may read no others
-		return informers.NewSharedInformerFactoryWithOptions(k.cfg.Client, 0, informers.WithTransform(strip),
-			informers.WithNamespace(k.cfg.Namespace), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-				o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
-			}))
+// start follows a kind until ctx ends.
+func (k *Kubernetes) start(ctx context.Context, g *errgroup.Group, f *follow) {
+	if f.secures() {
+		k.history.mu.Lock()
+		k.history.follows[f.kind] = f
+		k.history.mu.Unlock()
 	}
-	own, keys := named(api.MeshConfigMap), named(jwks.ConfigMap)
+	g.Go(func() error { f.run(ctx); return nil })
+}
+
+// builtin are the kinds that every API server has.
+func (k *Kubernetes) builtin() []*follow {
+	c, ns := k.cfg.Client, k.cfg.Namespace
+	named := func(name string) func(*metav1.ListOptions) { // the control plane may read no other
+		return func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
+		}
+	}
+	all := func(*metav1.ListOptions) {}
 	// Slices that Kubernetes' own controller makes for selectors say nothing that the pods do not; they are most of all.
-	manual := informers.NewSharedInformerFactoryWithOptions(k.cfg.Client, 0, informers.WithTransform(strip),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.LabelSelector = discoveryv1.LabelManagedBy + "!=" + model.SliceController
-		}))
-	pods := all.Core().V1().Pods().Informer()
-	if err := pods.SetTransform(newPool().slim); err != nil {
-		return nil, nil, fmt.Errorf("watch API server: %w", err)
+	manual := func(o *metav1.ListOptions) {
+		o.LabelSelector = discoveryv1.LabelManagedBy + "!=" + model.SliceController
 	}
-	for _, inf := range []cache.SharedIndexInformer{
-		pods, all.Core().V1().Services().Informer(), all.Core().V1().Nodes().Informer(),
-		manual.Discovery().V1().EndpointSlices().Informer(), own.Core().V1().ConfigMaps().Informer(),
-		keys.Core().V1().ConfigMaps().Informer(),
-	} {
-		reg, err := inf.AddEventHandler(k.handler())
-		if err != nil {
-			return nil, nil, fmt.Errorf("watch API server: %w", err)
-		}
-		synced = append(synced, reg.HasSynced)
+	typed := func(kind model.Kind, r reader, like runtime.Object) *follow {
+		return k.newFollow(kind, c, r, like, strip, eventOf)
 	}
-	all.Start(ctx.Done())
-	own.Start(ctx.Done())
-	keys.Start(ctx.Done())
-	manual.Start(ctx.Done())
-	return synced, func() { all.Shutdown(); own.Shutdown(); keys.Shutdown(); manual.Shutdown() }, nil
-}
-
-func (k *Kubernetes) handler() cache.ResourceEventHandler {
-	set := func(o any, gone bool) {
-		if tomb, ok := o.(cache.DeletedFinalStateUnknown); ok {
-			o = tomb.Obj
-		}
-		if p, ok := o.(*slimPod); ok {
-			e := model.Event{Kind: model.KindPod, Name: p.name}
-			if !gone && p.pod != nil {
-				e.Object = p.pod
-			}
-			k.put(e)
-			return
-		}
-		kind, ok := kindOf(o)
-		meta, isMeta := o.(metav1.Object)
-		if !ok || !isMeta {
-			k.cfg.Log.Error("informer delivered an unknown type", "type", wrongType(o))
-			return
-		}
-		e := model.Event{Kind: kind, Name: nameOf(meta.GetNamespace(), meta.GetName())}
-		if !gone {
-			e.Object = o
-		}
-		k.put(e)
-	}
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(o any) { set(o, false) }, UpdateFunc: func(_, o any) { set(o, false) },
-		DeleteFunc: func(o any) { set(o, true) },
+	keys := typed(model.KindConfigMap, read(c.CoreV1().ConfigMaps(ns), named(jwks.ConfigMap)), &corev1.ConfigMap{})
+	keys.mark = keysKind // of its own: the mesh's is another list
+	return []*follow{
+		k.newFollow(model.KindPod, c, read(c.CoreV1().Pods(metav1.NamespaceAll), all), &corev1.Pod{}, newPool().slim, eventOf),
+		typed(model.KindService, read(c.CoreV1().Services(metav1.NamespaceAll), all), &corev1.Service{}),
+		typed(model.KindNode, read(c.CoreV1().Nodes(), all), &corev1.Node{}),
+		typed(model.KindEndpointSlice, read(c.DiscoveryV1().EndpointSlices(metav1.NamespaceAll), manual), &discoveryv1.EndpointSlice{}),
+		typed(model.KindConfigMap, read(c.CoreV1().ConfigMaps(ns), named(api.MeshConfigMap)), &corev1.ConfigMap{}),
+		keys,
 	}
 }
 
-func (k *Kubernetes) put(e model.Event) {
+// keysKind marks how far the ConfigMap of keys was followed.
+const keysKind model.Kind = "ConfigMap of keys"
+
+// read lists and watches what a client-go client of one kind has, as tweak narrows it.
+func read[L runtime.Object](c interface {
+	List(ctx context.Context, o metav1.ListOptions) (L, error)
+	Watch(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error)
+}, tweak func(*metav1.ListOptions)) reader {
+	return reader{
+		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			tweak(&o)
+			return c.List(ctx, o)
+		},
+		watch: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
+			tweak(&o)
+			return c.Watch(ctx, o)
+		},
+	}
+}
+
+// eventOf is the event of an object of a built-in kind that is there.
+func eventOf(o any) (model.Event, bool) {
+	if p, ok := o.(*slimPod); ok {
+		e := model.Event{Kind: model.KindPod, Name: p.name}
+		if p.pod != nil {
+			e.Object = p.pod
+		}
+		return e, true
+	}
+	kind, ok := kindOf(o)
+	m, isMeta := o.(metav1.Object)
+	if !ok || !isMeta {
+		return model.Event{}, false
+	}
+	return model.Event{Kind: kind, Name: nameOf(m.GetNamespace(), m.GetName()), Object: m}, true
+}
+
+// take adds events to the batch that is gathered, and moves the mark of their kind with them.
+func (k *Kubernetes) take(kind model.Kind, events []model.Event, move func(mark) mark) {
 	k.mu.Lock()
-	k.pending[objectKey{e.Kind, e.Name}] = e
+	for _, e := range events {
+		k.pending[objectKey{e.Kind, e.Name}] = e
+	}
+	k.reached[kind] = move(k.reached[kind])
 	k.mu.Unlock()
 	select {
 	case k.wake <- struct{}{}:
@@ -176,14 +197,25 @@ func (k *Kubernetes) put(e model.Event) {
 	}
 }
 
-func (k *Kubernetes) drain() []model.Event {
+func (k *Kubernetes) drain() ([]model.Event, map[model.Kind]mark) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	events := slices.SortedFunc(maps.Values(k.pending), func(a, b model.Event) int {
 		return strings.Compare(string(a.Kind)+" "+a.Name.String(), string(b.Kind)+" "+b.Name.String())
 	})
 	k.pending = map[objectKey]model.Event{} // a map that was cleared keeps the room of the first list
-	return events
+	return events, maps.Clone(k.reached)
+}
+
+// handOn passes on what gathered; the first batch too when nothing did. What is served meanwhile may hold all of it already,
+// or nothing yet.
+func (k *Kubernetes) handOn(emit func([]model.Event), first bool) {
+	events, reached := k.drain()
+	k.history.before(reached)
+	if len(events) > 0 || first {
+		emit(events)
+	}
+	k.history.after(reached)
 }
 
 // pump passes on what gathered, Quiet after the first of it.
@@ -197,8 +229,6 @@ func (k *Kubernetes) pump(ctx context.Context, emit func([]model.Event)) {
 		if !clock.Pause(ctx, k.cfg.Clock, k.cfg.Quiet) {
 			return
 		}
-		if events := k.drain(); len(events) > 0 {
-			emit(events)
-		}
+		k.handOn(emit, false)
 	}
 }
