@@ -79,6 +79,14 @@ const DiscoveryParts = "undermesh/parts"
 // come without aliases and type URL, and without what their names say already.
 const DiscoveryShort = "undermesh/short"
 
+// DiscoverySeen in a client's Node.client_features says that it gives back what it has seen: control_plane.identifier of a
+// response is then DiscoveryWhole or DiscoveryPart, a space, and a text of the controller's. The client repeats the newest of
+// these texts in its Node.metadata under SeenMetadata when it connects again, to whichever replica.
+const (
+	DiscoverySeen = "undermesh/seen"
+	SeenMetadata  = "UNDERMESH_SEEN"
+)
+
 // Names in the cluster that the documents' commands rely on (DESIGN §5).
 const (
 	DefaultRootNamespace = "istio-system"

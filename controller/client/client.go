@@ -232,13 +232,18 @@ func (c *Client) node() *core.Node {
 	if parts := strings.Split(c.cfg.NodeID, "~"); len(parts) == 4 {
 		pod, namespace, _ = strings.Cut(parts[2], ".")
 	}
-	return &core.Node{Id: c.cfg.NodeID, ClientFeatures: []string{api.DiscoveryParts, api.DiscoveryShort}, Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{
+	fields := map[string]*structpb.Value{
 		"NAME":         structpb.NewStringValue(pod),
 		"NAMESPACE":    structpb.NewStringValue(namespace),
 		"INSTANCE_IPS": structpb.NewStringValue(strings.Join(c.cfg.IPs, ",")),
 		"NODE_NAME":    structpb.NewStringValue(c.cfg.NodeName),
 		"CLUSTER_ID":   structpb.NewStringValue(c.cfg.ClusterID),
-	}}}
+	}
+	if c.state.seen != "" {
+		fields[api.SeenMetadata] = structpb.NewStringValue(c.state.seen)
+	}
+	return &core.Node{Id: c.cfg.NodeID, ClientFeatures: []string{api.DiscoveryParts, api.DiscoveryShort, api.DiscoverySeen},
+		Metadata: &structpb.Struct{Fields: fields}}
 }
 
 // handle applies one response and returns its acknowledgement. Resources that do not parse keep their previous state

@@ -23,6 +23,9 @@ import (
 // maxNack bounds the text of a refusal.
 const maxNack = 4 << 10
 
+// maxSeen bounds, in bytes, what is kept for a controller and given back to it.
+const maxSeen = 1 << 10
+
 // state is what one subscriber knows: the snapshot under way and the versions to resume from. One goroutine uses it.
 type state struct {
 	types    []string
@@ -32,6 +35,7 @@ type state struct {
 	current  *Snapshot                    // as of the last response that completed a state
 	pending  []batch                      // the responses since, which are not a state yet
 	fresh    bool                         // nothing was published yet
+	seen     string                       // what the controller wants to be told of this state when a stream begins; "" for nothing
 }
 
 // batch is what one response brought.
@@ -80,10 +84,14 @@ func (s *state) apply(resp *discovery.DeltaDiscoveryResponse) (*Snapshot, bool, 
 		delete(versions, n)
 	}
 	s.arrived[typ], s.answered[typ] = true, true
+	said, seen, _ := strings.Cut(resp.GetControlPlane().GetIdentifier(), " ")
+	if seen != "" && len(seen) <= maxSeen && (said == api.DiscoveryPart || said == api.DiscoveryWhole) {
+		s.seen = seen
+	}
 	if len(good)+len(removed) > 0 {
 		s.pending = append(s.pending, batch{good, removed})
 	}
-	if !s.whole(resp) {
+	if !s.whole(said) {
 		return nil, false, errors.Join(bad...)
 	}
 	generation, stamped := stamp(resp)
@@ -101,9 +109,9 @@ func (s *state) apply(resp *discovery.DeltaDiscoveryResponse) (*Snapshot, bool, 
 
 // whole reports whether the response completes a state. A foreign controller does not say so, and may leave a type
 // unanswered on a stream that resumes: then every response counts once all types have arrived.
-func (s *state) whole(resp *discovery.DeltaDiscoveryResponse) bool {
+func (s *state) whole(said string) bool {
 	seen := s.arrived
-	switch resp.GetControlPlane().GetIdentifier() {
+	switch said {
 	case api.DiscoveryPart:
 		return false
 	case api.DiscoveryWhole:

@@ -67,6 +67,11 @@ type Config struct {
 	Keys *keeper.Config
 	// Probe asks the API server whether it is there, for the metric of staleness; nil: there is none.
 	Probe func(ctx context.Context) error
+	// History of what Source delivered, for nodes that come from another replica; nil: there is no other.
+	History interface {
+		xds.History
+		prometheus.Collector
+	}
 	// Lead runs its argument while this replica may write; default: always.
 	Lead func(ctx context.Context, lead func(context.Context) error) error
 	// Publish tells the nodes the root certificates; it is called by the leader after a start and when they change. May be nil.
@@ -217,11 +222,18 @@ func (s *Server) Missing() string {
 // Run serves until ctx ends or a part fails, and returns when every part has ended.
 func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	xc := xds.Config{Store: s.store, Clock: s.cfg.Clock, Log: s.cfg.Log, Registerer: s.registry}
+	if s.cfg.History != nil {
+		xc.History = s.cfg.History
+		if err := s.registry.Register(s.cfg.History); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
 	listeners, err := s.listen()
 	if err != nil {
 		return err
 	}
-	disco := xds.NewServer(xds.Config{Store: s.store, Clock: s.cfg.Clock, Log: s.cfg.Log, Registerer: s.registry})
+	disco := xds.NewServer(xc)
 	if s.ca != nil {
 		g.Go(func() error { return s.ca.run(ctx) })
 	}

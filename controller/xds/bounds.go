@@ -31,6 +31,7 @@ const (
 	refusedStreams = "streams" // its caller has too many
 	refusedExpired = "expired" // its token ended
 	refusedRequest = "request" // it said too much, or what cannot be
+	refusedBehind  = "behind"  // it has seen what this replica has not
 )
 
 func namesError(typ, field string, n, limit int) error {

@@ -30,6 +30,7 @@ type conn struct {
 	open   bool // the last response promised that more follows
 	parts  bool // the client takes an answer in several responses
 	short  bool // the client takes short contents
+	gives  bool // the client gives back what it has seen
 	woken  bool // something changed, and was not pushed because a response is unacknowledged
 
 	unknown int       // requests of types that are not served
@@ -120,9 +121,28 @@ func (c *conn) identify(n *core.Node) error {
 	}
 	c.parts = slices.Contains(n.GetClientFeatures(), api.DiscoveryParts)
 	c.short = slices.Contains(n.GetClientFeatures(), api.DiscoveryShort)
+	c.gives = slices.Contains(n.GetClientFeatures(), api.DiscoverySeen)
+	seen := n.GetMetadata().GetFields()[api.SeenMetadata].GetStringValue()
+	if len(seen) > maxName {
+		return namesError("any type", "node.metadata."+api.SeenMetadata+": bytes of a text", len(seen), maxName)
+	}
+	if err := c.reach(seen); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.status.ID, c.status.NodeName, c.status.ClusterID = strings.Clone(id), strings.Clone(name), strings.Clone(cluster)
+	return nil
+}
+
+// reach waits until no less is served than the client has seen. Nothing was answered on the stream before.
+func (c *conn) reach(seen string) error {
+	if h := c.srv.cfg.History; seen != "" && h != nil && len(c.subs) == 0 {
+		if err := h.Reach(c.stream.Context(), seen); err != nil {
+			c.srv.metrics.refused.WithLabelValues(refusedBehind).Inc()
+			return status.Error(codes.Unavailable, err.Error())
+		}
+	}
 	return nil
 }
 
@@ -294,6 +314,9 @@ func (c *conn) respond(d delta, version string, part bool) error {
 	from := api.DiscoveryWhole
 	if part {
 		from = api.DiscoveryPart
+	}
+	if h := c.srv.cfg.History; c.gives && h != nil {
+		from += " " + h.Seen() // read after the content: it may say more than that holds, never less
 	}
 	c.progress()
 	r := &discovery.DeltaDiscoveryResponse{

@@ -31,11 +31,21 @@ type Config struct {
 	// StallTimeout is how long a client may leave responses unacknowledged, or unread, without any progress; then its stream
 	// ends, and it resumes by its versions. Default 1 min.
 	StallTimeout time.Duration
+	// History keeps clients from being served an older state than another replica gave them; nil: there is no other.
+	History History
 	// Streams is how many streams one caller may have open: of one account at one place (see Caller). Default 8.
 	Streams int
 	// Joins is how many clients are sent all of a type at once; others wait. What is encoded and not read yet is memory, and a
 	// thousand nodes that join together are served sooner one after the other. Default 64.
 	Joins int
+}
+
+// History knows how new the served state is.
+type History interface {
+	// Seen is what the state holds that is served now, for clients to give back; "" says nothing.
+	Seen() string
+	// Reach returns nil once no less is served than seen says. Its error is told to the client.
+	Reach(ctx context.Context, seen string) error
 }
 
 // Server answers delta ADS streams from a Store. It is safe for concurrent use and owns no goroutine beyond its streams.

@@ -52,8 +52,9 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	if err != nil {
 		return fmt.Errorf("make client of API server: %w", err)
 	}
-	cfg.Source = watch.NewKubernetes(watch.KubeConfig{Client: client, Dynamic: dyn, Namespace: o.rootNamespace,
+	source := watch.NewKubernetes(watch.KubeConfig{Client: client, Dynamic: dyn, Namespace: o.rootNamespace,
 		Log: cfg.Log, Clock: cfg.Clock})
+	cfg.Source, cfg.History = source, source.History()
 	tokens := ca.NewTokenReview(reviews.AuthenticationV1().TokenReviews(), cfg.Clock, func(c ca.Caller) bool {
 		return c.PodUID != "" && cfg.Index.NodeOf(model.Name{Namespace: c.Namespace, Name: c.PodName}, c.PodUID) != ""
 	})
