@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -32,12 +33,16 @@ type ReplicaOptions struct {
 	Steps int // default 120
 	// Torn makes replicas apply a change in two halves, to show that the checks can fail.
 	Torn bool
+	// Forgetful replicas do not ask nodes what they have seen, to show the same.
+	Forgetful bool
 }
 
 // mesh is what the objects compile to at one time. Every state differs from every other.
 type mesh struct {
 	resources map[xds.Key]proto.Message
 	digest    string
+	version   int // of the API server's store
+	life      int // which counts the restores of that store
 }
 
 // plane is one history.
@@ -62,6 +67,7 @@ type replica struct {
 	listen *bufconn.Listener
 	life   int // counts starts
 	number uint64
+	served int // version of what it serves, or is about to; protected by plane.mu
 }
 
 // follower is a node.
@@ -75,7 +81,6 @@ type follower struct {
 	conns map[net.Conn]struct{}
 	from  string // replica and life that the newest connection leads to
 	seen  int    // position of the last snapshot
-	of    string // from, at that time
 }
 
 const pods = 6
@@ -144,9 +149,11 @@ func (p *plane) step(nodes []*follower) {
 		p.change(&p.truth[len(p.truth)-1])
 	case n < 75:
 		p.catchUp(p.rng.IntN(len(p.replicas)), p.rng.IntN(2) == 0)
+	case n < 76 && len(p.truth) > 10:
+		p.restore()
 	case n < 80:
 		r := p.replicas[p.rng.IntN(len(p.replicas))]
-		r.stuck = time.Now().Add(time.Duration(p.rng.IntN(20)) * time.Second) // its watches say nothing
+		p.stick(r, time.Now().Add(time.Duration(p.rng.IntN(20))*time.Second)) // its watches say nothing
 	case n < 87:
 		if i := p.rng.IntN(len(p.replicas)); p.replicas[i].server == nil {
 			p.start(i)
@@ -162,7 +169,7 @@ func (p *plane) step(nodes []*follower) {
 // heal ends all faults and lets every replica see everything.
 func (p *plane) heal(nodes []*follower) {
 	for i, r := range p.replicas {
-		if r.stuck = (time.Time{}); r.server == nil {
+		if p.stick(r, time.Time{}); r.server == nil {
 			p.start(i)
 		}
 		p.catchUp(i, false)
@@ -175,7 +182,10 @@ func (p *plane) heal(nodes []*follower) {
 // change adds a state: each pod is guarded by one policy that denies, of the namespace or by name, and now and then it
 // changes from the one to the other, gets another name, or pods come and go.
 func (p *plane) change(old *mesh) {
-	next := mesh{resources: map[xds.Key]proto.Message{}}
+	next := mesh{resources: map[xds.Key]proto.Message{}, version: 1}
+	if old != nil {
+		next.version, next.life = old.version+1, old.life
+	}
 	guard, scope := fmt.Sprintf("guard-%d", p.rng.IntN(3)), securityapi.Scope_NAMESPACE
 	if p.rng.IntN(2) == 0 {
 		scope = securityapi.Scope_WORKLOAD_SELECTOR
@@ -211,10 +221,64 @@ func (p *plane) change(old *mesh) {
 		panic("the history is wrong: " + err.Error())
 	}
 	next.digest = digest(s)
+	p.add(next)
+}
+
+func (p *plane) add(next mesh) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.index[next.digest] = len(p.truth)
 	p.truth = append(p.truth, next)
+}
+
+// restore makes an earlier state the newest one, with the version that it had: the API server is restored from a backup.
+func (p *plane) restore() {
+	now := p.truth[len(p.truth)-1]
+	back := p.truth[len(p.truth)-1-p.rng.IntN(8)]
+	p.change(&mesh{resources: back.resources, version: back.version - 1, life: now.life + 1})
+}
+
+// replicaHistory is what the replica r knows of the API server.
+type replicaHistory struct {
+	p *plane
+	r *replica
+}
+
+// Seen implements xds.History.
+func (h replicaHistory) Seen() string {
+	h.p.mu.Lock()
+	defer h.p.mu.Unlock()
+	return strconv.Itoa(h.r.served)
+}
+
+// Reach implements xds.History as watch.History does: it waits for what comes by itself, then looks at the API server.
+func (h replicaHistory) Reach(ctx context.Context, seen string) error {
+	v, err := strconv.Atoi(seen)
+	if err != nil {
+		return err
+	}
+	for begin := time.Now(); time.Since(begin) < 10*time.Second; sleepFor(ctx, 100*time.Millisecond) {
+		h.p.mu.Lock()
+		newest, now, reads := h.p.truth[len(h.p.truth)-1], h.r.at, !time.Now().Before(h.r.stuck)
+		h.p.mu.Unlock()
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case now >= 0 && h.p.truthAt(now).version >= v:
+			return nil
+		case reads && newest.version < v && time.Since(begin) > 2*time.Second:
+			return nil // the API server itself is older
+		}
+	}
+	return fmt.Errorf("version %d: %w", v, errBehind)
+}
+
+var errBehind = errors.New("this replica has not seen it")
+
+func (p *plane) truthAt(i int) mesh {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.truth[i]
 }
 
 // digest is all that matters of a snapshot.
@@ -233,21 +297,30 @@ func digest(s *client.Snapshot) string {
 // start lists all objects, as they are now, and serves.
 func (p *plane) start(i int) {
 	r := p.replicas[i]
-	r.life++
-	r.number, r.at = uint64(p.rng.IntN(100)), -1 // counts of replicas mean nothing to each other
+	r.number = uint64(p.rng.IntN(100)) // counts of replicas mean nothing to each other
 	r.store = xds.NewStore(xds.StoreConfig{Clock: clock.System()})
 	srv := grpc.NewServer()
-	xds.NewServer(xds.Config{Store: r.store, Clock: clock.System(),
-		Types: []string{api.AuthorizationType, api.AddressType}}).Register(srv)
+	cfg := xds.Config{Store: r.store, Clock: clock.System(), Types: []string{api.AuthorizationType, api.AddressType}}
+	if !p.opt.Forgetful {
+		cfg.History = replicaHistory{p, r}
+	}
+	xds.NewServer(cfg).Register(srv)
 	lis := bufconn.Listen(64 << 10)
 	go func() { _ = srv.Serve(lis) }() // until Stop
-	p.mu.Lock()
-	r.server, r.listen = srv, lis
-	p.mu.Unlock()
 	stuck := r.stuck
-	r.stuck = time.Time{}
+	p.mu.Lock()
+	r.life++
+	r.server, r.listen, r.at, r.stuck = srv, lis, -1, time.Time{}
+	p.mu.Unlock()
 	p.catchUp(i, false)
-	r.stuck = stuck
+	p.stick(r, stuck)
+}
+
+// stick keeps a replica from hearing of changes until then.
+func (p *plane) stick(r *replica, until time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r.stuck = until
 }
 
 func (p *plane) stop(i int) {
@@ -288,7 +361,9 @@ func (p *plane) catchUp(i int, lags bool) {
 	}
 	slices.SortFunc(up, func(a, b xds.Resource) int { return strings.Compare(a.Type+a.Name, b.Type+b.Name) })
 	r.number++
-	r.at = to
+	p.mu.Lock()
+	r.served = p.truth[to].version // what nodes are told may be ahead of what is served
+	p.mu.Unlock()
 	var err error
 	if p.opt.Torn {
 		err = r.store.Apply(r.number, nil, gone)
@@ -297,6 +372,9 @@ func (p *plane) catchUp(i int, lags bool) {
 	if err = errors.Join(err, r.store.Apply(r.number, up, gone)); err != nil {
 		p.violate("replica %d: %v", i, err)
 	}
+	p.mu.Lock()
+	r.at = to
+	p.mu.Unlock()
 }
 
 func (p *plane) follow(i int) *follower {
@@ -343,8 +421,8 @@ func (f *follower) part(cut bool) {
 	}
 }
 
-// watch checks every state that the node goes by: it is one that the objects had, no pod is without its guard, and what
-// one replica says never goes back.
+// watch checks every state that the node goes by: it is one that the objects had, no pod is without its guard, and none is
+// older than the one before, whichever replica it is from, unless the API server was restored between the two.
 func (f *follower) watch(ctx context.Context) {
 	changed, stop := f.client.Watch()
 	defer stop()
@@ -370,9 +448,9 @@ func (f *follower) watch(ctx context.Context) {
 			f.p.violate("%s goes by a state that never was:\n%s", f.name, digest(s))
 			continue
 		}
-		if at < f.seen && from == f.of {
-			f.p.violate("%s: replica %s went back from state %d to %d", f.name, from, f.seen, at)
+		if at < f.seen && f.p.truthAt(at).life == f.p.truthAt(f.seen).life {
+			f.p.violate("%s: replica %s took it back from state %d to %d", f.name, from, f.seen, at)
 		}
-		f.seen, f.of = at, from
+		f.seen = at
 	}
 }
