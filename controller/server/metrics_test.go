@@ -1,13 +1,21 @@
 package server
 
 import (
+	"context"
+	"log/slog"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/undermesh/undermesh/controller/api/version"
+	"github.com/undermesh/undermesh/controller/jwks/keeper"
 	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/watch"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
 // TestME12Objects: the controller's metrics say what there is and what happened, under the names of Istio's dashboards.
@@ -67,4 +75,57 @@ func gathered(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 		}
 	}
 	return out
+}
+
+var (
+	describedName  = regexp.MustCompile(`fqName: "([a-z0-9_]+)"`)
+	documentedName = regexp.MustCompile("`((?:pilot|citadel|galley|istio|undermesh)_[a-z0-9_]+)")
+)
+
+// TestMetricsAreDocumented: the table says what the door of metrics shows, no more and no less.
+func TestMetricsAreDocumented(t *testing.T) {
+	c, _ := startEmpty(t)
+	keys, err := keeper.New(keeper.Config{Store: keeper.NewLocalStore(func(*corev1.ConfigMap) {}), Clock: clock.System(),
+		Fetch: func(context.Context, string) (string, error) { return "", nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := prometheus.NewRegistry()
+	more.MustRegister(keys, watch.NewKubernetes(watch.KubeConfig{}).History())
+	if _, err := newStaleness(clock.System(), slog.New(slog.DiscardHandler), nil, more); err != nil {
+		t.Fatal(err)
+	}
+	described := map[string]bool{"galley_validation_total": true} // of package webhook
+	ch := make(chan *prometheus.Desc)
+	go func() {
+		c.registry.Describe(ch)
+		more.Describe(ch)
+		close(ch)
+	}()
+	for d := range ch {
+		if m := describedName.FindStringSubmatch(d.String()); m != nil && !strings.HasPrefix(m[1], "go_") && !strings.HasPrefix(m[1], "process_") {
+			described[m[1]] = true
+		}
+	}
+	text, err := os.ReadFile("../../docs/control-plane.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]bool{}
+	for _, m := range documentedName.FindAllStringSubmatch(string(text), -1) {
+		documented[m[1]] = true
+	}
+	for n := range described {
+		if !documented[n] {
+			t.Errorf("%s is not documented", n)
+		}
+	}
+	for n := range documented {
+		if !described[n] {
+			t.Errorf("%s is documented and there is none", n)
+		}
+	}
+	if len(described) < 25 {
+		t.Errorf("only %d are found", len(described))
+	}
 }

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -64,6 +65,8 @@ type controller struct {
 	dir  string
 	stop func() error
 
+	registry *prometheus.Registry
+
 	mu    sync.Mutex
 	addrs map[string]string // configured address -> the one in use
 }
@@ -104,6 +107,7 @@ func startFor(t *testing.T, dir, caDir string, secondStart *controller, auth ca.
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.registry = s.registry
 	if missing := s.Missing(); !strings.Contains(missing, "not synchronised") || !strings.Contains(missing, "authority") {
 		t.Errorf("before the start it misses %q", missing)
 	}
