@@ -65,6 +65,7 @@ func empty() *Snapshot {
 		nsPolicies: newPmap[string, []*securityapi.Authorization](seed),
 		rules:      newPmap[string, *settings.CallRule](seed),
 		rulesFor:   newPmap[name, []*settings.CallRule](seed),
+		patterns:   newPmap[string, int](seed),
 	}
 }
 

@@ -40,11 +40,12 @@ func (s *Snapshot) callRulesIn(place string, caller *Workload, host string) []*s
 	if found := countingRules(s.rulesFor.at(name{place, host}), caller); len(found) > 0 {
 		return found
 	}
-	for i := range len(host) { // "*" stands for one character at least
-		if i > 0 {
-			if found := countingRules(s.rulesFor.at(name{place, "*" + host[i:]}), caller); len(found) > 0 {
-				return found
-			}
+	if s.patterns.at(place) == 0 {
+		return nil
+	}
+	for i := 1; i < len(host); i++ { // "*" stands for one character at least
+		if found := countingRules(s.rulesFor.at(name{place, "*" + host[i:]}), caller); len(found) > 0 {
+			return found
 		}
 	}
 	return countingRules(s.rulesFor.at(name{place, "*"}), caller)
@@ -72,6 +73,7 @@ func (b *builder) putRule(r *settings.CallRule) {
 	s, at := b.s, name{r.GetNamespace(), r.GetHost()}
 	s.rules = s.rules.set(b.edit, r.GetNamespace()+"/"+r.GetName(), r)
 	s.rulesFor = s.rulesFor.set(b.edit, at, insert(s.rulesFor.at(at), r, byAge))
+	b.countPattern(at, 1)
 }
 
 func (b *builder) removeRule(key string) {
@@ -83,6 +85,13 @@ func (b *builder) removeRule(key string) {
 	at := name{r.GetNamespace(), r.GetHost()}
 	s.rules = s.rules.delete(b.edit, key)
 	s.rulesFor = put(s.rulesFor, b.edit, at, drop(s.rulesFor.at(at), r))
+	b.countPattern(at, -1)
+}
+
+func (b *builder) countPattern(at name, change int) {
+	if strings.HasPrefix(at.name, "*") {
+		b.s.patterns = b.s.patterns.set(b.edit, at.namespace, b.s.patterns.at(at.namespace)+change)
+	}
 }
 
 // byAge orders rules of one namespace.

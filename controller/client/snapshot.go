@@ -85,6 +85,7 @@ type Snapshot struct {
 
 	rules    pmap[string, *settings.CallRule] // by namespace/name
 	rulesFor pmap[name, []*settings.CallRule] // by namespace of the rule and host
+	patterns pmap[string, int]                // how many rules of a namespace are for a host that begins with "*"
 }
 
 // Generation counts the controller's compiled snapshots; connections are logged with it.
