@@ -77,3 +77,12 @@ func TestMeshDefaultsOfCalls(t *testing.T) {
 		t.Error("retries are", policy(), "exported to", exportOf(t, c))
 	}
 }
+
+// TestServiceWithBytesThatAreNoText is served, to nobody's namespace.
+func TestServiceWithBytesThatAreNoText(t *testing.T) {
+	c := compile.New(compile.Config{})
+	c.Apply([]model.Event{plainService(map[string]string{model.AnnotationExportTo: "\xff"})})
+	if got := exportOf(t, c); len(got) != 1 || got[0] != "\uFFFD" {
+		t.Errorf("got %q", got)
+	}
+}

@@ -49,11 +49,7 @@ func configured(s *settings.MeshSettings, m model.Mesh) {
 	}
 }
 
-// pack encodes deterministically: equal configurations are equal resources.
+// pack wraps a message; equal ones are equal resources.
 func pack(m proto.Message) *anypb.Any {
-	out := &anypb.Any{}
-	if err := anypb.MarshalFrom(out, m, proto.MarshalOptions{Deterministic: true}); err != nil {
-		panic("encode mesh configuration: " + err.Error()) // it was decoded from valid text
-	}
-	return out
+	return &anypb.Any{TypeUrl: "type.googleapis.com/" + string(m.ProtoReflect().Descriptor().FullName()), Value: encode(m)}
 }

@@ -99,11 +99,7 @@ func (c *Compiler) attachSettings(w *workloadapi.Workload, m mtls, set *settings
 
 // contentName is the content hash under which equal settings are one resource.
 func contentName(m proto.Message) string {
-	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		panic("marshal settings: " + err.Error())
-	}
-	sum := sha256.Sum256(data)
+	sum := sha256.Sum256(encode(m))
 	return hex.EncodeToString(sum[:8])
 }
 

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	corev1 "k8s.io/api/core/v1"
 
@@ -184,12 +183,6 @@ func namedProtocol(name string) (protocol string, known bool) {
 	return v, ok || name == ""
 }
 
-// extension wraps a message; our own messages always marshal.
 func extension(name string, m proto.Message) *workloadapi.Extension {
-	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		panic("marshal " + name + ": " + err.Error())
-	}
-	return &workloadapi.Extension{Name: name, Config: &anypb.Any{
-		TypeUrl: "type.googleapis.com/" + string(m.ProtoReflect().Descriptor().FullName()), Value: value}}
+	return &workloadapi.Extension{Name: name, Config: pack(m)}
 }

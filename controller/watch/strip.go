@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,11 +17,22 @@ import (
 func strip(o any) (any, error) {
 	if m, ok := o.(metav1.Object); ok {
 		m.SetManagedFields(nil)
+		cleanText(m.GetAnnotations())
 	}
 	if v, ok := o.(*corev1.Node); ok {
 		v.Annotations, v.Spec, v.Status = nil, corev1.NodeSpec{}, corev1.NodeStatus{Addresses: v.Status.Addresses}
 	}
 	return o, nil
+}
+
+// cleanText takes out what is no UTF-8. The API server checks labels and names; annotations it stores as they come, if they
+// come as protobuf, and nothing that we write or serve could carry them.
+func cleanText(annotations map[string]string) {
+	for k, v := range annotations {
+		if !utf8.ValidString(v) {
+			annotations[k] = strings.ToValidUTF8(v, "\uFFFD")
+		}
+	}
 }
 
 // slimPod is what an informer keeps of a pod: the model's own record of it, which the registry then shares. Of a
@@ -66,6 +78,7 @@ func (p *pool) slim(o any) (any, error) {
 	if len(p.texts)+len(p.labels)+len(p.ports) > poolSize {
 		p.forget()
 	}
+	cleanText(v.Annotations)
 	out := &slimPod{name: model.Name{Namespace: p.text(v.Namespace), Name: v.Name}, version: v.ResourceVersion, pod: model.NewPod(v)}
 	if m := out.pod; m != nil {
 		m.Name = out.name

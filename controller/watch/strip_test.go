@@ -70,3 +70,11 @@ func TestPoolIsBounded(t *testing.T) {
 		t.Errorf("%d entries, want at most %d", n, poolSize)
 	}
 }
+
+// TestAnnotationsAreText: whoever may write a Service can store bytes that no message of ours can carry.
+func TestAnnotationsAreText(t *testing.T) {
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"a": "x\xffy", "b": "ü"}}}
+	if _, err := strip(svc); err != nil || !maps.Equal(svc.Annotations, map[string]string{"a": "x\uFFFDy", "b": "ü"}) {
+		t.Errorf("%q, %v", svc.Annotations, err)
+	}
+}
