@@ -27,7 +27,7 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
-// What parent and child agree on: names in the child's directory, and the account of the clients.
+// What parent and child agree on: names in the child's directory, and the name in the certificate.
 const (
 	rootFile    = "root.pem"
 	doorsFile   = "doors.json"
