@@ -3,6 +3,7 @@ package compile
 import (
 	"net/netip"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -220,10 +221,14 @@ func (c *Compiler) foreign(n model.Name, s *model.Service, slice *model.Slice, e
 		Message: &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}}
 }
 
-// boundPorts are the container ports that some service leads to.
+// boundPorts are the container ports that some service of the workload's own namespace leads to: others may list its address,
+// and have no say in how it is protected.
 func boundPorts(w *workloadapi.Workload) map[uint32]bool {
 	bound := map[uint32]bool{}
-	for _, list := range w.GetServices() {
+	for key, list := range w.GetServices() {
+		if namespace, _, _ := strings.Cut(key, "/"); namespace != w.GetNamespace() {
+			continue
+		}
 		for _, p := range list.GetPorts() {
 			bound[p.GetTargetPort()] = true
 		}

@@ -41,7 +41,8 @@ func CalleeOf(svc *client.Service) Callee {
 }
 
 // SeesWorkload reports whether a workload whose own address is dialled is in the view's scope: a service that leads to the port
-// is, or, without any, its namespace as a whole.
+// is, or, without any, its namespace as a whole. Only services of the workload's namespace and of the view's own count: another
+// one may list the workload's address.
 func (v View) SeesWorkload(s *client.Snapshot, w *client.Workload, port uint16) bool {
 	if len(v.Scope.GetEgress()) == 0 {
 		return true
@@ -50,14 +51,15 @@ func (v View) SeesWorkload(s *client.Snapshot, w *client.Workload, port uint16) 
 	for key, list := range w.GetServices() {
 		namespace, host, _ := strings.Cut(key, "/")
 		svc := s.ServiceByHost(namespace, host)
-		if svc == nil {
+		if svc == nil || namespace != w.GetNamespace() && namespace != v.Namespace {
 			continue
 		}
 		for _, p := range list.GetPorts() {
 			if p.GetTargetPort() != uint32(port) {
 				continue
 			}
-			if served = true; v.Sees(CalleeOf(svc), p.GetServicePort()) {
+			served = served || namespace == w.GetNamespace()
+			if v.Sees(CalleeOf(svc), p.GetServicePort()) {
 				return true
 			}
 		}
