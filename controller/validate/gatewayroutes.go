@@ -272,7 +272,7 @@ func listenerSetRules(c *collector, o *gatewayv1.ListenerSet) {
 	}
 	list := make([]gatewayv1.Listener, 0, len(o.Spec.Listeners))
 	for _, l := range o.Spec.Listeners {
-		list = append(list, gatewayv1.Listener{Name: l.Name, Hostname: l.Hostname, Port: l.Port, Protocol: l.Protocol, TLS: l.TLS, AllowedRoutes: l.AllowedRoutes})
+		list = append(list, gatewayv1.Listener(l))
 	}
 	c.listenerList(list)
 }
