@@ -151,6 +151,9 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 		ch.set(owner{model.KindPeerAuthentication, n}, st.Findings, nil)
 		status = append(status, st)
 	}
+	if dirty.Keyring {
+		ch.set(owner{kind: kindKeys}, c.reg.KeyFindings(), nil)
+	}
 	for source := range dirty.Keys {
 		ch.compile(owner{kindKeys, model.Name{Name: source}})
 	}

@@ -139,3 +139,19 @@ func TestKeySourcesComeInTurn(t *testing.T) {
 		t.Errorf("%d sources, first %s", len(wanted), got)
 	}
 }
+
+// TestUnreadableKeysAreTold: a stored record that cannot be read is a finding until it can be, or is gone.
+func TestUnreadableKeysAreTold(t *testing.T) {
+	c := compile.New(compile.Config{})
+	stored := keysEvent("istio-system")
+	stored.Object.(*corev1.ConfigMap).Data["x"] = "no record"
+	for _, step := range []struct {
+		event model.Event
+		want  int
+	}{{stored, 1}, {keysEvent("istio-system"), 0}, {stored, 1}, {model.Event{Kind: model.KindConfigMap, Name: stored.Name}, 0}} {
+		c.Apply([]model.Event{step.event})
+		if got := c.Findings(); len(got) != step.want || step.want > 0 && got[0].Field != "data.x" {
+			t.Errorf("findings %v, want %d", got, step.want)
+		}
+	}
+}

@@ -107,6 +107,7 @@ func (r *Registry) applyKeys(e Event, d *Dirty) {
 		return
 	}
 	k := &r.keyring
+	d.Keyring = true
 	old := k.records
 	k.records, k.bad = map[string]jwks.Record{}, nil
 	if e.Object != nil {
@@ -144,6 +145,7 @@ func (r *Registry) dirtyKeys(source string, d *Dirty) {
 }
 
 func (r *Registry) markKeys(d *Dirty) {
+	d.Keyring = true
 	for s := range r.keyring.wanted {
 		d.Keys[s] = true
 	}

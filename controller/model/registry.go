@@ -58,6 +58,7 @@ type Dirty struct {
 	Entries   map[Name]bool
 	Workloads map[Name]bool
 	Keys      map[string]bool // sources of keys
+	Keyring   bool            // Registry.KeyFindings
 
 	targets map[Name]bool // services that policies target and whose workloads may have changed
 }
