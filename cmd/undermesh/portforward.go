@@ -18,7 +18,12 @@ const askTimeout = 30 * time.Second
 
 // ask reads a page of a port that a pod serves on its own loopback, through the API server: who may forward ports to the pod
 // may read it. More than limit bytes are an error.
-func (c *cluster) ask(ctx context.Context, namespace, pod string, port int, path string, limit int64) (_ []byte, err error) {
+func (c *cluster) ask(ctx context.Context, namespace, pod string, port int, path string, limit int64) ([]byte, error) {
+	return c.call(ctx, http.MethodGet, namespace, pod, port, path, limit)
+}
+
+// call is ask with a method of HTTP: other than GET it changes something.
+func (c *cluster) call(ctx context.Context, method, namespace, pod string, port int, path string, limit int64) (_ []byte, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("ask pod %s/%s: %w", namespace, pod, err)
@@ -42,7 +47,7 @@ func (c *cluster) ask(ctx context.Context, namespace, pod string, port int, path
 	go func() { done <- forward.ForwardPorts() }() // ends with ctx
 	select {
 	case <-ready:
-		raw, err := readForwarded(ctx, forward, path, limit)
+		raw, err := readForwarded(ctx, forward, method, path, limit)
 		cancel()
 		if <-done; err != nil && said.Len() > 0 {
 			err = errors.Join(err, errors.New(strings.TrimSpace(said.String())))
@@ -56,12 +61,12 @@ func (c *cluster) ask(ctx context.Context, namespace, pod string, port int, path
 	}
 }
 
-func readForwarded(ctx context.Context, forward *portforward.PortForwarder, path string, limit int64) ([]byte, error) {
+func readForwarded(ctx context.Context, forward *portforward.PortForwarder, method, path string, limit int64) ([]byte, error) {
 	ports, err := forward.GetPorts()
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d%s", ports[0].Local, path), nil)
+	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("http://127.0.0.1:%d%s", ports[0].Local, path), nil)
 	if err != nil {
 		return nil, err
 	}

@@ -1,19 +1,27 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/watch"
 	"github.com/undermesh/undermesh/controller/xds"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
@@ -58,5 +66,99 @@ func TestServed(t *testing.T) {
 	}
 	if code, none, _ := askServed(t, h, url.Values{"type": {"unknown"}}); code != http.StatusOK || len(none.Resources) != 0 {
 		t.Error(code, none)
+	}
+}
+
+// TestServedIsWhatIsSent: what proxy-config reads is, byte for byte, what a stream is sent: of every type, and every resource
+// that the golden inputs compile to.
+func TestServedIsWhatIsSent(t *testing.T) {
+	inputs, err := filepath.Glob("../compile/testdata/*.yaml")
+	if err != nil || len(inputs) == 0 {
+		t.Fatal("no inputs", err)
+	}
+	types := []string{api.ClusterType, api.RouteType, api.AddressType, api.AuthorizationType, api.MeshSettingsType, api.WorkloadSettingsType, api.ScopeType, api.CallRuleType}
+	total := map[string]int{}
+	for _, input := range inputs {
+		all := compiledFrom(t, input)
+		store := xds.NewStore(xds.StoreConfig{Clock: clock.System()})
+		publisher{store: store}.apply(compile.Delta{Generation: 1, Upserts: all})
+		publish, dial, _ := ambientWorld(t)
+		publish(all)
+		for _, typ := range types {
+			var names []string
+			for _, r := range all {
+				if r.Type == typ {
+					names = append(names, r.Name)
+				}
+			}
+			if len(names) == 0 {
+				continue
+			}
+			a := newAmbient(t, dial())
+			a.send(typ, func(r *discovery.DeltaDiscoveryRequest) { r.ResourceNamesSubscribe = names })
+			answer, err := a.stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent := map[string]*discovery.Resource{}
+			for _, r := range answer.GetResources() {
+				sent[r.GetName()] = r
+			}
+			_, shown, _ := askServed(t, servedHandler(store), url.Values{"type": {typ}})
+			if len(shown.Resources) != len(names) {
+				t.Errorf("%s %s: %d are shown of %d", input, typ, len(shown.Resources), len(names))
+			}
+			for _, r := range shown.Resources {
+				total[typ]++
+				sameBytes(t, r, sent[r.Name])
+			}
+		}
+	}
+	for _, typ := range types {
+		if total[typ] == 0 {
+			t.Errorf("no %s was compared", typ)
+		}
+	}
+	t.Log(total)
+}
+
+// compiledFrom are the resources that a file compiles to.
+func compiledFrom(t *testing.T, path string) []compile.Resource {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "f.yaml"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	view, err := configdir.New(configdir.Config{Dir: dir}).Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return compile.New(compile.Config{}).Apply(watch.Events(nil, view)).Upserts
+}
+
+// sameBytes encodes what is shown again, and compares it with what was sent.
+func sameBytes(t *testing.T, shown ServedResource, sent *discovery.Resource) {
+	t.Helper()
+	if sent == nil || sent.GetVersion() != shown.Version {
+		t.Errorf("%s %s: version %s is shown, and %s is sent", shown.Type, shown.Name, shown.Version, sent.GetVersion())
+		return
+	}
+	m, err := decoded(shown.Type, nil)
+	if err == nil {
+		err = protojson.Unmarshal(shown.Resource, m)
+	}
+	if err != nil {
+		t.Fatalf("%s %s: %v", shown.Type, shown.Name, err)
+	}
+	again, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(again, sent.GetResource().GetValue()) {
+		t.Errorf("%s %s: what is shown has other bytes than what is sent", shown.Type, shown.Name)
 	}
 }
