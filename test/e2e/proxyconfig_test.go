@@ -110,3 +110,32 @@ func TestProxyConfigInTheFormOfEnvoy(t *testing.T) {
 		t.Errorf("of a pod that is none: %v", err)
 	}
 }
+
+// TestProxyConfigLog: the level of one node's ztunnel is set and read, and the other node's stays.
+func TestProxyConfigLog(t *testing.T) {
+	ctx, w := meshed(t)
+	levels := func(args ...string) map[string]string {
+		t.Helper()
+		out, err := w.Undermesh(ctx, append([]string{"proxy-config", "log", "-o", "json"}, args...)...)
+		check(t, err)
+		var all []struct{ Pod, Level string }
+		check(t, json.Unmarshal([]byte(out), &all))
+		got := map[string]string{}
+		for _, l := range all {
+			got[l.Pod] = l.Level
+		}
+		return got
+	}
+	before := levels()
+	t.Cleanup(func() { levels("--reset") })
+	set := levels("deployment/sleep.foo", "--level", "debug")
+	now := levels()
+	if len(set) != 1 || len(before) < 2 || len(now) != len(before) {
+		t.Fatalf("levels were %v, then %v, then %v", before, set, now)
+	}
+	for pod, level := range now {
+		if want := map[bool]string{true: "debug", false: before[pod]}[set[pod] != ""]; level != want {
+			t.Errorf("%s logs at %s, not %s", pod, level, want)
+		}
+	}
+}
