@@ -26,7 +26,7 @@ func newCheck() (func(kind string, object metav1.Object) []validate.Finding, err
 			return []validate.Finding{{Severity: validate.Error, Kind: kind, Namespace: object.GetNamespace(), Name: object.GetName(),
 				Message: err.Error()}}
 		}
-		return catalogue.File("", data).Findings
+		return catalogue.Object(data)
 	}, nil
 }
 

@@ -3,6 +3,7 @@ package validate
 import (
 	"bytes"
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -43,6 +44,32 @@ var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?`)
 // File checks every object of a file in YAML or JSON: one or many documents, lists unpacked. It never fails: what cannot be
 // read is a finding. The work is bounded by the size of the file, also when its aliases multiply.
 func (c *Catalogue) File(name string, data []byte) *Report { return c.file(name, data, nil) }
+
+// What Object takes: an API server stores no more, and what is read of a text is many times as large as the text.
+const (
+	maxObject = 4 << 20 // bytes
+	maxValues = 1 << 18 // values, about
+)
+
+// Object checks one object in JSON as an API server hands it out: who sends it may be anybody. It is neither a list nor several
+// documents. What is too large to be looked at is a Warning.
+func (c *Catalogue) Object(data []byte) []Finding {
+	values := 0
+	for _, b := range data { // in texts too: some are read as YAML
+		switch b {
+		case ',', ':', '[', '{', '\\', '\n':
+			values++
+		}
+	}
+	if len(data) > maxObject || values > maxValues {
+		return []Finding{{Severity: Warning, Skipped: true, Message: fmt.Sprintf("not checked: it is too large (%d bytes, about %d values)", len(data), values)}}
+	}
+	var head struct{ Items json.RawMessage }
+	if err := json.Unmarshal(data, &head); err != nil || head.Items != nil {
+		return []Finding{{Severity: Error, Message: "is not one object in JSON"}}
+	}
+	return c.File("", data).Findings
+}
 
 func (c *Catalogue) file(name string, data []byte, keep func(w *walker, n *yaml.Node, at string)) *Report {
 	f := &file{catalogue: c, name: name, budget: len(data) + 100_000, seen: map[string]int{}, keep: keep}
@@ -163,8 +190,12 @@ func (f *file) object(n *yaml.Node, at string) {
 		f.keep(w, n, at)
 	}
 	for i := range w.found {
-		if w.found[i].Line == 0 {
+		switch {
+		case w.found[i].Line != 0:
+		case i < maxHelped:
 			w.found[i].Line = lineOf(n, w.found[i].Field)
+		default:
+			w.found[i].Line = n.Line
 		}
 		if at != "" {
 			w.found[i].Field = join(at, w.found[i].Field)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -50,16 +49,6 @@ func (c *collector) atLeast(d *durationpb.Duration, low time.Duration, field str
 func (c *collector) orZero(d *durationpb.Duration, field string) {
 	if d.AsDuration() != 0 {
 		c.atLeast(d, time.Millisecond, field)
-	}
-}
-
-func (c *collector) regex(text, field string) {
-	if _, err := regexp.Compile(text); err != nil {
-		c.add(Error, field, "is not a regular expression of RE2: %s", err)
-		c.code(CodeRegex)
-	}
-	if len(text) > 1024 {
-		c.add(Error, field, "is longer than 1024 bytes")
 	}
 }
 

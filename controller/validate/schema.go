@@ -115,9 +115,9 @@ func (s *schema) below(name string, depth int) (path string) {
 
 // closest finds the name that was probably meant; "" when none is near.
 func closest(name string, names []string) string {
-	best, bestCost := "", len(name)/3+1
+	best, bestCost, plain := "", len(name)/3+1, strings.NewReplacer("_", "", "-", "").Replace(name)
 	for _, n := range names {
-		if strings.EqualFold(n, name) || strings.EqualFold(n, strings.NewReplacer("_", "", "-", "").Replace(name)) {
+		if strings.EqualFold(n, name) || strings.EqualFold(n, plain) {
 			return n
 		}
 		if cost := distance(strings.ToLower(name), strings.ToLower(n)); cost < bestCost || (cost == bestCost && best == "" && cost < len(name)) {

@@ -128,6 +128,7 @@ func ServiceAccount(text, namespace string) (ns, account string, err error) {
 type collector struct {
 	kind, namespace, name string
 	found                 []Finding
+	patterns              regexes
 }
 
 func (c *collector) add(s Severity, field, format string, args ...any) {

@@ -10,8 +10,13 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxDepth bounds the nesting of an object.
-const maxDepth = 100
+// Bounds of the work for one object.
+const (
+	maxDepth = 100 // its nesting
+	// maxHelped findings are explained and have their line; more of them in one object help nobody, and what they cost grows with
+	// the size of the object.
+	maxHelped = 200
+)
 
 // walker checks one YAML document against a schema and turns it into what encoding/json would have read.
 type walker struct {
@@ -311,6 +316,9 @@ func (w *walker) unknown(s *schema, name, path string) {
 		w.add(Warning, join(path, name), "unknown field: it is ignored")
 	} else {
 		w.add(Error, join(path, name), "unknown field")
+	}
+	if len(w.found) > maxHelped {
+		return
 	}
 	for i := len(w.stack) - 2; i >= 0; i-- {
 		r := w.stack[i]

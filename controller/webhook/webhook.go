@@ -111,7 +111,7 @@ func (h *Handler) Review(r *admissionv1.AdmissionRequest) *admissionv1.Admission
 	}
 	var wrong []validate.Finding
 	mine := refused(r.Kind)
-	for _, f := range h.catalogue.File("", r.Object.Raw).Findings {
+	for _, f := range h.catalogue.Object(r.Object.Raw) {
 		switch {
 		case f.Severity == validate.Error && mine:
 			wrong = append(wrong, f)
