@@ -28,7 +28,7 @@ const (
 	staleLeast = 64
 )
 
-// whole returns one that a client can start with, which then needs what came after its seq.
+// wholeNow returns one that a client can start with, which then needs what came after its seq.
 func (l *log) wholeNow(shortened bool, now uint64) *whole {
 	i := form(shortened)
 	if w := l.wholes[i]; w != nil && w.seq >= l.floor && l.fewSince(w.seq) {
