@@ -86,8 +86,11 @@ func (e *External) readRoots(ctx context.Context) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
+// lifetimes of a certificate: signers need not heed what is asked for.
+type lifetimes struct{ asked, longest time.Duration }
+
 // sign has a request signed and returns the chain, leaf first and root last. id is the one SPIFFE ID that the leaf may name.
-func (e *External) sign(ctx context.Context, pem, id string, public crypto.PublicKey, ttl time.Duration, roots []*x509.Certificate) ([]*x509.Certificate, error) {
+func (e *External) sign(ctx context.Context, pem, id string, public crypto.PublicKey, life lifetimes, roots []*x509.Certificate) ([]*x509.Certificate, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	limit := e.clock.AfterFunc(e.wait, func() { cancel(fmt.Errorf("no certificate within %s", e.wait)) })
@@ -100,14 +103,14 @@ func (e *External) sign(ctx context.Context, pem, id string, public crypto.Publi
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("ask signer %s: %d requests are under way: %w", e.signer, externalNow, context.Cause(ctx))
 	}
-	answer, err := e.request(ctx, pem, ttl)
+	answer, err := e.request(ctx, pem, life.asked)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause // more than "context canceled"
 		}
 		return nil, fmt.Errorf("ask signer %s: %w", e.signer, err)
 	}
-	chain, err := checkAnswer(answer, id, public, roots, e.clock.Now())
+	chain, err := checkAnswer(answer, id, public, roots, e.clock.Now(), life.longest)
 	if err != nil {
 		return nil, fmt.Errorf("check answer of signer %s: %w", e.signer, err)
 	}
@@ -172,40 +175,4 @@ func requestName() (string, error) {
 		return "", fmt.Errorf("make name of request: %w", err)
 	}
 	return "csr-workload-" + hex.EncodeToString(b[:]), nil
-}
-
-// checkAnswer returns the verified chain: the leaf has the key of the request, names id and nothing else, and leads to a root.
-func checkAnswer(answer []byte, id string, public crypto.PublicKey, roots []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
-	certs, err := parseCerts(answer)
-	if err != nil {
-		return nil, err
-	}
-	leaf := certs[0]
-	key, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
-	switch {
-	case !ok || !key.Equal(public):
-		return nil, errors.New("the certificate is for another key")
-	case leaf.IsCA:
-		return nil, errors.New("the certificate is a CA's")
-	case len(leaf.URIs) != 1 || leaf.URIs[0].String() != id || len(leaf.DNSNames)+len(leaf.IPAddresses)+len(leaf.EmailAddresses) > 0:
-		return nil, fmt.Errorf("the certificate names %v %v %v %v, want the one URI %s",
-			leaf.URIs, leaf.DNSNames, leaf.IPAddresses, leaf.EmailAddresses, id)
-	}
-	opts := x509.VerifyOptions{Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: now}
-	for _, c := range roots {
-		opts.Roots.AddCert(c)
-	}
-	for _, c := range certs[1:] {
-		opts.Intermediates.AddCert(c)
-	}
-	var chain []*x509.Certificate
-	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
-		opts.KeyUsages = []x509.ExtKeyUsage{usage}
-		chains, err := leaf.Verify(opts)
-		if err != nil {
-			return nil, err
-		}
-		chain = shortest(chains)
-	}
-	return chain, nil
 }

@@ -6,6 +6,8 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"log/slog"
@@ -170,6 +172,29 @@ func TestMT20ExternalSigner(t *testing.T) {
 		"clients only": {func(r *certificatesv1.CertificateSigningRequest) {
 			r.Status.Certificate = answer(t, r, root, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[1:] }, nil)
 		}, "incompatible key usage"},
+		"a name of another kind beside it": {func(r *certificatesv1.CertificateSigningRequest) {
+			r.Status.Certificate = answer(t, r, root, func(c *x509.Certificate) {
+				uri, other := asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(sleepID)}, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 8, Bytes: []byte{0x2a, 3}}
+				c.ExtraExtensions = []pkix.Extension{extensionOf(t, oidSAN, []asn1.RawValue{uri, other})}
+			}, nil)
+		}, "want the one URI"},
+		"a subject": {func(r *certificatesv1.CertificateSigningRequest) {
+			r.Status.Certificate = answer(t, r, root, func(c *x509.Certificate) {
+				c.Subject = pkix.Name{CommonName: "kubernetes-admin", Organization: []string{"system:masters"}}
+			}, nil)
+		}, "has the subject"},
+		"an extension": {func(r *certificatesv1.CertificateSigningRequest) {
+			r.Status.Certificate = answer(t, r, root, func(c *x509.Certificate) {
+				c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Value: []byte("evil")}}
+			}, nil)
+		}, "has the extension 1.2.3.4"},
+		"another use": {func(r *certificatesv1.CertificateSigningRequest) {
+			r.Status.Certificate = answer(t, r, root, func(c *x509.Certificate) { c.ExtKeyUsage = append(c.ExtKeyUsage, x509.ExtKeyUsageCodeSigning) }, nil)
+		}, "other uses"},
+		"a longer life than roots are trusted for": {func(r *certificatesv1.CertificateSigningRequest) {
+			*r.Spec.ExpirationSeconds = 91 * 24 * 3600
+			r.Status.Certificate = answer(t, r, root, nil, nil)
+		}, "is valid until"},
 		"garbage": {func(r *certificatesv1.CertificateSigningRequest) { r.Status.Certificate = []byte("x") }, "no PEM"},
 		"denied": {func(r *certificatesv1.CertificateSigningRequest) {
 			r.Status.Conditions = append(r.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
@@ -181,6 +206,44 @@ func TestMT20ExternalSigner(t *testing.T) {
 			_, err := ask(t, a, "app", "", csrFor(t, newKey(t), &x509.CertificateRequest{}, sleepID), 3600)
 			if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), tc.want) || len(api.objects) != 0 {
 				t.Errorf("%v, %d requests are left; want %q", err, len(api.objects), tc.want)
+			}
+		})
+	}
+}
+
+// TestSignerGetsBareRequests: a pod chooses nothing of its certificate but the key. The signer would get the request as it is,
+// approved by us.
+func TestSignerGetsBareRequests(t *testing.T) {
+	made, err := selfSigned("signer", start)
+	must(t, err)
+	root, err := parseRoot(made, start)
+	must(t, err)
+	api := &signerAPI{approve: func(r *certificatesv1.CertificateSigningRequest) {
+		r.Status.Certificate = answer(t, r, root, nil, nil)
+	}}
+	a, _ := withSigner(t, api, func() []byte { return root.roots })
+	uri := asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(sleepID)}
+	other := asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 8, Bytes: []byte{0x2a, 3}} // registeredID
+	san := func(names ...asn1.RawValue) pkix.Extension { return extensionOf(t, oidSAN, names) }
+	evil := pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Value: []byte("evil")}
+	for name, tc := range map[string]struct {
+		tmpl x509.CertificateRequest
+		good bool
+	}{
+		"a critical name":  {x509.CertificateRequest{ExtraExtensions: []pkix.Extension{san(uri)}}, true},
+		"a name":           {x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: oidSAN, Value: san(uri).Value}}}, true},
+		"a subject":        {x509.CertificateRequest{Subject: pkix.Name{CommonName: "kubernetes-admin", Organization: []string{"system:masters"}}, ExtraExtensions: []pkix.Extension{san(uri)}}, false},
+		"an empty subject": {x509.CertificateRequest{Subject: pkix.Name{Organization: []string{""}}, ExtraExtensions: []pkix.Extension{san(uri)}}, false},
+		"an extension":     {x509.CertificateRequest{ExtraExtensions: []pkix.Extension{san(uri), evil}}, false},
+		"another name":     {x509.CertificateRequest{ExtraExtensions: []pkix.Extension{san(uri, other)}}, false},
+		"an attribute": {x509.CertificateRequest{ExtraExtensions: []pkix.Extension{san(uri)}, Attributes: []pkix.AttributeTypeAndValueSET{
+			{Type: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7}, Value: [][]pkix.AttributeTypeAndValue{{{Type: evil.Id, Value: "secret"}}}}}}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := len(api.made)
+			_, err := ask(t, a, "app", "", csrFor(t, newKey(t), &tc.tmpl), 3600)
+			if tc.good && err != nil || !tc.good && (status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "asks for more") || len(api.made) != before) {
+				t.Errorf("%v, %d requests", err, len(api.made)-before)
 			}
 		})
 	}

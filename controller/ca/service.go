@@ -131,8 +131,11 @@ func (a *Authority) issue(ctx context.Context, csr *x509.CertificateRequest, q *
 		return nil, refuse(codes.Unavailable, "%w", ErrNotLoaded)
 	}
 	if external {
+		if err := checkBare(csr); err != nil {
+			return nil, refuse(codes.InvalidArgument, "check csr: %w", err)
+		}
 		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr.Raw})
-		chain, err := a.cfg.External.sign(ctx, string(text), q.identity, csr.PublicKey, q.ttl, roots)
+		chain, err := a.cfg.External.sign(ctx, string(text), q.identity, csr.PublicKey, lifetimes{q.ttl, a.cfg.MaxTTL}, roots)
 		if err != nil {
 			return nil, refuse(codes.Unavailable, "%w", err)
 		}
