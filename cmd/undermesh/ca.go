@@ -85,7 +85,11 @@ func (c *cluster) caState(ctx context.Context, namespace string) (*caState, *ca.
 			out.Roots = append(out.Roots, rootState{Root: name, Role: role, Until: until})
 		}
 	}
-	add("signs workloads, externally", rec.External, time.Time{})
+	external := "signs workloads, externally"
+	if rec.ExternalFrom.IsZero() {
+		external = "next, externally"
+	}
+	add(external, rec.External, time.Time{})
 	add("signs", rec.Root, time.Time{})
 	add("next", rec.Next, time.Time{})
 	for _, o := range rec.Trusted {

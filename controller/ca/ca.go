@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -148,6 +149,20 @@ type Authority struct {
 type publication struct {
 	bundle string
 	at     time.Time
+}
+
+// since is when all of the roots were first given to the nodes; zero: they were not.
+func (p publication) since(roots []byte) time.Time {
+	certs, err := parseCerts(roots)
+	if err != nil { // there are none
+		return time.Time{}
+	}
+	for _, c := range certs {
+		if !strings.Contains(p.bundle, string(encodeCert(c.Raw))) {
+			return time.Time{}
+		}
+	}
+	return p.at
 }
 
 // New returns an authority that cannot sign before Load.

@@ -316,11 +316,46 @@ func TestExternalSignerBeginsLater(t *testing.T) {
 	if signerOf(t, a) == Fingerprint(root.roots) || len(rootsOf(t, a)) != 2 {
 		t.Errorf("the signer signs at once; trusted are %v", rootsOf(t, a))
 	}
-	clk.add(6 * time.Minute)
+	clk.add(time.Hour)
 	must(t, a.Sync(t.Context(), true))
+	if signerOf(t, a) == Fingerprint(root.roots) {
+		t.Error("the signer signs although nobody was told of its root")
+	}
+	raw, err := a.RootPEM()
+	must(t, err)
+	a.Distributed(raw)
+	clk.add(4 * time.Minute)
+	must(t, a.Sync(t.Context(), true))
+	if signerOf(t, a) == Fingerprint(root.roots) {
+		t.Error("the signer signs before the nodes had time to trust its root")
+	}
+	follower := s.newReplica(t, clk, logs)
+	follower.cfg.External = a.cfg.External
+	must(t, follower.Load(t.Context()))
+	clk.add(2 * time.Minute)
+	must(t, follower.Sync(t.Context(), false))
+	if signerOf(t, follower) == Fingerprint(root.roots) {
+		t.Error("a replica has the signer sign before the leader has said so")
+	}
+	must(t, a.Sync(t.Context(), true))
+	must(t, follower.Sync(t.Context(), false))
+	if signerOf(t, follower) != Fingerprint(root.roots) {
+		t.Error("a replica has nothing signed by the signer")
+	}
 	if signerOf(t, a) != Fingerprint(root.roots) || rootsOf(t, a)[0] != Fingerprint(root.roots) {
 		t.Errorf("the signer does not sign; trusted are %v", rootsOf(t, a))
 	}
+	first := root
+	files, err = selfSigned("signer", clk.Now())
+	must(t, err)
+	root, err = parseRoot(files, clk.Now())
+	must(t, err)
+	must(t, follower.Sync(t.Context(), false))
+	if got := signerOf(t, follower); got == Fingerprint(root.roots) {
+		t.Error("another root of the signer signs before the leader knows of it")
+	}
+	root = first
+	must(t, follower.Sync(t.Context(), false))
 	back := s.replica(t, clk, logs)
 	must(t, back.Sync(t.Context(), true))
 	if signerOf(t, back) == Fingerprint(root.roots) || len(rootsOf(t, back)) != 2 {

@@ -36,7 +36,8 @@ type Record struct {
 	Next  []byte    `json:"next,omitempty"` // PEM: the root to come; empty: none
 	Since time.Time `json:"since,omitzero"` // when Next was first recorded
 
-	// External is the root of the certificates that an external signer makes; it does from ExternalFrom on.
+	// External is the root of the certificates that an external signer makes; it does from ExternalFrom on. While that is zero
+	// the root is published, and nothing is signed by it.
 	External     []byte    `json:"external,omitempty"`
 	ExternalFrom time.Time `json:"externalFrom,omitzero"`
 
@@ -124,7 +125,8 @@ type situation struct {
 	want     *issuer   // what the Secrets ask for
 	inForce  *issuer   // what signs; nil at a start
 	external []byte    // PEM; nil: there is no external signer
-	told     time.Time // when the nodes were first given all of the roots; zero: not yet
+	told     time.Time // when the nodes were first given Next, with all other roots; zero: not yet
+	signer   time.Time // when they were first given External
 	now      time.Time
 	spread   time.Duration
 	longest  time.Duration // life of a certificate
@@ -171,9 +173,13 @@ func (r *Record) expire(now time.Time) {
 }
 
 // followExternal keeps account of the external signer's root. It signs at once in a new mesh, and where there are nodes already
-// after they had time to trust it.
+// after they were given it and had time to trust it.
 func (r *Record) followExternal(s situation, fresh bool) {
 	if bytes.Equal(r.External, s.external) {
+		if len(r.External) > 0 && r.ExternalFrom.IsZero() && !s.signer.IsZero() && s.now.Sub(s.signer) >= s.spread {
+			r.ExternalFrom = s.now
+			r.note(s.now, "the external signer signs", r.External, "")
+		}
 		return
 	}
 	if len(r.External) > 0 {
@@ -184,9 +190,8 @@ func (r *Record) followExternal(s situation, fresh bool) {
 	if len(s.external) == 0 {
 		return
 	}
-	r.ExternalFrom = s.now
-	if !fresh {
-		r.ExternalFrom = s.now.Add(s.spread)
+	if fresh {
+		r.ExternalFrom = s.now
 	}
 	r.forget(s.external)
 	r.note(s.now, "an external signer's root is published", s.external, "")
@@ -297,10 +302,11 @@ func (r *Record) trusted(inForce *issuer, external []*x509.Certificate, now time
 	return out
 }
 
-// usesExternal reports whether the external signer signs already.
+// usesExternal reports whether the external signer signs already, and with these roots: others that a replica reads before the
+// leader recorded them are not known to the nodes.
 func (r *Record) usesExternal(external []*x509.Certificate, now time.Time) bool {
 	if len(external) == 0 {
 		return false
 	}
-	return r == nil || len(r.External) > 0 && !now.Before(r.ExternalFrom)
+	return r == nil || !r.ExternalFrom.IsZero() && !now.Before(r.ExternalFrom) && bytes.Equal(r.External, encodeCerts(external))
 }

@@ -172,12 +172,10 @@ func (a *Authority) situation(record *Record, now time.Time) situation {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	s.inForce = a.issuer
-	if record != nil && bytes.Contains([]byte(a.published.bundle), record.Next) {
-		s.told = a.published.at
+	if record != nil {
+		s.told, s.signer = a.published.since(record.Next), a.published.since(record.External)
 	}
-	for _, c := range a.external {
-		s.external = append(s.external, encodeCert(c.Raw)...)
-	}
+	s.external = encodeCerts(a.external)
 	return s
 }
 

@@ -303,7 +303,14 @@ spec:
 	_, err = w.Undermesh(ctx, "install", "--set", "profile=demo", "--set", "values.pilot.rootSpread=1s", "-f", file, "-y")
 	check(t, err)
 	check(t, w.AwaitReady(ctx, api.DefaultRootNamespace))
-	check(t, Hold(ctx, 20*time.Second)) // the replica that was there before may have led until its Lease ended
+	// The replica that was there before may have led until its Lease ended, and the nodes are told of the root first.
+	check(t, Until(ctx, 2*time.Minute, "the signer to sign", func(ctx context.Context) error {
+		out, err := w.Undermesh(ctx, "ca", "status")
+		if err == nil && !strings.Contains(out, "signs workloads, externally") {
+			err = fmt.Errorf("%w: %s", ErrOther, out)
+		}
+		return err
+	}))
 	t.Run("MT-20 trustedCA is the signer's CA", func(t *testing.T) {
 		fresh("after")
 		check(t, Until(ctx, time.Minute, "the signer's certificate", signed("after")))
