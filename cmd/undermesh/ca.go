@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/ca"
 )
 
@@ -27,7 +28,8 @@ func (f *frame) caCommand() *cobra.Command {
 	rotate := &cobra.Command{Use: "rotate", Short: "Replace the self-signed root while both are trusted", Args: cobra.NoArgs,
 		Long: "Publishes a new root, waits until every node trusts it, lets it sign, and waits until no certificate of the old one is in\n" +
 			"use. The old root stays trusted until everything that it signed has expired, or until \"ca withdraw\". Interrupted, it can\n" +
-			"be run again; the controller goes on by itself, with longer waits. Roots of the Secret cacerts are replaced by changing it.",
+			"be run again; the controller goes on by itself, with longer waits. Roots of the Secret cacerts are replaced by changing it;\n" +
+			"when its key is gone for good, this goes on with a self-signed one.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.caRotate(cmd.Context(), wait) }}
 	rotate.Flags().DurationVar(&wait, "wait", 15*time.Minute, "how long each step may take")
 	var force bool
@@ -54,6 +56,8 @@ type caState struct {
 	Roots []rootState `json:"roots"`
 	Nodes int         `json:"nodes"` // that were asked
 	Steps []ca.Step   `json:"steps,omitempty"`
+	// Lost says that a controller that starts finds no key to sign with, and how to go on.
+	Lost string `json:"lost,omitempty"`
 	// Unknown are the nodes that could not be asked, with the reason.
 	Unknown []string `json:"unknown,omitempty"`
 }
@@ -95,6 +99,9 @@ func (c *cluster) caState(ctx context.Context, namespace string) (*caState, *ca.
 	for _, o := range rec.Trusted {
 		add("trusted", o.Root, o.Until)
 	}
+	if out.Lost, err = c.lostKey(ctx, namespace, rec); err != nil {
+		return nil, nil, err
+	}
 	zts, err := c.ztunnels(ctx, namespace, "")
 	if err != nil {
 		out.Unknown = append(out.Unknown, err.Error())
@@ -109,6 +116,25 @@ func (c *cluster) caState(ctx context.Context, namespace string) (*caState, *ca.
 		out.count(node)
 	}
 	return out, rec, nil
+}
+
+// lostKey says that the key of the root that signs is in no Secret, "" when it is.
+func (c *cluster) lostKey(ctx context.Context, namespace string, rec *ca.Record) (string, error) {
+	var secrets []map[string][]byte
+	for _, name := range []string{ca.PlugInSecret, api.CASecret} {
+		s, err := c.kube.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return "", fmt.Errorf("read secret %s/%s: %w", namespace, name, err)
+		}
+		if err == nil {
+			secrets = append(secrets, s.Data)
+		}
+	}
+	if rec.KeyStored(time.Now(), secrets...) {
+		return "", nil
+	}
+	return fmt.Sprintf("the key of root %s is neither in the Secret %s nor in %s: a controller that starts is not ready. "+
+		"Put the Secret back, or go on with a self-signed root: undermesh ca rotate", ca.Fingerprint(rec.Root), ca.PlugInSecret, api.CASecret), nil
 }
 
 func (s *caState) count(node *held) {
@@ -150,10 +176,14 @@ func (f *frame) caStatus(ctx context.Context) error {
 	if err := f.print(s, rows); err != nil {
 		return err
 	}
-	if len(s.Unknown) > 0 {
-		return fmt.Errorf("not every node could be asked: %v", s.Unknown)
+	var lost, unknown error
+	if s.Lost != "" {
+		lost = errors.New(s.Lost)
 	}
-	return nil
+	if len(s.Unknown) > 0 {
+		unknown = fmt.Errorf("not every node could be asked: %v", s.Unknown)
+	}
+	return errors.Join(lost, unknown)
 }
 
 // request leaves an operator's word at the record.

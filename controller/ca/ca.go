@@ -3,8 +3,9 @@
 //
 // Invariants: a certificate is signed only for the caller's own identity, or for one that the NodeAuthorizer grants to a
 // trusted node proxy; keys of workloads never come here; every signature and every refusal is one log line; what is
-// missing or malformed is refused, and what was good before stays in force; a root is replaced only after everybody had time
-// to trust the next one, and the old one is trusted until nothing that it signed is valid any more.
+// missing or malformed is refused, and what was good before stays in force; while the key of a root
+// is there it is replaced only after everybody had time to trust the next one, and once it is gone only when an operator says so;
+// the old root is trusted until nothing that it signed is valid any more.
 package ca
 
 import (
@@ -22,6 +23,9 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
+
+// PlugInSecret is the name of the Secret with an operator's signing certificate, in the namespace of the control plane.
+const PlugInSecret = "cacerts"
 
 // Files of the cacerts secret and of the persisted root.
 const (

@@ -162,6 +162,29 @@ func (r *Record) advance(s situation) (*Record, bool) {
 	return out, len(out.Steps) != steps
 }
 
+// asked reports whether an operator wants another self-signed root.
+func (r *Record) asked() bool { return r.Request != nil && r.Request.Step == RequestRotate }
+
+// lacks reports whether a root would sign that nobody asked for: a self-signed one, only because the key of the mesh's is gone.
+func (r *Record) lacks(s situation) bool {
+	if r == nil || len(r.Root) == 0 || s.want.plugged || s.inForce != nil && !s.inForce.plugged {
+		return false
+	}
+	root := encodeCert(s.want.root().Raw)
+	return !bytes.Equal(root, r.Root) && !bytes.Equal(root, r.Next) && !r.asked()
+}
+
+func (r *Record) lost() error { return fmt.Errorf("root %s: %w", Fingerprint(r.Root), ErrKeyLost) }
+
+// KeyStored reports whether a controller that starts finds a key to sign with: that of the root that signs is in one of the
+// Secrets, of which files are the content, or a rotation is under way.
+func (r *Record) KeyStored(now time.Time, secrets ...map[string][]byte) bool {
+	return len(r.Next) > 0 || slices.ContainsFunc(secrets, func(files map[string][]byte) bool {
+		iss, err := parseIssuer(files, now)
+		return err == nil && bytes.Equal(encodeCert(iss.root().Raw), r.Root)
+	})
+}
+
 func (r *Record) expire(now time.Time) {
 	r.Trusted = slices.DeleteFunc(r.Trusted, func(o Old) bool {
 		if now.Before(o.Until) {

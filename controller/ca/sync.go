@@ -15,6 +15,10 @@ var ErrPlugInGone = errors.New("cacerts are gone: what they said last stays in f
 // ErrNotAgreed is returned at a start when the root that is wanted is another one than the mesh has: the leader knows more.
 var ErrNotAgreed = errors.New("the signing certificate leads to another root than the mesh's, which the leader has not taken in yet")
 
+// ErrKeyLost is returned at a start when the key of the mesh's root is in no Secret, and no operator has said to go on without.
+// Whoever deletes a Secret must not choose the mesh's root by it.
+var ErrKeyLost = errors.New("the key of the mesh's root is neither in cacerts nor in istio-ca-secret: put the Secret back, or go on with another root by ca rotate")
+
 // Sync takes in what the stores say now, and decides what is next if this replica leads. What is missing, malformed or
 // unreachable changes nothing that was good before, and is an error. Returns ErrOtherRoot if another root is stored and
 // there is no RotationStore that could lead to it.
@@ -66,7 +70,8 @@ func (a *Authority) readWanted(ctx context.Context, lead bool, now time.Time) er
 	return nil
 }
 
-// files are those of cacerts, or those of the self-signed root, which is made when there is none.
+// files are those of cacerts, or those of the self-signed root, which is made when there never was any. Returns ErrKeyLost if
+// there was.
 func (a *Authority) files(ctx context.Context, lead bool, now time.Time) (files map[string][]byte, plugged bool, err error) {
 	if a.cfg.PlugIn != nil {
 		files, err = a.cfg.PlugIn(ctx)
@@ -86,6 +91,9 @@ func (a *Authority) files(ctx context.Context, lead bool, now time.Time) (files 
 	}
 	switch kept := a.wanted; {
 	case kept == nil:
+		if err := a.mayMake(ctx, lead); err != nil {
+			return nil, false, err
+		}
 		if files, err = selfSigned(a.cfg.TrustDomain(), now); err != nil {
 			return nil, false, fmt.Errorf("make root: %w", err)
 		}
@@ -107,6 +115,21 @@ func (a *Authority) files(ctx context.Context, lead bool, now time.Time) (files 
 		return nil, false, fmt.Errorf("store root: %w", err)
 	}
 	return files, false, nil
+}
+
+// mayMake returns an error if a root was made before, or plugged in, and no operator has asked for another one.
+func (a *Authority) mayMake(ctx context.Context, lead bool) error {
+	if a.cfg.Rotation == nil {
+		return nil
+	}
+	record, err := a.cfg.Rotation.Load(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("load record of the rotation: %w", err)
+	case record == nil, lead && (record.asked() || len(record.Made) > 0):
+		return nil
+	}
+	return record.lost()
 }
 
 func (a *Authority) readExternal(ctx context.Context) error {
@@ -146,6 +169,9 @@ func (a *Authority) agree(ctx context.Context, lead bool, now time.Time) (*Recor
 	if record, err = a.madeRoot(record, &s); err != nil {
 		return nil, err
 	}
+	if record.lacks(s) {
+		return nil, record.lost()
+	}
 	next, changed := record.advance(s)
 	if !changed && !lost {
 		return record, nil
@@ -160,8 +186,7 @@ func (a *Authority) fallBack(record *Record, lead bool) {
 		return
 	}
 	root := encodeCert(a.fallback.root().Raw)
-	asked := lead && len(record.Next) == 0 && record.Request != nil && record.Request.Step == RequestRotate
-	if asked || bytes.Equal(root, record.Next) || bytes.Equal(root, record.Root) {
+	if lead && len(record.Next) == 0 && record.asked() || bytes.Equal(root, record.Next) || bytes.Equal(root, record.Root) {
 		a.wanted, a.fallback = a.fallback, nil
 	}
 }
@@ -209,7 +234,7 @@ func (a *Authority) madeRoot(record *Record, s *situation) (*Record, error) {
 		return record, nil // another one is wanted already
 	}
 	if len(record.Made) == 0 {
-		if record.Request == nil || record.Request.Step != RequestRotate || len(record.Next) > 0 {
+		if !record.asked() || len(record.Next) > 0 {
 			return record, nil
 		}
 		made, err := selfSigned(a.cfg.TrustDomain(), s.now)
@@ -255,9 +280,7 @@ func (a *Authority) inForceLocked(record *Record, now time.Time) (*issuer, error
 		}
 		return held, nil // until the leader has taken the new root in
 	}
-	roots := func(iss *issuer) bool {
-		return iss != nil && bytes.Equal(encodeCert(iss.root().Raw), record.Root)
-	}
+	root := encodeCert(want.root().Raw)
 	if len(record.Next) > 0 && len(record.Signer) > 0 {
 		if held.madeFrom(record.Signer) {
 			return held, nil
@@ -269,12 +292,14 @@ func (a *Authority) inForceLocked(record *Record, now time.Time) (*issuer, error
 		return want, fmt.Errorf("check the signing certificate that is being replaced: %w", err)
 	}
 	switch {
-	case roots(want):
+	case bytes.Equal(root, record.Root):
 		return want, nil
 	case held != nil:
 		return held, nil // the leader has not taken the new root in yet
-	case len(record.Next) > 0:
+	case bytes.Equal(root, record.Next):
 		return want, nil // its key is all there is
+	case want.plugged:
+		return nil, ErrNotAgreed
 	}
-	return nil, ErrNotAgreed
+	return nil, record.lost()
 }

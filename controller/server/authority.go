@@ -55,6 +55,7 @@ type authority struct {
 	ready   chan struct{} // closed when loaded is set
 	loaded  atomic.Pointer[ca.Authority]
 	leading atomic.Bool
+	why     atomic.Pointer[string] // why it is not loaded; nil or "": it was not tried yet
 }
 
 func newAuthority(cfg AuthorityConfig, sc Config, trustDomain func() string, metrics prometheus.Registerer) *authority {
@@ -101,6 +102,7 @@ func (a *authority) run(ctx context.Context) error {
 			a.log.Error("certificate authority: what was good before stays in force", "err", err)
 		}
 		said = text
+		a.why.Store(&text)
 		period := a.cfg.SyncPeriod
 		if a.loaded.Load() == nil {
 			period = a.cfg.Retry
@@ -127,6 +129,15 @@ func (a *authority) sync(ctx context.Context) error {
 	a.loaded.Store(a.ca)
 	close(a.ready)
 	return nil
+}
+
+// missing says that the authority is not loaded, and why.
+func (a *authority) missing() string {
+	const text = "the certificate authority is not loaded yet"
+	if why := a.why.Load(); why != nil && *why != "" {
+		return text + ": " + *why
+	}
+	return text
 }
 
 // lead lets this replica decide until ctx ends.

@@ -125,6 +125,9 @@ func TestAuthorityKeepsUp(t *testing.T) {
 		if a.loaded.Load() != nil || logs.count("what was good before stays in force") != 1 {
 			t.Errorf("loaded %v, %d lines", a.loaded.Load() != nil, logs.count("what was good"))
 		}
+		if got := a.missing(); got != "the certificate authority is not loaded yet: read cacerts: the API server is away" {
+			t.Errorf("not ready: %q", got)
+		}
 		plug.set(nil, nil)
 		time.Sleep(2 * time.Second)
 		if a.loaded.Load() == nil || logs.count("in order again") != 1 {

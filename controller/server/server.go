@@ -214,7 +214,7 @@ func (s *Server) Missing() string {
 		missing = append(missing, "objects are not synchronised yet")
 	}
 	if s.ca != nil && s.ca.loaded.Load() == nil {
-		missing = append(missing, "the certificate authority is not loaded yet")
+		missing = append(missing, s.ca.missing())
 	}
 	return strings.Join(missing, "; ")
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/ca"
 )
 
 // slowly is meshed for what takes longer: kubelets bring a changed ConfigMap into pods within two minutes.
@@ -221,8 +222,8 @@ openssl verify -CAfile <(cat ca-cert.pem root-cert.pem) ./proxy-cert-1.pem`)
 	return nil
 }
 
-// selfSignedAgain takes cacerts away. What was in force stays so until no controller runs that knows its key; then the
-// self-signed root signs, and the old one is trusted on.
+// selfSignedAgain takes cacerts away and has an operator ask for a self-signed root. It signs as soon as a controller starts,
+// since none is left that knows the other key; the old root is trusted on.
 func (w *World) selfSignedAgain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
@@ -230,6 +231,7 @@ func (w *World) selfSignedAgain(ctx context.Context) error {
 		{"delete", "secret", "-n", api.DefaultRootNamespace, "cacerts"},
 		{"scale", "deployment", "-n", api.DefaultRootNamespace, api.ControllerName, "--replicas=0"},
 		{"wait", "pod", "-n", api.DefaultRootNamespace, "-l", "app=" + api.ControllerName, "--for=delete", "--timeout=60s"},
+		{"annotate", "secret", "-n", api.DefaultRootNamespace, ca.RotationSecretName, ca.RequestAnnotation + `={"step":"rotate","by":"test"}`, "--overwrite"},
 		{"scale", "deployment", "-n", api.DefaultRootNamespace, api.ControllerName, "--replicas=1"},
 	} {
 		if _, err := w.Kubectl(ctx, args...); err != nil {

@@ -27,9 +27,6 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
-// plugInSecret holds an operator's own signing certificate (MT-18).
-const plugInSecret = "cacerts"
-
 // externalSecret holds the root of an external signer (MT-20).
 const externalSecret = "external-ca-cert"
 
@@ -166,12 +163,12 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 
 // plugIn returns nil when the operator gave no certificate.
 func plugIn(ctx context.Context, client kubernetes.Interface, namespace string) (map[string][]byte, error) {
-	s, err := client.CoreV1().Secrets(namespace).Get(ctx, plugInSecret, metav1.GetOptions{})
+	s, err := client.CoreV1().Secrets(namespace).Get(ctx, ca.PlugInSecret, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read secret %s/%s: %w", namespace, plugInSecret, err)
+		return nil, fmt.Errorf("read secret %s/%s: %w", namespace, ca.PlugInSecret, err)
 	}
 	if s.Data == nil {
 		return map[string][]byte{}, nil // it is there and empty: an error, not a reason to make our own
