@@ -24,8 +24,8 @@ Made by `+"`make generate`"+` from controller/model/support, the table that stat
 | unused | it has no effect by design, for the reason given |
 
 Milestones: 2/5 the controller, 3/5 traffic at layer 7, 4/5 policy and telemetry at layer 7, 5/5 gateways and operations. Rows
-are those of docs/capabilities.md. `+"`[]`"+` stands for the elements of a list, `+"`{}`"+` for the values of a map. Ingress and IngressClass
-have no conditions: what stands here is all that is said of them. The MeshConfig is the key mesh of the ConfigMap istio.
+are those of docs/capabilities.md. `+"`[]`"+` stands for the elements of a list, `+"`{}`"+` for the values of a map. Ingress, IngressClass,
+ReferenceGrant and BackendTLSPolicy get no conditions: `+"`undermesh analyze`"+` says of them what stands here (UM0209). The MeshConfig is the key mesh of the ConfigMap istio.
 The kinds ServiceRole, ServiceRoleBinding, RbacConfig, Policy, MeshPolicy and those of Mixer, of 2018 and 2019, are not served;
 `+"`undermesh validate`"+` names what took their place. An IstioOperator is read by `+"`undermesh install -f`"+`, not by the controller.
 `, total(n), len(kinds), n[Enforced], n[Carried], n[Refused], n[Accepted], n[Unused])
