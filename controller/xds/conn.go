@@ -74,6 +74,7 @@ func (c *conn) take(req *discovery.DeltaDiscoveryRequest) error {
 	if err := sub.change(req); err != nil {
 		return err
 	}
+	c.srv.cfg.Store.drop(sub)
 	total := 0
 	for _, s := range c.subs {
 		total += s.bytes
@@ -212,7 +213,7 @@ func (c *conn) push() error {
 // whole, then the other removals. Each response says whether it completes a state that was one: a policy and the workloads
 // that name it come in two, and a client that decides by the first alone decides by a state that never was.
 func (c *conn) send(subs []*subscription) error {
-	if slices.ContainsFunc(subs, func(sub *subscription) bool { return sub.wildcard && !sub.answered }) {
+	if slices.ContainsFunc(subs, func(sub *subscription) bool { return sub.wildcard && (!sub.answered || sub.turned) }) {
 		c.unguard() // who waits for others, and whose acknowledgements wait with it, is not stalled
 		select {    // everything of a type: not to all that join at the same time
 		case c.srv.joins <- struct{}{}:

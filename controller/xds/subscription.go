@@ -19,11 +19,13 @@ type subscription struct {
 	wildcard bool
 	short    bool                // the client takes short contents
 	parts    bool                // and an answer in several responses
-	names    map[string]struct{} // asked for: names and aliases
+	names    nameSet             // asked for: names and aliases
 	sent     map[string]struct{} // on demand only: resources that the client holds
 	asked    map[string]struct{} // names whose answer is due, whatever the client holds
 	known    map[string]string   // initial_resource_versions, until the first answer
+	dropped  []string            // names that the last request ended
 	answered bool                // the first response was sent, maybe empty
+	turned   bool                // to wildcard or to on demand, and nothing was sent since
 	held     []string            // removals that wait until the first response is acknowledged
 	nonce    string              // of the response that is not acknowledged yet, else ""
 	last     uint64              // number in the nonce of the last response
@@ -33,7 +35,7 @@ type subscription struct {
 
 func newSubscription(req *discovery.DeltaDiscoveryRequest) *subscription {
 	sub := &subscription{
-		typ: req.GetTypeUrl(), names: map[string]struct{}{}, sent: map[string]struct{}{}, asked: map[string]struct{}{},
+		typ: req.GetTypeUrl(), names: nameSet{}, sent: map[string]struct{}{}, asked: map[string]struct{}{},
 		known: req.GetInitialResourceVersions(),
 	}
 	sub.wildcard = len(req.GetResourceNamesSubscribe()) == 0
@@ -60,6 +62,8 @@ func (sub *subscription) change(req *discovery.DeltaDiscoveryRequest) error {
 	if n := len(sub.names) + len(req.GetResourceNamesSubscribe()); n > maxNames {
 		return namesError(sub.typ, "subscribed names", n, maxNames)
 	}
+	before := sub.wildcard
+	sub.dropped = nil
 	for _, n := range req.GetResourceNamesSubscribe() {
 		if n == "*" {
 			sub.wildcard = true
@@ -77,16 +81,18 @@ func (sub *subscription) change(req *discovery.DeltaDiscoveryRequest) error {
 		}
 		if _, known := sub.names[n]; known {
 			sub.bytes -= len(n)
+			sub.dropped = append(sub.dropped, n)
 		}
 		delete(sub.names, n)
 		delete(sub.sent, n)
 		delete(sub.asked, n)
 	}
+	sub.turned = sub.answered && sub.wildcard != before // answered at once, so the next request finds it false
 	return nil
 }
 
 // due reports whether the client waits for an answer that no change triggers.
-func (sub *subscription) due() bool { return !sub.answered || len(sub.asked) > 0 }
+func (sub *subscription) due() bool { return !sub.answered || sub.turned || len(sub.asked) > 0 }
 
 // delta is what one type has for a client.
 type delta struct {
@@ -179,11 +185,16 @@ func (s *Store) collect(c *cursor, subs []*subscription) (out collected, err err
 			l.initial(&d, s.seq)
 		case seen && pos < l.floor:
 			return collected{}, errLagging
+		case sub.turned && sub.wildcard:
+			l.joinAll(pos, &d)
+		case sub.turned:
+			l.leaveAll(pos, sub)
+			l.since(pos, &d)
 		default:
 			l.since(pos, &d)
 		}
 		l.answerAsked(&d)
-		sub.answered = true
+		sub.answered, sub.turned = true, false
 		c.pos[sub.typ] = s.seq
 		if !d.empty() {
 			out.deltas = append(out.deltas, d)
@@ -219,7 +230,7 @@ func (l *log) initial(d *delta, now uint64) {
 		case e == nil || e.short == nil:
 			d.removed = append(d.removed, n)
 		case !sub.wildcard:
-			sub.sent[n] = struct{}{}
+			sub.hold(e)
 			if e.short.GetVersion() != sub.known[n] {
 				d.upserts = append(d.upserts, e.form(d.short))
 			}
@@ -248,14 +259,19 @@ func (l *log) all(shortened bool) []*discovery.Resource {
 	return slices.Clip(l.lists[i])
 }
 
-// since walks back from the newest change.
+// since walks back from the newest change. What the client asked for by an alias that it has lost is gone for that client.
 func (l *log) since(pos uint64, d *delta) {
 	for e := l.live.prev; e != &l.live && e.seq > pos; e = e.prev {
-		if d.sub.covers(e) {
+		_, sent := d.sub.sent[e.name]
+		switch {
+		case d.sub.wildcard:
 			d.upserts = append(d.upserts, e.form(d.short))
-			if !d.sub.wildcard {
-				d.sub.sent[e.name] = struct{}{}
-			}
+		case d.sub.names.cover(e):
+			d.upserts = append(d.upserts, e.form(d.short))
+			d.sub.sent[e.name] = struct{}{}
+		case sent:
+			d.removed = append(d.removed, e.name)
+			delete(d.sub.sent, e.name)
 		}
 	}
 	for e := l.gone.prev; e != &l.gone && e.seq > pos; e = e.prev {
@@ -305,20 +321,6 @@ func (l *log) answerAsked(d *delta) {
 		}
 	}
 	sub.forget()
-}
-
-func (sub *subscription) covers(e *entry) bool {
-	if sub.wildcard {
-		return true
-	}
-	if _, ok := sub.names[e.name]; ok {
-		return true
-	}
-	if _, ok := sub.sent[e.name]; ok {
-		return true
-	}
-	asked := func(a string) bool { _, ok := sub.names[a]; return ok }
-	return slices.ContainsFunc(e.aliases, asked) || slices.ContainsFunc(e.groups, asked)
 }
 
 func (sub *subscription) holds(n string) bool {
