@@ -89,9 +89,13 @@ func newEntry(o *networkingv1.ServiceEntry, issues []validate.Field) *ServiceEnt
 
 func isPort(p uint32) bool { return p > 0 && p <= 65535 }
 
-// newEndpoint reports false for what no connection can be made to: unix sockets, and other networks without an address.
+// newEndpoint reports false for what no connection can be made to: unix sockets, other networks without an address, and
+// whose account is none, so that nobody can prove to be it.
 func newEndpoint(e *networking.WorkloadEntry, index int) (Endpoint, bool) {
 	out := Endpoint{WorkloadEntry: e, Index: index}
+	if a := e.GetServiceAccount(); a != "" && validate.AccountName(a) != nil {
+		return out, false
+	}
 	text := e.GetAddress()
 	if ip, err := netip.ParseAddr(text); err == nil && ip.Zone() == "" {
 		out.IP = ip.Unmap()

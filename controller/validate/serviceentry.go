@@ -163,8 +163,8 @@ func (c *collector) workload(e *networking.WorkloadEntry, at string) {
 	if l := e.GetLocality(); l != "" {
 		c.localityName(l, at+".locality")
 	}
-	if e.GetServiceAccount() != "" {
-		c.must(at+".serviceAccount", noBlank(e.GetServiceAccount()))
+	if a := e.GetServiceAccount(); a != "" {
+		c.must(at+".serviceAccount", AccountName(a))
 	}
 }
 
@@ -186,7 +186,7 @@ func workloadGroupRules(c *collector, spec *networking.WorkloadGroup) {
 		c.localityName(l, "spec.template.locality")
 	}
 	if a := t.GetServiceAccount(); a != "" {
-		c.must("spec.template.serviceAccount", noBlank(a))
+		c.must("spec.template.serviceAccount", AccountName(a))
 	}
 	c.selector(t.GetLabels(), "spec.template.labels")
 	c.selector(spec.GetMetadata().GetLabels(), "spec.metadata.labels")

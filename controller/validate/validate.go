@@ -118,10 +118,18 @@ func ServiceAccount(text, namespace string) (ns, account string, err error) {
 	if !found {
 		ns, account = namespace, text
 	}
-	if ns == "" || account == "" || strings.ContainsAny(ns+account, "/*") {
+	if (found && label1123(ns) != nil) || AccountName(account) != nil {
 		return "", "", fmt.Errorf("%q is not ACCOUNT or NAMESPACE/ACCOUNT", text)
 	}
 	return ns, account, nil
+}
+
+// AccountName checks the name of a Kubernetes service account: no account has another one.
+func AccountName(text string) error {
+	if m := validation.IsDNS1123Subdomain(text); len(m) > 0 {
+		return fmt.Errorf("%q is not the name of a service account: %s", text, m[0])
+	}
+	return nil
 }
 
 // collector gathers the findings of one object.
