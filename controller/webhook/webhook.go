@@ -7,21 +7,26 @@
 package webhook
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/undermesh/undermesh/controller/quota"
 	"github.com/undermesh/undermesh/controller/validate"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
 // Limits of one review.
@@ -32,6 +37,18 @@ const (
 	maxErrors   = 10  // that are named in a refusal
 )
 
+// Limits of all reviews together. The API server proves itself by nothing (it has a client certificate only where an operator
+// configured one), so whoever reaches the port is served, by address: nobody takes all of it.
+const (
+	maxBytes     = 4 * maxBody             // of bodies in memory
+	bytesEach    = maxBody + 1<<20         // of one address
+	firstBytes   = 32 << 10                // of one body, before more is asked for
+	reviewsNow   = 4                       // judged at once
+	reviewsEach  = 2                       // of one address
+	reviewsWait  = 64                      // of one address
+	reviewPeriod = 3500 * time.Millisecond // until it is one's turn; the API server waits 5 s for the answer
+)
+
 // Path is where reviews are asked for.
 const Path = "/validate"
 
@@ -40,6 +57,7 @@ type Config struct {
 	Catalogue *validate.Catalogue   // required
 	Log       *slog.Logger          // default slog.DiscardHandler
 	Metrics   prometheus.Registerer // default: none are registered
+	Clock     clock.Clock           // default clock.System()
 }
 
 // Handler is an http.Handler of admission reviews. It is safe for concurrent use.
@@ -48,6 +66,9 @@ type Handler struct {
 	log       *slog.Logger
 	mux       *http.ServeMux
 	reviews   *prometheus.CounterVec
+	clock     clock.Clock
+	bytes     *quota.Amounts[string]
+	turns     *quota.Turns[string]
 }
 
 // New returns a Handler.
@@ -58,9 +79,13 @@ func New(cfg Config) (*Handler, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Clock == nil {
+		cfg.Clock = clock.System()
+	}
 	h := &Handler{catalogue: cfg.Catalogue, log: cfg.Log, mux: http.NewServeMux(), reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "galley_validation_total", Help: "Objects that admission judged, by result: passed, warned, failed or unreadable.",
-	}, []string{"result"})}
+		Name: "galley_validation_total", Help: "Objects that admission judged, by result: passed, warned, failed, unreadable, or busy.",
+	}, []string{"result"}), clock: cfg.Clock,
+		bytes: quota.NewAmounts[string](maxBytes, bytesEach), turns: quota.NewTurns[string](reviewsNow, reviewsEach, reviewsWait)}
 	if cfg.Metrics != nil {
 		if err := cfg.Metrics.Register(h.reviews); err != nil {
 			return nil, fmt.Errorf("register metrics of admission: %w", err)
@@ -74,9 +99,17 @@ func New(cfg Config) (*Handler, error) {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
 
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	from, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		from = r.RemoteAddr
+	}
+	body, held, err := h.read(http.MaxBytesReader(w, r.Body, maxBody), from)
+	defer h.bytes.Give(from, held)
 	var tooLarge *http.MaxBytesError
 	switch {
+	case errors.Is(err, errBusy):
+		h.busy(w, err)
+		return
 	case errors.As(err, &tooLarge):
 		h.unreadable(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("the review is larger than %d bytes", maxBody))
 		return
@@ -84,6 +117,16 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) {
 		h.unreadable(w, http.StatusBadRequest, err.Error())
 		return
 	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	timer := h.clock.AfterFunc(reviewPeriod, func() { cancel(errBusy) })
+	defer timer.Stop()
+	leave, err := h.turns.Enter(ctx, from)
+	if err != nil {
+		h.busy(w, err)
+		return
+	}
+	defer leave()
 	var review admissionv1.AdmissionReview
 	if err := json.Unmarshal(body, &review); err != nil || review.Request == nil || review.Request.UID == "" {
 		h.unreadable(w, http.StatusBadRequest, "the body is not an AdmissionReview with a request")
@@ -95,6 +138,36 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) {
 	if err := json.NewEncoder(w).Encode(review); err != nil {
 		h.log.Debug("answer review", "err", err)
 	}
+}
+
+// errBusy says that others have what a review needs. The API server stores the object then: statuses tell what is wrong.
+var errBusy = errors.New("too many reviews at once")
+
+// read reads a body into memory that is counted before it is taken; held is to be given back. Returns errBusy when there is no
+// more of it.
+func (h *Handler) read(r io.Reader, from string) (body []byte, held int, err error) {
+	for next := firstBytes; ; next = min(2*cap(body), maxBody+1) {
+		if !h.bytes.Take(from, next-held) {
+			return nil, held, errBusy
+		}
+		held = next
+		body = append(make([]byte, 0, next), body...)
+		for len(body) < cap(body) {
+			n, err := r.Read(body[len(body):cap(body)])
+			body = body[:len(body)+n]
+			if errors.Is(err, io.EOF) {
+				return body, held, nil
+			}
+			if err != nil {
+				return nil, held, err
+			}
+		}
+	}
+}
+
+func (h *Handler) busy(w http.ResponseWriter, err error) {
+	h.reviews.WithLabelValues("busy").Inc()
+	http.Error(w, err.Error(), http.StatusServiceUnavailable)
 }
 
 func (h *Handler) unreadable(w http.ResponseWriter, code int, why string) {
