@@ -65,13 +65,7 @@ func newAuthority(cfg AuthorityConfig, sc Config, trustDomain func() string, met
 	if cfg.SyncPeriod <= 0 {
 		cfg.SyncPeriod = 5 * time.Second
 	}
-	if cfg.TrustedNodeAccounts == nil {
-		root := sc.Compile.InstallNamespace
-		if root == "" {
-			root = api.DefaultRootNamespace
-		}
-		cfg.TrustedNodeAccounts = []string{root + "/" + api.ZtunnelName}
-	}
+	cfg.TrustedNodeAccounts = sc.nodeAccounts()
 	return &authority{
 		cfg: cfg, log: sc.Log, clock: sc.Clock, ready: make(chan struct{}),
 		ca: ca.New(ca.Config{Store: cfg.Store, PlugIn: cfg.PlugIn, Rotation: cfg.Rotation, Spread: cfg.Spread, External: cfg.External,

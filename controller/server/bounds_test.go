@@ -209,7 +209,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		}
 		return err == nil
 	}
-	for i := range maxPerAddress {
+	for i := range discoveryDoor.each {
 		if !dial(i) {
 			t.Fatalf("connection %d is refused", i)
 		}
@@ -217,7 +217,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	if dial(-1) {
 		t.Error("one too many is accepted")
 	}
-	if got := c.metric(`undermesh_controller_connections_refused_total{reason="address"}`); got == "" || got == "0" {
+	if got := c.metric(`undermesh_controller_connections_refused_total{door="discovery",reason="address"}`); got == "" || got == "0" {
 		t.Errorf("refused connections: %q", got)
 	}
 	for conn := range maps.Values(dialed) {

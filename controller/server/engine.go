@@ -157,7 +157,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		converged: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "undermesh_controller_compile_seconds",
 			Help: "Time from a batch of events to its publication.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9)}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "undermesh_controller_connections_refused_total",
-			Help: "Connections of nodes that were closed because there are too many, of their address or of all."}, []string{"reason"}),
+			Help: "Connections that were closed because the door has too many, of their address or of all."}, []string{"door", "reason"}),
 	}
 	for _, c := range []prometheus.Collector{m.pushes, m.snapshot, m.findings, m.meshBad, m.converged, m.refused} {
 		if err := reg.Register(c); err != nil {

@@ -15,11 +15,21 @@ import (
 // shutdownGrace is how long an HTTP request may go on after the stop.
 const shutdownGrace = 3 * time.Second
 
+// How long who asks may take. A scraper asks again within the idle time.
+const (
+	readHeader   = 5 * time.Second // and the handshake
+	readRequest  = 10 * time.Second
+	writeAnswer  = 30 * time.Second // from the request's header on
+	writeProfile = 0                // as long as who asked for it said: the debug door is for the operator
+	idleHTTP     = 2 * time.Minute
+	scrapesNow   = 8
+	maxHeaders   = 16 << 10 // bytes
+)
+
 // serveHTTP serves until ctx ends, then lets requests finish.
-func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, BaseContext: func(net.Listener) context.Context {
-		return context.WithoutCancel(ctx)
-	}}
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, write time.Duration) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: readHeader, ReadTimeout: readRequest, WriteTimeout: write, IdleTimeout: idleHTTP,
+		MaxHeaderBytes: maxHeaders, BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) }}
 	stopped := make(chan error, 1)
 	go func() {
 		<-ctx.Done()
@@ -53,6 +63,6 @@ func readyHandler(missing func() string, stale func() time.Duration) http.Handle
 
 func monitorHandler(reg *prometheus.Registry) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: scrapesNow}))
 	return mux
 }

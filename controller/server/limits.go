@@ -91,10 +91,13 @@ func boundUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next g
 	return out, err
 }
 
-// lift ends the allowance of the connection of a stream that was admitted.
+// lift ends the allowance of the connection of a stream that was admitted, and gives it a node's place.
 func lift(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	if m := meterOf(ss.Context()); m != nil {
 		m.lifted.Store(true)
+		if m.place != nil {
+			m.place.prove()
+		}
 	}
 	return next(srv, ss)
 }
@@ -111,6 +114,7 @@ func (c metered) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 		return nil, nil, err
 	}
 	m := &meter{Conn: conn}
+	m.place, _ = raw.(*boundedConn)
 	m.left.Store(allowance)
 	return m, meteredInfo{info, m}, nil
 }
@@ -138,6 +142,7 @@ func meterOf(ctx context.Context) *meter {
 // meter is a connection that ends when it received more than it may.
 type meter struct {
 	net.Conn
+	place  *boundedConn // nil: its listener has no bounds
 	left   atomic.Int64 // bytes; may fall below zero
 	lifted atomic.Bool
 }

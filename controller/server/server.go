@@ -6,6 +6,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ const grace = 2 * time.Second
 type Config struct {
 	Source  watch.Source
 	Compile compile.Config
-	Index   *watch.Index // default: one of its own
+	Index   *watch.Index // default: one of its own; it is to know the accounts of nodes
 	Log     *slog.Logger // default slog.DiscardHandler
 	Clock   clock.Clock
 	Listen  func(network, address string) (net.Listener, error)
@@ -83,12 +84,20 @@ func (c Config) withDefaults() Config {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if c.Index == nil {
-		c.Index = watch.NewIndex()
+		c.Index = watch.NewIndex(c.nodeAccounts()...)
 	}
 	if c.Lead == nil {
 		c.Lead = always
 	}
 	return c
+}
+
+// nodeAccounts are those of the nodes' proxies, "namespace/account".
+func (c Config) nodeAccounts() []string {
+	if c.Authority != nil && c.Authority.TrustedNodeAccounts != nil {
+		return c.Authority.TrustedNodeAccounts
+	}
+	return []string{cmp.Or(c.Compile.InstallNamespace, api.DefaultRootNamespace) + "/" + api.ZtunnelName}
 }
 
 // Validate names the first field that is missing.
@@ -280,17 +289,19 @@ func (s *Server) listen() (doors []door, err error) {
 	}
 	debug := func(l net.Listener) func(context.Context, *xds.Server) error {
 		return func(ctx context.Context, disco *xds.Server) error {
-			return serveHTTP(ctx, l, debugHandler(s.cfg.Replica, s.store, disco.Clients))
+			return serveHTTP(ctx, s.bound(l, debugDoor), debugHandler(s.cfg.Replica, s.store, disco.Clients), writeProfile)
 		}
 	}
-	page := func(h http.Handler) func(net.Listener) func(context.Context, *xds.Server) error {
+	page := func(h http.Handler, bounds doorBounds) func(net.Listener) func(context.Context, *xds.Server) error {
 		return func(l net.Listener) func(context.Context, *xds.Server) error {
-			return func(ctx context.Context, _ *xds.Server) error { return serveHTTP(ctx, l, h) }
+			return func(ctx context.Context, _ *xds.Server) error {
+				return serveHTTP(ctx, s.bound(l, bounds), h, writeAnswer)
+			}
 		}
 	}
 	err = errors.Join(
-		open(s.cfg.MonitorAddr, page(monitorHandler(s.registry))),
-		open(s.cfg.ReadyAddr, page(readyHandler(s.Missing, s.stale.age))),
+		open(s.cfg.MonitorAddr, page(monitorHandler(s.registry), monitorDoor)),
+		open(s.cfg.ReadyAddr, page(readyHandler(s.Missing, s.stale.age), readyDoor)),
 		open(s.cfg.DebugAddr, debug),
 		open(s.cfg.XDSPlainAddr, func(l net.Listener) func(context.Context, *xds.Server) error {
 			return func(ctx context.Context, disco *xds.Server) error {
@@ -305,6 +316,11 @@ func (s *Server) listen() (doors []door, err error) {
 	return doors, err
 }
 
+// bound bounds the connections of a door.
+func (s *Server) bound(l net.Listener, bounds doorBounds) net.Listener {
+	return newBounded(l, bounds, s.engine.metrics.refused, s.cfg.Index.OfNode)
+}
+
 // secure serves delta ADS and the CA over TLS to callers that prove who they are. Connections wait for the authority.
 func (s *Server) secure(l net.Listener) func(context.Context, *xds.Server) error {
 	return func(ctx context.Context, disco *xds.Server) error {
@@ -317,7 +333,7 @@ func (s *Server) secure(l net.Listener) func(context.Context, *xds.Server) error
 		srv := grpc.NewServer(slices.Concat(serverOptions(), guards(), s.ca.options(loaded))...)
 		disco.Register(srv)
 		loaded.Register(srv)
-		return serveGRPC(ctx, s.cfg.Clock, newBounded(l, s.engine.metrics.refused), srv)
+		return serveGRPC(ctx, s.cfg.Clock, s.bound(l, discoveryDoor), srv)
 	}
 }
 

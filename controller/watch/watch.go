@@ -8,6 +8,8 @@ package watch
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -50,35 +52,48 @@ func fieldsOf(issues []configdir.Issue) []validate.Field {
 	return out
 }
 
-// Index answers which service accounts have pods on which node. It is safe for concurrent use.
+// Index answers which service accounts have pods on which node, and whose an address is. It is safe for concurrent use.
 type Index struct {
 	mu    sync.RWMutex // protects below
 	pods  map[model.Name]seat
 	count map[place]int
+	nodes map[string][]netip.Addr
+	at    map[netip.Addr]int // nodes and pods of the node accounts that have the address
+
+	accounts []string // immutable: "namespace/account" of the nodes' proxies
 }
 
 // seat is where one pod is.
 type seat struct {
 	place
 	uid types.UID
+	ips []netip.Addr // of a node's proxy only
 }
 
 // place is a service account on a node.
 type place struct{ node, namespace, account string }
 
-// NewIndex returns an empty Index.
-func NewIndex() *Index { return &Index{pods: map[model.Name]seat{}, count: map[place]int{}} }
+// NewIndex returns an empty Index. Pods of the accounts, "namespace/account", are nodes' proxies.
+func NewIndex(accounts ...string) *Index {
+	return &Index{pods: map[model.Name]seat{}, count: map[place]int{}, nodes: map[string][]netip.Addr{}, at: map[netip.Addr]int{},
+		accounts: accounts}
+}
 
-// Apply takes in the events about pods and ignores the others.
+// Apply takes in the events about pods and nodes and ignores the others.
 func (x *Index) Apply(events []model.Event) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, e := range events {
+		if e.Kind == model.KindNode {
+			x.nodeLocked(e)
+			continue
+		}
 		if e.Kind != model.KindPod {
 			continue
 		}
 		if old, ok := x.pods[e.Name]; ok {
 			delete(x.pods, e.Name)
+			x.holdLocked(old.ips, -1)
 			if x.count[old.place]--; x.count[old.place] == 0 {
 				delete(x.count, old.place)
 			}
@@ -88,9 +103,49 @@ func (x *Index) Apply(events []model.Event) {
 			continue
 		}
 		at := place{p.Node, p.Namespace, p.ServiceAccount}
-		x.pods[e.Name] = seat{at, p.UID}
+		s := seat{at, p.UID, nil}
+		if slices.Contains(x.accounts, p.Namespace+"/"+p.ServiceAccount) {
+			s.ips = p.IPs
+			x.holdLocked(s.ips, 1)
+		}
+		x.pods[e.Name] = s
 		x.count[at]++
 	}
+}
+
+func (x *Index) nodeLocked(e model.Event) {
+	x.holdLocked(x.nodes[e.Name.Name], -1)
+	delete(x.nodes, e.Name.Name)
+	n, ok := e.Object.(*corev1.Node)
+	if !ok || n == nil {
+		return
+	}
+	var ips []netip.Addr
+	for _, a := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil {
+			ips = append(ips, ip.Unmap())
+		}
+	}
+	if len(ips) > 0 {
+		x.nodes[e.Name.Name] = ips
+		x.holdLocked(ips, 1)
+	}
+}
+
+// holdLocked counts one more, or one less, that has the addresses.
+func (x *Index) holdLocked(ips []netip.Addr, change int) {
+	for _, ip := range ips {
+		if x.at[ip] += change; x.at[ip] == 0 {
+			delete(x.at, ip)
+		}
+	}
+}
+
+// OfNode reports whether an address is a node's, or that of a node's proxy.
+func (x *Index) OfNode(ip netip.Addr) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.at[ip.Unmap()] > 0
 }
 
 // Runs reports whether a pod of the account runs on the node.

@@ -2,6 +2,7 @@ package watch
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -176,5 +177,29 @@ func TestIndex(t *testing.T) {
 	static.Object.(*corev1.Pod).Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
 	if x.Apply([]model.Event{static}); x.Runs("n1", "foo", "default") {
 		t.Error("a node gets an account by a pod that it declares itself")
+	}
+}
+
+// TestIndexOfNodes: an address is a node's, or its proxy's, as long as one of them has it; that of any other pod is not.
+func TestIndexOfNodes(t *testing.T) {
+	x := NewIndex("istio-system/ztunnel")
+	pod := func(namespace, name, ip string) model.Event {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: corev1.PodSpec{NodeName: "n1", ServiceAccountName: "ztunnel"}}
+		p.Status.PodIP = ip
+		return model.Event{Kind: model.KindPod, Name: nameOf(namespace, name), Object: p}
+	}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
+		{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}, {Type: corev1.NodeHostName, Address: "n1"}}}}
+	nodeEvent := model.Event{Kind: model.KindNode, Name: nameOf("", "n1"), Object: node}
+	of := func(ip string) bool { return x.OfNode(netip.MustParseAddr(ip)) }
+	for range 2 { // events may come again
+		x.Apply([]model.Event{pod("istio-system", "z", "10.0.0.1"), pod("tenant", "z", "10.0.0.2"), nodeEvent})
+	}
+	if !of("10.0.0.1") || !of("::ffff:10.0.0.1") || !of("192.0.2.1") || of("10.0.0.2") || of("10.0.0.3") {
+		t.Error("the index is wrong")
+	}
+	x.Apply([]model.Event{pod("istio-system", "z", "10.0.0.4"), {Kind: model.KindNode, Name: nodeEvent.Name}})
+	if of("10.0.0.1") || of("192.0.2.1") || !of("10.0.0.4") {
+		t.Error("the index is wrong after a change")
 	}
 }

@@ -60,7 +60,7 @@ func softLimit(text string) (limit int64, ok bool) {
 // Run assembles the controller from the flags and serves until ctx ends.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	cfg := server.Config{
-		Log: log, Clock: clock.System(), Listen: net.Listen, Index: watch.NewIndex(),
+		Log: log, Clock: clock.System(), Listen: net.Listen, Index: watch.NewIndex(o.rootNamespace + "/" + api.ZtunnelName),
 		XDSAddr: o.xdsAddr, XDSPlainAddr: o.xdsPlainAddr, MonitorAddr: o.monitorAddr, ReadyAddr: o.readyAddr,
 		DebugAddr: o.debugAddr, Replica: o.identity,
 		Compile: compile.Config{
