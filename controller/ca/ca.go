@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/quota"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
@@ -135,6 +136,7 @@ func (c Config) Validate() error {
 type Authority struct {
 	cfg     Config
 	metrics *metrics
+	lines   *quota.Lines // about refusals, by address
 
 	syncing  sync.Mutex          // one Sync at a time, protects below; order: syncing before mu
 	wanted   *issuer             // what the Secrets ask for: the last that was good
@@ -172,7 +174,7 @@ func (p publication) since(roots []byte) time.Time {
 // New returns an authority that cannot sign before Load.
 func New(cfg Config) *Authority {
 	cfg = cfg.withDefaults()
-	return &Authority{cfg: cfg, metrics: newMetrics()}
+	return &Authority{cfg: cfg, metrics: newMetrics(), lines: quota.NewLines(cfg.Clock)}
 }
 
 // Load reads the plugged-in certificates, or reads the self-signed root from the Store and makes it there when there is

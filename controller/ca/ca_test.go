@@ -208,7 +208,7 @@ func TestMT16CertificateForTheCallersNode(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	a, _, logs := newAuthority(t)
+	a, clk, logs := newAuthority(t)
 	key := newKey(t)
 	good := csrFor(t, key, &x509.CertificateRequest{}, sleepID)
 	block, _ := pem.Decode([]byte(good))
@@ -248,6 +248,7 @@ func TestRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			logs.Reset()
+			clk.add(10 * time.Second) // so that a line is written of each
 			_, err := ask(t, a, tc.token, tc.impersonate, tc.csr, tc.ttl)
 			if status.Code(err) != tc.code || !strings.Contains(fmt.Sprint(err), tc.want) {
 				t.Errorf("got %v, want %s with %q", err, tc.code, tc.want)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -79,5 +80,31 @@ func TestAuditIsOneLine(t *testing.T) {
 		if text := logs.String(); strings.Count(text, "\n") != 1 || strings.ContainsAny(text, "\r\x1b\u2028") || strings.Contains(text, `msg="certificate signed"`) {
 			t.Errorf("%q is logged as %s", name, fmt.Sprintf("%q", text))
 		}
+	}
+}
+
+// TestRefusalsDoNotFillTheLog: a request chooses its identity, of any bytes and 60 KiB; neither the log nor the answer grows by
+// it, and who is refused again and again is written of a few times.
+func TestRefusalsDoNotFillTheLog(t *testing.T) {
+	a, clk, logs := newAuthority(t)
+	logs.Reset()
+	for _, identity := range []string{strings.Repeat("\x01", 60<<10), "spiffe://cluster.local/ns/" + strings.Repeat("\x01", maxIdentity-100) + "/sa/x"} {
+		before := logs.Len()
+		_, err := ask(t, a, "app", identity, "x", 0)
+		if status.Code(err) != codes.InvalidArgument || len(err.Error()) > 8<<10 || logs.Len()-before > 8<<10 || logs.Len() == before {
+			t.Errorf("%d bytes of log, answer of %d bytes: %.200v", logs.Len()-before, len(err.Error()), err)
+		}
+	}
+	for range 1000 {
+		if _, err := ask(t, a, "app", "", "x", 0); status.Code(err) != codes.InvalidArgument {
+			t.Fatal(err)
+		}
+	}
+	if n := strings.Count(logs.String(), "certificate refused"); n > 10 {
+		t.Errorf("%d lines", n)
+	}
+	clk.add(time.Minute)
+	if _, err := ask(t, a, "app", "", "x", 0); err == nil || !strings.Contains(logs.String(), "left_out=99") {
+		t.Errorf("what was left out is not said: %v", err)
 	}
 }

@@ -22,13 +22,17 @@ import (
 	securityv1 "istio.io/api/security/v1alpha1"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/quota"
 )
 
 // impersonatedField is the key of the request's metadata under which a node's proxy names a workload's identity.
 const impersonatedField = "ImpersonatedIdentity"
 
-// maxCSR bounds a request; an RSA-8192 one has about 3 KiB.
-const maxCSR = 16 << 10
+const (
+	maxCSR      = 16 << 10 // bytes of a request; an RSA-8192 one has about 3 KiB
+	maxIdentity = 512      // bytes of an identity: longer ones are not quoted, nor looked at
+	maxSaid     = 2 << 10  // bytes of why a request is refused, in the log and to the caller
+)
 
 // Register adds the certificate service to a gRPC server.
 func (a *Authority) Register(r grpc.ServiceRegistrar) {
@@ -62,7 +66,8 @@ type asked struct {
 }
 
 // CreateCertificate signs a CSR for the caller's identity, or for the one that a trusted node proxy impersonates. The
-// answer is the chain, leaf first and root last (MT-16, MT-18). Each call is one line of the log.
+// answer is the chain, leaf first and root last (MT-16, MT-18). Each certificate is one line of the log; refusals of one address
+// are a few lines in a while, and a number.
 func (s service) CreateCertificate(ctx context.Context, req *securityv1.IstioCertificateRequest) (*securityv1.IstioCertificateResponse, error) {
 	q := &asked{identity: "unknown"}
 	chain, err := s.a.create(ctx, req, q)
@@ -77,8 +82,11 @@ func (s service) CreateCertificate(ctx context.Context, req *securityv1.IstioCer
 			code = r.code
 		}
 		s.a.metrics.answered(q.reached, code)
-		log.Warn("certificate refused", "reason", code.String(), "err", err)
-		return nil, status.Errorf(code, "caller %s, requested identity %s: %v", q.caller, q.identity, err)
+		said := cut(err.Error(), maxSaid)
+		if left, ok := s.a.lines.Take(quota.Host(from)); ok {
+			log.Warn("certificate refused", "reason", code.String(), "left_out", left, "err", said)
+		}
+		return nil, status.Errorf(code, "caller %s, requested identity %s: %s", q.caller, q.identity, said)
 	}
 	s.a.metrics.answered(q.reached, codes.OK)
 	leaf, root := chain[0], chain[len(chain)-1]
@@ -167,6 +175,9 @@ func (a *Authority) identity(ctx context.Context, caller Caller, md *structpb.St
 		return own.String(), nil
 	}
 	asked := field.GetStringValue()
+	if len(asked) > maxIdentity {
+		return "unknown", refuse(codes.InvalidArgument, "metadata.%s: %d bytes, want at most %d", impersonatedField, len(asked), maxIdentity)
+	}
 	id, err := api.ParseIdentity(asked)
 	if err != nil {
 		return fmt.Sprintf("%q", asked), refuse(codes.InvalidArgument, "metadata.%s: %w", impersonatedField, err)
@@ -221,11 +232,22 @@ func parseCSR(text, id string) (*x509.CertificateRequest, error) {
 		return nil, fmt.Errorf("subject alternative names: %d URIs and %d others, want the one URI %s",
 			len(csr.URIs), len(csr.DNSNames)+len(csr.IPAddresses)+len(csr.EmailAddresses), id)
 	}
+	if n := len(csr.URIs[0].String()); n > maxIdentity {
+		return nil, fmt.Errorf("subject alternative name: %d bytes, want at most %d", n, maxIdentity)
+	}
 	// ParseIdentity refuses everything that two readers of a URI could take differently.
 	if san, err := api.ParseIdentity(csr.URIs[0].String()); err != nil || san.String() != id {
 		return nil, fmt.Errorf("subject alternative name: %q, want %q", csr.URIs[0], id)
 	}
 	return csr, nil
+}
+
+// cut bounds a text of which a caller chose a part.
+func cut(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit], "") + "…"
 }
 
 func bearer(ctx context.Context) string {

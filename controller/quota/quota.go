@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -151,7 +152,7 @@ const (
 	linesKeys   = 4096 // remembered; beyond that all new ones share the lines of one
 )
 
-// Lines says which lines are written.
+// Lines says which lines are written; nil: all.
 type Lines struct {
 	clock clock.Clock
 
@@ -171,6 +172,9 @@ func NewLines(c clock.Clock) *Lines { return &Lines{clock: c, seen: map[string]*
 
 // Take reports whether a line about the key is written, and how many were left out before it.
 func (l *Lines) Take(key string) (left int, ok bool) {
+	if l == nil {
+		return 0, true
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.clock.Now()
@@ -199,4 +203,12 @@ func (l *Lines) Take(key string) (left int, ok bool) {
 	left, p.left = p.left, 0
 	p.written++
 	return left, true
+}
+
+// Host is the address of "ADDRESS:PORT", by which strangers are told apart; what is none is returned as it is.
+func Host(peer string) string {
+	if host, _, err := net.SplitHostPort(peer); err == nil {
+		return host
+	}
+	return peer
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/ca"
 	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/quota"
 	"github.com/undermesh/undermesh/controller/xds"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
@@ -177,7 +178,7 @@ func (a *authority) keepDNS(ctx context.Context, mesh func() *model.Mesh) error 
 // mesh: it is for the proxies of nodes, and nobody else connects.
 func (a *authority) options(loaded *ca.Authority) []grpc.ServerOption {
 	creds := credentials.NewTLS(a.tls(loaded))
-	auth := xds.StreamAuth(xds.Auth{Log: a.log, Accounts: a.cfg.TrustedNodeAccounts, BadToken: ca.ErrBadToken,
+	auth := xds.StreamAuth(xds.Auth{Log: a.log, Lines: quota.NewLines(a.clock), Accounts: a.cfg.TrustedNodeAccounts, BadToken: ca.ErrBadToken,
 		Authenticate: func(ctx context.Context, token string) (xds.Caller, error) {
 			caller, err := a.cfg.Authenticator.Authenticate(ctx, token)
 			return xds.Caller{Account: caller.String(), Node: caller.Node, Place: cmp.Or(caller.PodName, caller.Node), Expires: caller.Expires}, err

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"reflect"
 	"slices"
@@ -99,10 +98,7 @@ func New(cfg Config) (*Handler, error) {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
 
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request) {
-	from, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		from = r.RemoteAddr
-	}
+	from := quota.Host(r.RemoteAddr)
 	body, held, err := h.read(http.MaxBytesReader(w, r.Body, maxBody), from)
 	defer h.bytes.Give(from, held)
 	var tooLarge *http.MaxBytesError

@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -13,11 +14,15 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/undermesh/undermesh/controller/quota"
 )
 
-// Auth says who may open a stream. All fields are required.
+// Auth says who may open a stream. Fields are required.
 type Auth struct {
 	Log *slog.Logger
+	// Lines says which refusals are written, by address; nil: all.
+	Lines *quota.Lines
 	// Authenticate returns whose token it is. Its error is logged and not told to the caller.
 	Authenticate func(ctx context.Context, token string) (Caller, error)
 	// BadToken is in the chain of Authenticate's error when the token proves nothing; other errors are no verdict.
@@ -55,16 +60,26 @@ func (a Auth) admit(ctx context.Context, method string) (Caller, error) {
 	caller, err := a.Authenticate(ctx, token)
 	switch {
 	case errors.Is(err, a.BadToken):
-		a.Log.Warn("stream refused", "method", method, "peer", peerAddr(ctx), "err", err)
+		a.refused(ctx, method, "", err)
 		return Caller{}, status.Error(codes.Unauthenticated, "the token is not valid")
 	case err != nil:
-		a.Log.Warn("stream cannot be authenticated", "method", method, "peer", peerAddr(ctx), "err", err)
+		a.refused(ctx, method, "", fmt.Errorf("authenticate caller: %w", err))
 		return Caller{}, status.Error(codes.Unavailable, "the token cannot be checked now")
 	case !slices.Contains(a.Accounts, caller.Account):
-		a.Log.Warn("stream refused", "method", method, "peer", peerAddr(ctx), "caller", caller.Account, "err", "no account of a node")
+		a.refused(ctx, method, caller.Account, errNoNode)
 		return Caller{}, status.Errorf(codes.PermissionDenied, "account %s is none of a node's proxy", caller.Account)
 	}
 	return caller, nil
+}
+
+var errNoNode = errors.New("no account of a node")
+
+// refused writes a few lines of each address in a while, and how many it did not write.
+func (a Auth) refused(ctx context.Context, method, caller string, err error) {
+	from := peerAddr(ctx)
+	if left, ok := a.Lines.Take(quota.Host(from)); ok {
+		a.Log.Warn("stream refused", "method", cut(method, maxName), "peer", from, "caller", caller, "left_out", left, "err", err)
+	}
 }
 
 type callerKey struct{}
