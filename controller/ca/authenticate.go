@@ -9,16 +9,19 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/peer"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/quota"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
@@ -75,26 +78,48 @@ const (
 	reviewTTL  = 30 * time.Second // how long a revoked token may go on to work
 	refusalTTL = 5 * time.Second  // how long a refused token is not asked about again
 	silence    = 15 * time.Second // how long an API server that did not answer is not asked about tokens that it knew
-	reviewsMax = 8192             // remembered, of either kind
-	reviewsNow = 16               // under way
+	reviewsMax = 8192             // remembered, of each kind
+	reviewsNow = 16               // under way, and as many for nodes
 	reviewWait = 5 * time.Second  // for one of these
+
+	reviewsEach = reviewsNow / 2 // of one address
+	reviewsLine = 256            // and these wait
 )
 
 // TokenReview proves callers by the Kubernetes API. What was decided is remembered by hash, for 30 s a valid token, for 5 s
-// a refused one, and what cannot be valid is not asked about: whoever reaches the port may send tokens.
+// a refused one, and what cannot be valid is not asked about: whoever reaches the port may send tokens. Addresses take turns,
+// and nodes have a share of their own (see Reserve), in what is asked and in what is remembered.
 //
 // While the API server does not answer, a token that it vouched for once is good until it expires, as long as its pod is
 // there by what is known: else an outage would cut off every node that reconnects. It is safe for concurrent use.
 type TokenReview struct {
-	api   tokenReviewer
-	clock clock.Clock
-	there func(Caller) bool // nil: nobody is known to be
-	slots chan struct{}     // holds one element a review under way
+	clock     clock.Clock
+	there     func(Caller) bool // nil: nobody is known to be
+	nodes     Nodes
+	strangers share
+	reserved  share // of nodes
 
 	mu      sync.Mutex // protects below
 	known   map[[sha256.Size]byte]review
+	proxies map[[sha256.Size]byte]review // of nodes' accounts: nobody else's token displaces one
 	refused map[[sha256.Size]byte]review
 	failed  time.Time // when the API server last did not answer; zero once it did
+}
+
+// share is what reviews are asked with.
+type share struct {
+	api   tokenReviewer
+	turns *quota.Turns[netip.Addr]
+}
+
+func newShare(client tokenReviewer) share {
+	return share{client, quota.NewTurns[netip.Addr](reviewsNow, reviewsEach, reviewsLine)}
+}
+
+// Nodes tells nodes from strangers, before and after their tokens are known.
+type Nodes struct {
+	Accounts []string              // "namespace/account"
+	At       func(netip.Addr) bool // whether an address is a node's; nil: none is known
 }
 
 type review struct {
@@ -107,8 +132,15 @@ type review struct {
 // what strangers cause must not hold up other requests. there says whether the pod that a token is bound to exists, by what
 // was known last; with nil no token outlives its verdict.
 func NewTokenReview(client tokenReviewer, c clock.Clock, there func(Caller) bool) *TokenReview {
-	return &TokenReview{api: client, clock: c, there: there, slots: make(chan struct{}, reviewsNow),
-		known: map[[sha256.Size]byte]review{}, refused: map[[sha256.Size]byte]review{}}
+	shared := newShare(client)
+	return &TokenReview{clock: c, there: there, strangers: shared, reserved: shared,
+		known: map[[sha256.Size]byte]review{}, proxies: map[[sha256.Size]byte]review{}, refused: map[[sha256.Size]byte]review{}}
+}
+
+// Reserve keeps a share for nodes: reviews of tokens that were proved to be of their accounts before, and those asked for from
+// their addresses, are asked with a client of their own. It is called before the first use.
+func (t *TokenReview) Reserve(client tokenReviewer, nodes Nodes) {
+	t.reserved, t.nodes = newShare(client), nodes
 }
 
 // Authenticate asks for the audience istio-ca. Returns ErrBadToken if the API server does not vouch for the token, and
@@ -136,14 +168,15 @@ func (t *TokenReview) Authenticate(ctx context.Context, token string) (Caller, e
 
 // ask decides about a token that nothing is remembered of.
 func (t *TokenReview) ask(ctx context.Context, key [sha256.Size]byte, token string, ends time.Time) (Caller, error) {
-	if err := t.enter(ctx); err != nil {
+	share, leave, err := t.enter(ctx, key)
+	if err != nil {
 		return Caller{}, err
 	}
-	defer func() { <-t.slots }()
+	defer leave()
 	if r, ok := t.recall(key); ok { // decided while this one waited
 		return r.caller, r.err
 	}
-	out, err := t.api.Create(ctx, &authenticationv1.TokenReview{
+	out, err := share.api.Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{api.TokenAudience}},
 	}, metav1.CreateOptions{})
 	t.mu.Lock()
@@ -160,10 +193,15 @@ func (t *TokenReview) ask(ctx context.Context, key [sha256.Size]byte, token stri
 	caller.Expires = ends
 	if err != nil {
 		delete(t.known, key) // an outage must not bring it back
+		delete(t.proxies, key)
 		remember(t.refused, key, review{err: err, expires: now.Add(refusalTTL)}, now)
 		return Caller{}, err
 	}
-	remember(t.known, key, review{caller: caller, expires: now.Add(reviewTTL)}, now)
+	verdicts := t.known
+	if slices.Contains(t.nodes.Accounts, caller.String()) {
+		verdicts = t.proxies
+	}
+	remember(verdicts, key, review{caller: caller, expires: now.Add(reviewTTL)}, now)
 	return caller, nil
 }
 
@@ -187,7 +225,10 @@ func (t *TokenReview) Heard(answers bool) {
 // the caller's pod is still known.
 func (t *TokenReview) vouched(key [sha256.Size]byte) (Caller, bool) {
 	t.mu.Lock()
-	r, ok := t.known[key]
+	r, ok := t.proxies[key]
+	if !ok {
+		r, ok = t.known[key]
+	}
 	now := t.clock.Now()
 	ok = ok && !t.failed.IsZero() && now.Before(t.failed.Add(silence)) && now.Before(r.caller.Expires)
 	t.mu.Unlock()
@@ -197,31 +238,47 @@ func (t *TokenReview) vouched(key [sha256.Size]byte) (Caller, bool) {
 	return r.caller, true
 }
 
-// enter waits for its turn; the caller leaves by taking one element out of slots.
-func (t *TokenReview) enter(ctx context.Context) error {
-	select {
-	case t.slots <- struct{}{}:
-		return nil
-	default:
+// enter waits for its turn, among nodes or among strangers.
+func (t *TokenReview) enter(ctx context.Context, key [sha256.Size]byte) (share, func(), error) {
+	from := address(ctx)
+	t.mu.Lock()
+	_, node := t.proxies[key]
+	t.mu.Unlock()
+	s := t.strangers
+	if node || t.nodes.At != nil && t.nodes.At(from) {
+		s = t.reserved
 	}
-	late := make(chan struct{})
-	timer := t.clock.AfterFunc(reviewWait, func() { close(late) })
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	timer := t.clock.AfterFunc(reviewWait, func() { cancel(errLate) })
 	defer timer.Stop()
-	select {
-	case t.slots <- struct{}{}:
-		return nil
-	case <-late:
-		return fmt.Errorf("review token: %d reviews are under way for %s", reviewsNow, reviewWait)
-	case <-ctx.Done():
-		return fmt.Errorf("review token: %w", context.Cause(ctx))
+	leave, err := s.turns.Enter(ctx, from)
+	if err != nil {
+		return s, nil, fmt.Errorf("review token: %w", err)
 	}
+	return s, leave, nil
+}
+
+var errLate = fmt.Errorf("its turn did not come for %s", reviewWait)
+
+// address is where a call comes from; the zero value when that is no address.
+func address(ctx context.Context) netip.Addr {
+	p, ok := peer.FromContext(ctx)
+	if !ok || p.Addr == nil {
+		return netip.Addr{}
+	}
+	at, err := netip.ParseAddrPort(p.Addr.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return at.Addr().Unmap()
 }
 
 func (t *TokenReview) recall(key [sha256.Size]byte) (review, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.clock.Now()
-	for _, m := range []map[[sha256.Size]byte]review{t.known, t.refused} {
+	for _, m := range []map[[sha256.Size]byte]review{t.proxies, t.known, t.refused} {
 		if r, ok := m[key]; ok && now.Before(r.expires) {
 			return r, true
 		}

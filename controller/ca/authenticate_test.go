@@ -250,7 +250,7 @@ func TestReviewsUnderWayAreBounded(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range callers {
 			wg.Go(func() {
-				_, err := tr.Authenticate(t.Context(), jwt(fmt.Sprint(i), api.TokenAudience, time.Now().Add(time.Hour)))
+				_, err := tr.Authenticate(from(t.Context(), fmt.Sprint("10.0.0.", i%3)), jwt(fmt.Sprint(i), api.TokenAudience, time.Now().Add(time.Hour)))
 				mu.Lock()
 				defer mu.Unlock()
 				if errors.Is(err, ErrBadToken) {

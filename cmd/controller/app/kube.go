@@ -41,7 +41,7 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	if err != nil {
 		return fmt.Errorf("make client of API server: %w", err)
 	}
-	reviews, err := reviewClient(rc)
+	tokens, err := tokenReviews(rc, cfg, o)
 	if err != nil {
 		return err
 	}
@@ -52,9 +52,6 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	source := watch.NewKubernetes(watch.KubeConfig{Client: client, Dynamic: dyn, Namespace: o.rootNamespace,
 		Log: cfg.Log, Clock: cfg.Clock})
 	cfg.Source, cfg.History = source, source.History()
-	tokens := ca.NewTokenReview(reviews.AuthenticationV1().TokenReviews(), cfg.Clock, func(c ca.Caller) bool {
-		return c.PodUID != "" && cfg.Index.NodeOf(model.Name{Namespace: c.Namespace, Name: c.PodName}, c.PodUID) != ""
-	})
 	cfg.Probe = func(ctx context.Context) error {
 		err := client.Discovery().RESTClient().Get().AbsPath("/livez").Do(ctx).Error()
 		tokens.Heard(err == nil)
@@ -131,6 +128,24 @@ func protobuf(rc *rest.Config) *rest.Config {
 	own.ContentType = runtime.ContentTypeProtobuf
 	own.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	return own
+}
+
+// tokenReviews proves callers, with one client for nodes and one for strangers, who do not use up its rate.
+func tokenReviews(rc *rest.Config, cfg *server.Config, o Options) (*ca.TokenReview, error) {
+	strangers, err := reviewClient(rc)
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := reviewClient(rc)
+	if err != nil {
+		return nil, err
+	}
+	index := cfg.Index
+	tokens := ca.NewTokenReview(strangers.AuthenticationV1().TokenReviews(), cfg.Clock, func(c ca.Caller) bool {
+		return c.PodUID != "" && index.NodeOf(model.Name{Namespace: c.Namespace, Name: c.PodName}, c.PodUID) != ""
+	})
+	tokens.Reserve(nodes.AuthenticationV1().TokenReviews(), ca.Nodes{Accounts: []string{o.nodeAccount()}, At: index.OfNode})
+	return tokens, nil
 }
 
 // reviewClient asks about tokens only. Strangers cause these requests: with the limiter of the other client they would hold

@@ -60,7 +60,7 @@ func softLimit(text string) (limit int64, ok bool) {
 // Run assembles the controller from the flags and serves until ctx ends.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	cfg := server.Config{
-		Log: log, Clock: clock.System(), Listen: net.Listen, Index: watch.NewIndex(o.rootNamespace + "/" + api.ZtunnelName),
+		Log: log, Clock: clock.System(), Listen: net.Listen, Index: watch.NewIndex(o.nodeAccount()),
 		XDSAddr: o.xdsAddr, XDSPlainAddr: o.xdsPlainAddr, MonitorAddr: o.monitorAddr, ReadyAddr: o.readyAddr,
 		DebugAddr: o.debugAddr, Replica: o.identity,
 		Compile: compile.Config{
@@ -120,6 +120,9 @@ func forDirectory(cfg *server.Config, o Options) error {
 	}
 	return nil
 }
+
+// nodeAccount is that of the nodes' proxies, "namespace/account".
+func (o Options) nodeAccount() string { return o.rootNamespace + "/" + api.ZtunnelName }
 
 // servingNames are those of the Service, those of this machine, and what the flags add.
 func (o Options) servingNames() []string {
