@@ -19,7 +19,7 @@ import (
 )
 
 func (s servedService) callee() policy.Callee {
-	return policy.Callee{Namespace: s.GetNamespace(), Hostname: s.GetHostname(), ExportTo: s.settings.GetExportTo()}
+	return policy.CalleeOf(&client.Service{Service: s.Service, Settings: s.settings})
 }
 
 // seen calls f for each port of each service that the view sees, by host and port. Of several services of one host it is

@@ -276,12 +276,12 @@ func (b *builder) putService(svc *Service) {
 	s, e := b.s, b.edit
 	s.services = s.services.set(e, n, svc)
 	for _, k := range vipKeys(svc) {
-		s.byVIP = s.byVIP.set(e, k, insert(s.byVIP.at(k), svc, byHost))
+		s.byVIP = s.byVIP.set(e, k, insert(s.byVIP.at(k), svc, byClaim))
 	}
 	if len(svc.prefixes) > 0 {
 		s.prefixes = append(slices.Clone(s.prefixes), svc.prefixes...)
 		slices.SortStableFunc(s.prefixes, func(a, b vipPrefix) int {
-			return cmp.Or(cmp.Compare(b.prefix.Bits(), a.prefix.Bits()), byHost(a.service, b.service))
+			return cmp.Or(cmp.Compare(b.prefix.Bits(), a.prefix.Bits()), byClaim(a.service, b.service))
 		})
 	}
 }

@@ -1,8 +1,10 @@
 package client
 
 import (
+	"cmp"
 	"iter"
 	"net/netip"
+	"strings"
 )
 
 // WorkloadsByHostname returns the workloads whose address is what the name resolves to, sorted by uid.
@@ -22,8 +24,26 @@ func (s *Snapshot) Hostnames() iter.Seq[string] {
 // SameHostnames reports whether both have the same workloads with hostnames, at no cost; false is no proof.
 func (s *Snapshot) SameHostnames(o *Snapshot) bool { return s.byHostname.root == o.byHostname.root }
 
-// ServicesByIP returns all services with that virtual address, sorted by namespace and hostname, then those with a network
-// that holds it, the longest first.
+// WorkloadFor returns the workload that an address is for callers of a namespace: a pod, or what that namespace itself declared by
+// a WorkloadEntry or an EndpointSlice. What other namespaces declare is nil: nobody takes part in calls to an address by naming it.
+func (s *Snapshot) WorkloadFor(namespace, network string, ip netip.Addr) *Workload {
+	var own *Workload
+	for _, w := range s.byIP.at(ipKey{network, ip.Unmap()}) {
+		if w.IsPod() {
+			return w
+		}
+		if own == nil && w.GetNamespace() == namespace {
+			own = w
+		}
+	}
+	return own
+}
+
+// IsPod tells pods from what users declare.
+func (w *Workload) IsPod() bool { return w != nil && strings.Contains(w.GetUid(), "//Pod/") }
+
+// ServicesByIP returns all services with that virtual address, then those with a network that holds it, the longest first. Of one
+// address or network those of Kubernetes come first, then the declared ones by age.
 func (s *Snapshot) ServicesByIP(network string, ip netip.Addr) []*Service {
 	ip = ip.Unmap()
 	exact := s.byVIP.at(ipKey{network, ip})
@@ -34,6 +54,17 @@ func (s *Snapshot) ServicesByIP(network string, ip netip.Addr) []*Service {
 		}
 	}
 	return out
+}
+
+// byClaim orders the services of one address: those of Kubernetes, then the declared ones by age, then by name.
+func byClaim(a, b *Service) int {
+	declared := func(s *Service) int {
+		if s.Settings.GetDeclared() {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(declared(a)-declared(b), a.Created().Compare(b.Created()), byHost(a, b))
 }
 
 func (b *builder) putHostname(w *Workload) {

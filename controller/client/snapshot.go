@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/securityapi"
@@ -38,6 +39,14 @@ type Service struct {
 	Settings *settings.ServiceSettings // never nil
 
 	prefixes []vipPrefix
+}
+
+// Created is when the service was declared; zero for services of Kubernetes that lead to no name of DNS.
+func (s *Service) Created() time.Time {
+	if s.Settings.GetCreated() == nil {
+		return time.Time{}
+	}
+	return s.Settings.GetCreated().AsTime()
 }
 
 type vipPrefix struct {
@@ -72,7 +81,7 @@ type Snapshot struct {
 	byName     pmap[name, []*Workload]   // sorted by uid
 	byHostname pmap[string, []*Workload] // sorted by uid
 	services   pmap[name, *Service]
-	byVIP      pmap[ipKey, []*Service] // sorted by namespace/hostname
+	byVIP      pmap[ipKey, []*Service] // sorted by claim
 	prefixes   []vipPrefix             // longest first
 	members    pmap[name, *members]
 	settings   pmap[string, *settings.WorkloadSettings]
@@ -111,7 +120,7 @@ func (s *Snapshot) WorkloadByName(namespace, pod string) *Workload {
 }
 
 // ServiceByIP returns the service with that virtual address, else the one with the longest network that holds it, else
-// nil. Of several with one address the first by namespace/hostname is returned.
+// nil. Of several with one address that of Kubernetes is returned, else the oldest.
 func (s *Snapshot) ServiceByIP(network string, ip netip.Addr) *Service {
 	ip = ip.Unmap()
 	if svc := first(s.byVIP.at(ipKey{network, ip})); svc != nil {

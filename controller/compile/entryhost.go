@@ -24,6 +24,7 @@ type entryHost struct {
 
 func (c *Compiler) entryHost(host string, parts []*model.ServiceEntry) entryHost {
 	out := entryHost{first: parts[0], host: host, parts: parts}
+	has := map[netip.Prefix]bool{}
 	for _, e := range parts {
 		for _, p := range e.Ports {
 			same := func(q *networking.ServicePort) bool { return q.GetNumber() == p.GetNumber() }
@@ -32,8 +33,8 @@ func (c *Compiler) entryHost(host string, parts []*model.ServiceEntry) entryHost
 			}
 		}
 		for _, p := range e.Prefixes {
-			if c.reg.AddressTaken(e, p) == "" && !slices.Contains(out.prefixes, p) {
-				out.prefixes = append(out.prefixes, p)
+			if !has[p] && c.reg.AddressRefused(e, p) == "" {
+				has[p], out.prefixes = true, append(out.prefixes, p)
 			}
 		}
 		for _, ip := range c.reg.Assigned(e, host) {

@@ -10,8 +10,10 @@ import (
 
 	networking "istio.io/api/networking/v1alpha3"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/settings"
@@ -37,10 +39,9 @@ func (c *Compiler) entry(n model.Name) ([]Resource, []validate.Finding) {
 		found = append(found, validate.Finding{Severity: s, Kind: string(model.KindServiceEntry), Namespace: n.Namespace, Name: n.Name,
 			Field: field, Message: fmt.Sprintf(format, args...)})
 	}
-	for _, p := range e.Prefixes {
-		if why := c.reg.AddressTaken(e, p); why != "" {
-			add(validate.Error, "spec.addresses", "%s %s: this entry does not get its connections", bare(p), why)
-		}
+	rivals := c.reg.Rivals(e)
+	for i, p := range e.Prefixes {
+		c.judgeAddress(e, p, rivals[i], add)
 	}
 	c.judgeProtocols(e, add)
 	var out []Resource
@@ -60,6 +61,22 @@ func (c *Compiler) entry(n model.Name) ([]Resource, []validate.Finding) {
 		out = append(append(out, c.entryService(host)), c.calls(host.callee())...)
 	}
 	return append(out, c.entryWorkloads(e, hosts)...), found
+}
+
+// judgeAddress says for whom the entry does not get the connections to one of its addresses or networks.
+func (c *Compiler) judgeAddress(e *model.ServiceEntry, p netip.Prefix, rival *model.ServiceEntry, add func(validate.Severity, string, string, ...any)) {
+	why := c.reg.AddressRefused(e, p)
+	switch {
+	case why != "":
+		add(validate.Error, "spec.addresses", "%s %s: this entry does not get its connections", bare(p), why)
+	case rival == nil:
+	case rival.Namespace == e.Namespace:
+		add(validate.Error, "spec.addresses", "%s is an address of the older ServiceEntry %s: this entry does not get its connections",
+			bare(p), rival.Key())
+	default:
+		add(validate.Warning, "spec.addresses", "%s is declared by the older ServiceEntry %s: this entry gets connections of its own namespace alone",
+			bare(p), rival.Key())
+	}
 }
 
 // bare is one address without its length, or a network.
@@ -111,7 +128,7 @@ func (c *Compiler) entryService(h entryHost) Resource {
 	for _, ip := range h.assigned {
 		put(netip.PrefixFrom(ip, ip.BitLen()))
 	}
-	set := &settings.ServiceSettings{Declared: true, External: !e.Internal(), ExportTo: c.reg.EntryExportTo(e),
+	set := &settings.ServiceSettings{Declared: true, Created: born(e.CreationTimestamp), External: !e.Internal(), ExportTo: c.reg.EntryExportTo(e),
 		Resolution: resolutions[e.Spec.GetResolution()]}
 	for _, p := range h.ports {
 		out.Ports = append(out.Ports, &workloadapi.Port{ServicePort: p.GetNumber(), TargetPort: model.TargetPort(p, nil)})
@@ -125,6 +142,14 @@ func (c *Compiler) entryService(h entryHost) Resource {
 	out.Extensions = []*workloadapi.Extension{extension(api.ServiceSettingsExtension, set)}
 	return Resource{Type: api.AddressType, Name: e.Namespace + "/" + h.host, Aliases: aliases,
 		Message: &workloadapi.Address{Type: &workloadapi.Address_Service{Service: out}}}
+}
+
+// born is when an object was made; nil where nobody says it, as in a directory.
+func born(at metav1.Time) *timestamppb.Timestamp {
+	if at.IsZero() {
+		return nil
+	}
+	return timestamppb.New(at.Time)
 }
 
 var resolutions = map[networking.ServiceEntry_Resolution]settings.ServiceSettings_Resolution{

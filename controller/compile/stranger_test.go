@@ -7,12 +7,19 @@ import (
 	"slices"
 	"strconv"
 	"testing"
+	"time"
+
+	networking "istio.io/api/networking/v1alpha3"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/controller/validate"
 )
 
 // meshOf compiles the texts, one after the other, and returns what a node then has.
@@ -132,5 +139,120 @@ func TestListedPodsStayProtected(t *testing.T) {
 		if _, p, _ := observe(victims, text); slices.Equal(p, policies) {
 			t.Errorf("control: %s of the pod's namespace: policies %v", how, p)
 		}
+	}
+}
+
+// claim is a ServiceEntry with one host, made in a second, that leads what it declares to 203.0.113.66.
+func claim(namespace, name string, since int64, addresses ...string) model.Event {
+	return entry(namespace, name, since, func(s *networking.ServiceEntry) { s.Addresses = addresses })
+}
+
+// TestWhoHasAnAddress: a caller's own namespace comes first, whatever others declared before it; among others the first that
+// declared the address or a network around it, and of one namespace the most specific. The order of events is nothing to it.
+func TestWhoHasAnAddress(t *testing.T) {
+	for name, c := range map[string]struct {
+		events []model.Event
+		callee string            // the dialled address
+		want   map[string]string // namespace of the caller → service
+	}{
+		"control: one": {[]model.Event{claim("foo", "net", 1, "203.0.113.0/24")}, "203.0.113.7",
+			map[string]string{"foo": "net", "evil": "net", "third": "net"}},
+		"a newer and more specific one": {[]model.Event{claim("foo", "net", 1, "203.0.113.0/24"), claim("evil", "x", 2, "203.0.113.7")},
+			"203.0.113.7", map[string]string{"foo": "net", "evil": "x", "third": "net"}},
+		"an older one of a stranger": {[]model.Event{claim("evil", "x", 1, "203.0.113.7"), claim("foo", "own", 2, "203.0.113.7")},
+			"203.0.113.7", map[string]string{"foo": "own", "evil": "x", "third": "x"}},
+		"the first of the alphabet": {[]model.Event{claim("foo", "own", 1, "203.0.113.7"), claim("aaa", "x", 2, "203.0.113.7")},
+			"203.0.113.7", map[string]string{"foo": "own", "aaa": "x", "third": "own"}},
+		"a part of an older network of the same": {[]model.Event{claim("foo", "net", 1, "203.0.113.0/24"),
+			claim("evil", "x", 2, "203.0.113.7"), claim("foo", "part", 3, "203.0.113.7")},
+			"203.0.113.7", map[string]string{"foo": "part", "evil": "x", "third": "part"}},
+		"half of everything": {[]model.Event{claim("evil", "x", 1, "128.0.0.0/2"), {Kind: model.KindNode, Name: model.Name{Name: "n"},
+			Object: &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Address: "172.30.1.11"}}}}}},
+			"172.30.1.11", map[string]string{"evil": "", "third": ""}},
+	} {
+		backward := slices.Clone(c.events)
+		slices.Reverse(backward)
+		for _, events := range [][]model.Event{c.events, backward} {
+			comp := compile.New(compile.Config{})
+			for _, e := range events {
+				comp.Apply([]model.Event{e})
+			}
+			s := nodeView(t, comp)
+			for ns, want := range c.want {
+				got := ""
+				if svc := (policy.View{Namespace: ns}).ServiceAt(s, "", netip.AddrPortFrom(netip.MustParseAddr(c.callee), 80)); svc != nil {
+					got = svc.GetName()
+				}
+				if got != want {
+					t.Errorf("%s: a caller in %s gets to %q, want %q", name, ns, got, want)
+				}
+			}
+		}
+	}
+}
+
+// TestNetworksThatHoldTheCluster: a network that holds an address of a pod, a node or a service leads nobody anywhere, while it
+// does, and its status says why.
+func TestNetworksThatHoldTheCluster(t *testing.T) {
+	at := func(kind model.Kind, o any) model.Event {
+		return model.Event{Kind: kind, Name: model.Name{Namespace: "victim", Name: "v"}, Object: o}
+	}
+	meta := metav1.ObjectMeta{Namespace: "victim", Name: "v"}
+	for network, victim := range map[string]model.Event{
+		"10.0.0.0/8":     at(model.KindPod, &corev1.Pod{ObjectMeta: meta, Status: corev1.PodStatus{PodIP: "10.11.12.13"}}),
+		"10.11.12.12/31": at(model.KindPod, &corev1.Pod{ObjectMeta: meta, Status: corev1.PodStatus{PodIP: "10.11.12.13"}}),
+		"10.64.0.0/10":   at(model.KindService, &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1"}}),
+		"2002::/17":      at(model.KindService, &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{ClusterIP: "2002:7::5"}}),
+		"172.30.0.0/16": at(model.KindNode, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "v"},
+			Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Address: "172.30.1.11"}}}}),
+	} {
+		c := compile.New(compile.Config{})
+		count := func() int { return c.CountFindings(validate.Error) }
+		c.Apply([]model.Event{claim("evil", "x", 1, network)})
+		if count() != 0 {
+			t.Errorf("control: %s alone: %v", network, c.Findings())
+		}
+		c.Apply([]model.Event{victim})
+		if want := network + " holds addresses of the cluster's pods, services or nodes: this entry does not get its connections"; count() != 1 ||
+			c.Findings()[0].Message != want {
+			t.Errorf("%s: %v", network, c.Findings())
+		}
+		if svc := nodeView(t, c).ServiceByHost("evil", "x.example.com"); len(svc.GetAddresses()) != 0 {
+			t.Errorf("%s: the service has %v", network, svc.GetAddresses())
+		}
+		late := compile.New(compile.Config{})
+		late.Apply([]model.Event{victim})
+		late.Apply([]model.Event{claim("evil", "x", 1, network)})
+		if late.CountFindings(validate.Error) != 1 {
+			t.Errorf("%s declared later: %v", network, late.Findings())
+		}
+		c.Apply([]model.Event{{Kind: victim.Kind, Name: victim.Name}})
+		if count() != 0 {
+			t.Errorf("%s, the victim is gone: %v", network, c.Findings())
+		}
+	}
+}
+
+// TestManyClaimsOfOneAddress: one change among 200 entries with the same 256 addresses costs what the change is.
+func TestManyClaimsOfOneAddress(t *testing.T) {
+	var all []string
+	for i := range 256 {
+		all = append(all, "100.64.0."+strconv.Itoa(i))
+	}
+	c := compile.New(compile.Config{})
+	var events []model.Event
+	for i := range 200 {
+		events = append(events, claim("ns"+strconv.Itoa(i%7), "e"+strconv.Itoa(i), int64(1000-i), all...))
+	}
+	c.Apply(events)
+	best := time.Hour
+	for i := range 5 {
+		start := time.Now()
+		c.Apply([]model.Event{claim("late", "x", 5000+int64(i), all...)})
+		best = min(best, time.Since(start))
+	}
+	t.Log("one change:", best)
+	if best > 50*time.Millisecond {
+		t.Errorf("one change took %v", best)
 	}
 }

@@ -14,7 +14,7 @@ import (
 type external struct {
 	entries     map[Name]*ServiceEntry
 	byHost      map[string]map[Name]bool
-	byPrefix    map[netip.Prefix]map[Name]bool // of spec.addresses
+	claims      claims
 	byAssigned  map[netip.Addr]map[Name]bool
 	byEndpoint  map[netip.Addr]map[Name]bool // of spec.endpoints
 	byPair      selectorIndex                // entries that select
@@ -25,7 +25,7 @@ type external struct {
 }
 
 func newExternal() external {
-	return external{entries: map[Name]*ServiceEntry{}, byHost: map[string]map[Name]bool{}, byPrefix: map[netip.Prefix]map[Name]bool{},
+	return external{entries: map[Name]*ServiceEntry{}, byHost: map[string]map[Name]bool{}, claims: newClaims(),
 		byAssigned: map[netip.Addr]map[Name]bool{}, byEndpoint: map[netip.Addr]map[Name]bool{}, byPair: selectorIndex{},
 		workloads: map[string]map[Name]*WorkloadEntry{}, workloadsAt: map[netip.Addr]map[Name]bool{},
 		clusterIPs: map[netip.Addr]map[Name]bool{}, byTarget: map[string]map[Name]bool{}}
@@ -42,8 +42,10 @@ func (r *Registry) applyEntry(e Event, d *Dirty) {
 	d.Entries[e.Name] = true
 	if old := x.entries[e.Name]; old != nil {
 		r.dirtyEntry(old, d)
+		r.dirtyRivalsOf(old, d)
 		delete(x.entries, e.Name)
 		x.index(old, false)
+		r.fileClaims(old, false)
 	}
 	o, ok := e.Object.(*networkingv1.ServiceEntry)
 	if !ok {
@@ -52,6 +54,7 @@ func (r *Registry) applyEntry(e Event, d *Dirty) {
 	now := newEntry(o, e.Issues)
 	x.entries[e.Name] = now
 	x.index(now, true)
+	r.fileClaims(now, true) // its rivals are marked when it is known to have a host
 	r.dirtyEntry(now, d)
 }
 
@@ -60,9 +63,6 @@ func (x *external) index(e *ServiceEntry, add bool) {
 	n := e.Key()
 	for _, h := range e.Hosts {
 		file(x.byHost, h, n, add)
-	}
-	for _, p := range e.Prefixes {
-		file(x.byPrefix, p, n, add)
 	}
 	for _, ips := range e.Assigned {
 		for _, ip := range ips {
@@ -97,9 +97,6 @@ func (r *Registry) dirtyEntry(e *ServiceEntry, d *Dirty) {
 	for _, h := range e.Hosts {
 		mark(d.Entries, x.byHost[h])
 	}
-	for _, p := range e.Prefixes {
-		mark(d.Entries, x.byPrefix[p])
-	}
 	for _, ips := range e.Assigned {
 		for _, ip := range ips {
 			mark(d.Entries, x.byAssigned[ip])
@@ -127,18 +124,12 @@ func (r *Registry) dirtyMembers(e *ServiceEntry, d *Dirty) {
 func (r *Registry) settleEntries(d *Dirty) {
 	for _, n := range slices.Collect(maps.Keys(d.Entries)) {
 		if e := r.external.entries[n]; e != nil {
-			for _, p := range e.Prefixes {
-				mark(d.Entries, r.external.byPrefix[p])
-			}
-		}
-	}
-	for _, n := range slices.Collect(maps.Keys(d.Entries)) {
-		if e := r.external.entries[n]; e != nil {
 			for _, h := range e.Hosts { // the oldest speaks for all
 				mark(d.Entries, r.external.byHost[h])
 			}
 		}
 	}
+	r.settleClaims(d)
 	for n := range d.Entries {
 		if e := r.external.entries[n]; e != nil {
 			r.dirtyMembers(e, d)
@@ -197,7 +188,9 @@ func (r *Registry) markExternal(d *Dirty) {
 
 // dirtyClaims marks what depends on who an address belongs to.
 func (r *Registry) dirtyClaims(ip netip.Addr, d *Dirty) {
-	mark(d.Entries, r.external.byPrefix[netip.PrefixFrom(ip, ip.BitLen())])
+	for _, e := range r.external.claims.of[netip.PrefixFrom(ip, ip.BitLen())] {
+		d.Entries[e.Key()] = true
+	}
 	mark(d.Entries, r.external.byEndpoint[ip])
 	mark(d.Workloads, r.external.workloadsAt[ip])
 }
@@ -216,6 +209,7 @@ func (r *Registry) dirtyHost(s *Service, add bool, d *Dirty) {
 	for _, ip := range ClusterIPs(s.Service) {
 		r.dirtyClaims(ip, d)
 		file(x.clusterIPs, ip, n, add)
+		r.occupy(ip, sign(add))
 	}
 	if len(s.Spec.Selector) > 0 {
 		r.dirtySelected(s.Namespace, s.Spec.Selector, d)
@@ -251,29 +245,11 @@ func (r *Registry) ServiceAt(host string) *Service {
 	return nil
 }
 
-// AddressTaken says who has an address or network of the entry, "" when the entry has it. Nobody may take the traffic of a
-// Kubernetes service, a pod or a node by declaring its address; an entry that changes no path (resolution NONE) may name
-// pods and nodes. Of several entries that some namespace sees the oldest has it.
-func (r *Registry) AddressTaken(e *ServiceEntry, p netip.Prefix) string {
-	if p.IsSingleIP() {
-		ip := p.Addr()
-		switch {
-		case len(r.external.clusterIPs[ip]) > 0:
-			return "is the address of a Kubernetes service"
-		case e.Original():
-		case r.HasPod(ip):
-			return "is the address of a pod"
-		case r.IsNode(ip):
-			return "is the address of a node"
-		}
+func sign(add bool) int {
+	if add {
+		return 1
 	}
-	for _, n := range slices.SortedFunc(maps.Keys(r.external.byPrefix[p]), compareNames) {
-		o := r.external.entries[n]
-		if o.olderThan(e) && seenTogether(r.EntryExportTo(o), r.EntryExportTo(e)) && r.hasHost(o) && !r.sharesHost(o, e) {
-			return "is an address of the older ServiceEntry " + n.String()
-		}
-	}
-	return ""
+	return -1
 }
 
 func compareNames(a, b Name) int { return strings.Compare(a.String(), b.String()) }
@@ -337,15 +313,15 @@ func (r *Registry) ServicesSelecting(namespace string, labels map[string]string)
 	return r.ServicesOf(&Pod{Name: Name{Namespace: namespace}, Labels: labels})
 }
 
-// OwnsAddress reports whether connections to the address of a workload entry are the workload's: it is no pod's and no
-// node's, and no older entry has it.
+// OwnsAddress reports whether connections of the workload entry's namespace to its address are the workload's: it is no pod's and
+// no node's, and no older entry of the namespace has it.
 func (r *Registry) OwnsAddress(w *WorkloadEntry) bool {
 	ip := w.Endpoint.IP
-	if !ip.IsValid() || ip.IsLoopback() || r.HasPod(ip) || r.IsNode(ip) || len(r.external.clusterIPs[ip]) > 0 {
+	if !ip.IsValid() || ip.IsLoopback() || r.inCluster(ip) {
 		return false
 	}
 	for n := range r.external.workloadsAt[ip] {
-		if o := r.WorkloadEntry(n); olderThan(o.CreationTimestamp.Time, w.CreationTimestamp.Time, n, w.Key()) {
+		if o := r.WorkloadEntry(n); n.Namespace == w.Namespace && olderThan(o.CreationTimestamp.Time, w.CreationTimestamp.Time, n, w.Key()) {
 			return false
 		}
 	}

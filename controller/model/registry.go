@@ -168,7 +168,10 @@ func (r *Registry) applyPod(e Event, d *Dirty) {
 		r.podsByLabel.remove(old)
 		unlink(r.podsByNode, old.Node, old.Name)
 		for _, ip := range old.IPs {
-			r.unlinkIP(ip, old)
+			if !old.HostNetwork {
+				r.unlinkIP(ip, old)
+				r.occupy(ip, -1)
+			}
 			r.dirtyAddress(ip, d)
 		}
 	}
@@ -185,6 +188,7 @@ func (r *Registry) applyPod(e Event, d *Dirty) {
 	for _, ip := range pod.IPs {
 		if !pod.HostNetwork {
 			r.podsByIP[ip] = append(r.podsByIP[ip], pod)
+			r.occupy(ip, 1)
 		}
 		r.dirtyAddress(ip, d)
 	}
@@ -298,10 +302,12 @@ func (r *Registry) applyNode(e Event, d *Dirty) {
 	if !slices.Equal(old.IPs, now.IPs) {
 		for _, ip := range old.IPs {
 			unlink(r.nodesByIP, ip, e.Name.Name)
+			r.occupy(ip, -1)
 			r.dirtyAddress(ip, d)
 		}
 		for _, ip := range now.IPs {
 			link(r.nodesByIP, ip, e.Name.Name, true)
+			r.occupy(ip, 1)
 			r.dirtyAddress(ip, d)
 		}
 	}

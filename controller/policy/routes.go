@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -31,7 +30,7 @@ func (v View) Routes(mesh *settings.MeshSettings, shared []SharedRoute) []*route
 	taken := map[string]map[string]bool{} // name -> domains
 	shared = slices.Clone(shared)
 	slices.SortStableFunc(shared, func(a, b SharedRoute) int {
-		return cmp.Or(strings.Compare(a.Callee.Hostname, b.Callee.Hostname), strings.Compare(a.Callee.Namespace, b.Callee.Namespace))
+		return v.compare(a.Callee, b.Callee) // who comes first keeps a domain that several have
 	})
 	type hostPort struct {
 		host string
@@ -68,6 +67,7 @@ func (v View) Routes(mesh *settings.MeshSettings, shared []SharedRoute) []*route
 	var out []*route.RouteConfiguration
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
 		rc := byName[name]
+		slices.SortStableFunc(rc.VirtualHosts, func(a, b *route.VirtualHost) int { return strings.Compare(a.GetName(), b.GetName()) })
 		if !taken[name]["*"] {
 			rc.VirtualHosts = append(rc.VirtualHosts, v.rest(mesh))
 		}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/settings"
@@ -22,6 +23,8 @@ type View struct {
 type Callee struct {
 	Namespace, Hostname string
 	ExportTo            []string // settings.ServiceSettings.export_to
+	Declared            bool     // by a ServiceEntry, and not a service of Kubernetes
+	Created             time.Time
 }
 
 // Sees reports whether the service is exported to the view's namespace and in its scope on the port (SR-16, IN-36).
@@ -37,7 +40,8 @@ func (v View) Sees(s Callee, port uint32) bool {
 
 // CalleeOf is a service of a snapshot as it may be seen.
 func CalleeOf(svc *client.Service) Callee {
-	return Callee{Namespace: svc.GetNamespace(), Hostname: svc.GetHostname(), ExportTo: svc.Settings.GetExportTo()}
+	return Callee{Namespace: svc.GetNamespace(), Hostname: svc.GetHostname(), ExportTo: svc.Settings.GetExportTo(),
+		Declared: svc.Settings.GetDeclared(), Created: svc.Created()}
 }
 
 // SeesWorkload reports whether a workload whose own address is dialled is in the view's scope: a service that leads to the port
@@ -177,25 +181,6 @@ func (v View) full(host string) string {
 		return host + "." + domain
 	}
 	return host
-}
-
-// Choose returns which of several services of one host counts: that of the view's own namespace, else the first by
-// namespace. It returns false when none is seen on the port.
-func (v View) Choose(all []Callee, port uint32) (Callee, bool) {
-	var best Callee
-	found := false
-	for _, s := range all {
-		if !v.Sees(s, port) {
-			continue
-		}
-		if s.Namespace == v.Namespace {
-			return s, true
-		}
-		if !found || s.Namespace < best.Namespace {
-			best, found = s, true
-		}
-	}
-	return best, found
 }
 
 // RouteConfigName is Istio's name of the RouteConfiguration that callers of the port go by: the port for declared HTTP, the

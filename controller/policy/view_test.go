@@ -98,7 +98,7 @@ func TestHosts(t *testing.T) {
 
 func sharedRoute(name, namespace string, port uint32, declared bool, exportTo ...string) SharedRoute {
 	host := name + "." + namespace + ".svc.cluster.local"
-	return SharedRoute{Callee: Callee{namespace, host, exportTo}, Port: port, Declared: declared, Config: &route.RouteConfiguration{
+	return SharedRoute{Callee: Callee{Namespace: namespace, Hostname: host, ExportTo: exportTo}, Port: port, Declared: declared, Config: &route.RouteConfiguration{
 		Name: api.RouteKey(namespace, port, host), VirtualHosts: []*route.VirtualHost{{Name: fmt.Sprintf("%s:%d", host, port),
 			Domains: []string{host, name + "." + namespace}}}}}
 }
@@ -163,7 +163,7 @@ func TestRoutesNoDomainTwice(t *testing.T) {
 
 func TestChoose(t *testing.T) {
 	in := func(namespace string, exportTo ...string) Callee {
-		return Callee{namespace, "api.example.com", exportTo}
+		return Callee{Namespace: namespace, Hostname: "api.example.com", ExportTo: exportTo, Declared: true}
 	}
 	for _, tt := range []struct {
 		from string

@@ -26,16 +26,17 @@ type Names interface {
 func (s *session) endpoint(r *route) (*client.Workload, error) {
 	network := r.source.GetNetwork()
 	r.addr = s.dst
-	w := r.snap.WorkloadByIP(network, s.dst.Addr())
-	svc := s.serviceAt(r, network)
+	w := r.snap.WorkloadFor(r.source.GetNamespace(), network, s.dst.Addr())
+	svc := r.view.ServiceAt(r.snap, network, s.dst)
 	switch {
 	case svc == nil && w == nil:
 		return s.byName(r), nil
 	case svc == nil:
 		return w, s.reachable(r, w)
-	case svc.Settings.GetDeclared() && isPod(w):
-		// Nobody takes a pod's connections by declaring its address; a host that goes there anyway gives them its name.
-		if original(svc) {
+	case svc.Settings.GetDeclared() && w.IsPod():
+		// Nobody takes a pod's connections by declaring its address; a host of the client's own namespace that goes there anyway
+		// gives them its name.
+		if original(svc) && svc.GetNamespace() == r.source.GetNamespace() {
 			r.label = svc
 		}
 		return w, s.reachable(r, w)
@@ -48,11 +49,6 @@ func (s *session) endpoint(r *route) (*client.Workload, error) {
 	}
 	r.svc = svc
 	return s.pick(r, s.dst)
-}
-
-// isPod tells pods from what users declare.
-func isPod(w *client.Workload) bool {
-	return w != nil && strings.Contains(w.GetUid(), "//Pod/")
 }
 
 func original(svc *client.Service) bool {
@@ -71,25 +67,6 @@ func servicePort(svc *client.Service, port uint16) (target uint16, ok bool) {
 	}
 	return 0, false
 }
-
-// serviceAt returns the service of the dialled address that the source sees: a Kubernetes service before declared ones, one of
-// its own namespace before others.
-func (s *session) serviceAt(r *route, network string) *client.Service {
-	var best *client.Service
-	for _, svc := range r.snap.ServicesByIP(network, s.dst.Addr()) {
-		switch {
-		case !r.sees(svc, s.dst.Port()):
-		case !svc.Settings.GetDeclared():
-			return svc
-		case best == nil, svc.GetNamespace() == r.source.GetNamespace() && best.GetNamespace() != r.source.GetNamespace() && sameNetworks(svc, best):
-			best = svc
-		}
-	}
-	return best
-}
-
-// sameNetworks reports whether two services have the same addresses, so that neither is the more specific one.
-func sameNetworks(a, b *client.Service) bool { return slices.Equal(a.VIPs, b.VIPs) && len(a.VIPs) > 0 }
 
 // sees reports whether the source sees the service on the port: it is exported to its namespace, and in its Sidecar's scope.
 func (r *route) sees(svc *client.Service, port uint16) bool {
@@ -175,7 +152,7 @@ func (s *session) strangers(r *route, addrs []netip.Addr, port uint16) []netip.A
 		at := &route{snap: r.snap, source: r.source, addr: netip.AddrPortFrom(a, port)}
 		network := r.source.GetNetwork()
 		kubernetes := slices.ContainsFunc(r.snap.ServicesByIP(network, a), func(svc *client.Service) bool { return !svc.Settings.GetDeclared() })
-		if !kubernetes && r.snap.WorkloadByIP(network, a) == nil && s.p.podAt(a) == nil && s.foreignPort(at) == nil && len(out) < maxDials-1 {
+		if !kubernetes && r.snap.WorkloadFor(r.source.GetNamespace(), network, a) == nil && s.p.podAt(a) == nil && s.foreignPort(at) == nil && len(out) < maxDials-1 {
 			out = append(out, at.addr)
 		}
 	}
@@ -191,7 +168,7 @@ func (s *session) known(r *route, w *client.Workload) (*client.Workload, error) 
 			return s.pick(r, r.addr)
 		}
 	}
-	if at := r.snap.WorkloadByIP(network, r.addr.Addr()); at != nil {
+	if at := r.snap.WorkloadFor(r.source.GetNamespace(), network, r.addr.Addr()); at != nil {
 		return at, nil
 	}
 	return w, s.foreignPort(r)
@@ -212,18 +189,13 @@ func (s *session) byName(r *route) *client.Workload {
 		return nil
 	}
 	var found *client.Workload
-	own := false
 	for _, host := range s.p.cfg.Names.Names(s.dst.Addr()) {
 		for _, w := range r.snap.WorkloadsByHostname(host) {
 			svc, port := s.hostPort(r, w)
-			if svc == nil {
+			if svc == nil || svc.GetNamespace() != r.source.GetNamespace() && port != s.dst.Port() || !r.view.Prefers(svc, r.svc) {
 				continue
 			}
-			mine := svc.GetNamespace() == r.source.GetNamespace()
-			if !mine && port != s.dst.Port() || found != nil && (own || !mine) {
-				continue
-			}
-			found, own = w, mine
+			found = w
 			r.svc, r.port, r.addr = svc, s.dst.Port(), netip.AddrPortFrom(s.dst.Addr(), port)
 		}
 	}
@@ -237,7 +209,7 @@ func (s *session) hostPort(r *route, w *client.Workload) (*client.Service, uint1
 	for key, list := range w.GetServices() {
 		ns, host, _ := strings.Cut(key, "/")
 		svc := r.snap.ServiceByHost(ns, host)
-		if svc == nil || !r.sees(svc, s.dst.Port()) || best != nil && best.GetHostname() < host {
+		if svc == nil || !r.sees(svc, s.dst.Port()) || !r.view.Prefers(svc, best) {
 			continue
 		}
 		for _, p := range list.GetPorts() {

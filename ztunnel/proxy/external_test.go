@@ -277,3 +277,27 @@ func TestPrivateEntries(t *testing.T) {
 		want(t, "one's own", reaches(t, a, "198.51.100.1:80"), "192.0.2.2:80")
 	})
 }
+
+// TestStrangersTakeNothing: what another namespace declares later, or is not the client's, changes nothing of where the client gets
+// to: a more specific address, or a workload with a tunnel at an address outside.
+func TestStrangersTakeNothing(t *testing.T) {
+	const inside, outside = "203.0.113.7:80", "198.51.100.9:80"
+	external(t, []string{"203.0.113.66:80", "198.51.100.1:80", outside}, func(t *testing.T, w *world, a *testPod, _ *fakeNames) {
+		static := func() *settings.ServiceSettings { return &settings.ServiceSettings{External: true} }
+		w.apply(client.Resource{Message: &settings.MeshSettings{}})
+		w.apply(declared(t, "foo", "db.foo.example", static(), []string{"203.0.113.0/24"}, 80, 80, "198.51.100.1")...)
+		own, there := reaches(t, a, inside), reaches(t, a, outside)
+		w.apply(declared(t, "evil", "x.evil", static(), []string{"203.0.113.7/32"}, 80, 80, "203.0.113.66")...)
+		want(t, "a stranger's more specific address", reaches(t, a, inside), own)
+		machine := func(namespace string) client.Resource {
+			return client.Resource{Message: &workloadapi.Workload{Uid: "Kubernetes/networking.istio.io/WorkloadEntry/" + namespace + "/x", Name: "x",
+				Namespace: namespace, Addresses: [][]byte{{198, 51, 100, 9}}, TunnelProtocol: workloadapi.TunnelProtocol_HBONE}}
+		}
+		w.apply(machine("evil"))
+		want(t, "a stranger's WorkloadEntry", reaches(t, a, outside), there)
+		w.apply(machine("foo"))
+		if got := reaches(t, a, outside); got == there {
+			t.Errorf("control: the WorkloadEntry of the client's own namespace changed nothing: %s", got)
+		}
+	})
+}

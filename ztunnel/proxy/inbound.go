@@ -54,6 +54,9 @@ func (s *session) describeInbound(dst netip.AddrPort, peer api.Identity, host st
 		s.line.Generation = snap.Generation()
 		own = s.pod.workload(snap)
 		from = snap.WorkloadByIP(s.p.network(own), s.src.Addr())
+		if peer.IsZero() && own != nil { // nothing but the address speaks for it
+			from = snap.WorkloadFor(own.GetNamespace(), s.p.network(own), s.src.Addr())
+		}
 		svc = serviceByMember(snap, own, host)
 	}
 	if from != nil && !peer.IsZero() && from.Identity != peer {

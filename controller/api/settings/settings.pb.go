@@ -813,7 +813,10 @@ type ServiceSettings struct {
 	// The service is outside the mesh (ServiceEntry location MESH_EXTERNAL, ExternalName).
 	External bool `protobuf:"varint,31,opt,name=external,proto3" json:"external,omitempty"`
 	// Users declared it with its addresses (ServiceEntry): an address of a pod or of a Kubernetes service is not its.
-	Declared      bool `protobuf:"varint,32,opt,name=declared,proto3" json:"declared,omitempty"`
+	Declared bool `protobuf:"varint,32,opt,name=declared,proto3" json:"declared,omitempty"`
+	// When the ServiceEntry, or the service of type ExternalName, was made: of several for one address or host the first counts,
+	// unless one is of the caller's own namespace.
+	Created       *timestamppb.Timestamp `protobuf:"bytes,33,opt,name=created,proto3" json:"created,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -888,6 +891,13 @@ func (x *ServiceSettings) GetDeclared() bool {
 		return x.Declared
 	}
 	return false
+}
+
+func (x *ServiceSettings) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
 }
 
 // ClientTls says how clients reach a host (DestinationRule trafficPolicy.tls).
@@ -1392,7 +1402,7 @@ const file_settings_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12,\n" +
 	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"@\n" +
 	"\rWorkloadState\x12/\n" +
-	"\x13serving_terminating\x18\x01 \x01(\bR\x12servingTerminating\"\xa2\x04\n" +
+	"\x13serving_terminating\x18\x01 \x01(\bR\x12servingTerminating\"\xd8\x04\n" +
 	"\x0fServiceSettings\x12G\n" +
 	"\x12client_ip_affinity\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10clientIpAffinity\x12T\n" +
 	"\rapp_protocols\x18\x02 \x03(\v2/.undermesh.v1.ServiceSettings.AppProtocolsEntryR\fappProtocols\x12\x1b\n" +
@@ -1401,7 +1411,8 @@ const file_settings_proto_rawDesc = "" +
 	"resolution\x18\x1e \x01(\x0e2(.undermesh.v1.ServiceSettings.ResolutionR\n" +
 	"resolution\x12\x1a\n" +
 	"\bexternal\x18\x1f \x01(\bR\bexternal\x12\x1a\n" +
-	"\bdeclared\x18  \x01(\bR\bdeclared\x1a?\n" +
+	"\bdeclared\x18  \x01(\bR\bdeclared\x124\n" +
+	"\acreated\x18! \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x1a?\n" +
 	"\x11AppProtocolsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8f\x01\n" +
@@ -1529,23 +1540,24 @@ var file_settings_proto_depIdxs = []int32{
 	23, // 11: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
 	20, // 12: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
 	4,  // 13: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
-	5,  // 14: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
-	13, // 15: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
-	21, // 16: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
-	22, // 17: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	25, // 18: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
-	14, // 19: undermesh.v1.CallRule.tls:type_name -> undermesh.v1.ClientTlsPolicy
-	25, // 20: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
-	18, // 21: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
-	0,  // 22: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	2,  // 23: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
-	13, // 24: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
-	14, // 25: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	25, // 14: undermesh.v1.ServiceSettings.created:type_name -> google.protobuf.Timestamp
+	5,  // 15: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
+	13, // 16: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
+	21, // 17: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
+	22, // 18: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	25, // 19: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
+	14, // 20: undermesh.v1.CallRule.tls:type_name -> undermesh.v1.ClientTlsPolicy
+	25, // 21: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
+	18, // 22: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
+	0,  // 23: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
+	2,  // 24: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
+	13, // 25: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
+	14, // 26: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_settings_proto_init() }
