@@ -51,6 +51,9 @@ func assignable(ip netip.Addr) bool {
 
 func newEntry(o *networkingv1.ServiceEntry, issues []validate.Field) *ServiceEntry {
 	out := &ServiceEntry{ServiceEntry: o, Findings: validate.ServiceEntry(o, issues), Assigned: map[string][]netip.Addr{}}
+	if validate.EntrySize(&o.Spec) != nil {
+		return out
+	}
 	for _, h := range o.Spec.GetHosts() {
 		h = strings.TrimSuffix(strings.ToLower(h), ".")
 		if validate.Host(h, true) == nil && h != "*" && !slices.Contains(out.Hosts, h) {

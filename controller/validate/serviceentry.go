@@ -10,6 +10,7 @@ import (
 )
 
 func serviceEntryRules(c *collector, spec *networking.ServiceEntry) {
+	c.must("spec", EntrySize(spec))
 	c.unique(spec.GetHosts(), "spec.hosts", "host")
 	for i, h := range spec.GetHosts() {
 		c.must(indexed("spec.hosts", i), Host(h, true))
