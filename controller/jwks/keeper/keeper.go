@@ -172,10 +172,11 @@ func (k *Keeper) Run(ctx context.Context) error {
 	slots := make(chan struct{}, k.cfg.Parallel)
 	for {
 		due, wait := k.due()
-		for _, s := range due {
+		for i, s := range due {
 			select {
 			case slots <- struct{}{}:
 			case <-ctx.Done():
+				k.release(due[i:])
 				return nil
 			}
 			running.Go(func() {
@@ -219,6 +220,15 @@ func (k *Keeper) due() (now []string, wait time.Duration) {
 		}
 	}
 	return now, wait
+}
+
+// release takes back that sources are running of which nothing was begun: this process may lead again.
+func (k *Keeper) release(sources []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, s := range sources {
+		k.sources[s].running = false
+	}
 }
 
 func (k *Keeper) dueAt(source string, st *state) time.Time {

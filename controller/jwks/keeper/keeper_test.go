@@ -258,6 +258,32 @@ func TestKeeperHandsOver(t *testing.T) {
 	})
 }
 
+// TestKeeperLeadsAgain: leadership is lost while fetches wait for a slot; the same process fetches them in its next term.
+func TestKeeperLeadsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.slow = 2 * time.Second
+		for i := range 10 {
+			s := fmt.Sprintf("https://a.example/%d", i)
+			w.wanted[s], w.answers[s] = true, "keys"
+		}
+		k := w.keeper(t)
+		end := lead(t, k)
+		pass(3 * time.Second)
+		w.set(func() { delete(w.wanted, "https://a.example/9") })
+		end()
+		if n := len(w.stored); n == 0 || n >= 9 {
+			t.Fatalf("%d are stored after the first term", n)
+		}
+		end = lead(t, k)
+		pass(time.Minute)
+		end()
+		if n := len(w.stored); n != 9 || sources(t, k)["fresh"] != 9 || len(k.sources) != 9 {
+			t.Errorf("%d are stored after the second term: %v", n, sources(t, k))
+		}
+	})
+}
+
 func TestKeeperHoldsNobodyUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
