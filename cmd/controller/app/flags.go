@@ -86,6 +86,7 @@ func Parse(name string, args []string, out io.Writer) (Options, error) {
 	if o.signer, err = externalSigner(os.Getenv("EXTERNAL_CA"), os.Getenv("K8S_SIGNER")); err != nil {
 		return o, err
 	}
+	o.keys.node = os.Getenv("HOST_IP")
 	if o.identity == "" {
 		o.identity = os.Getenv("POD_NAME")
 	}

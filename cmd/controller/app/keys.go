@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ type keyOptions struct {
 	private     bool
 	allow, deny string // networks, separated by commas
 	roots       string // file
+	node        string // addresses of the node, separated by commas
 }
 
 // fetchKeys makes the configuration of what fetches keys, without its store.
@@ -32,6 +34,9 @@ func fetchKeys(o keyOptions) (*keeper.Config, error) {
 	}
 	if cfg.Guard.Deny, err = networks(o.deny); err != nil {
 		return nil, fmt.Errorf("-jwks-deny: %w", err)
+	}
+	if cfg.Guard.Own, err = ownAddresses(o.node); err != nil {
+		return nil, fmt.Errorf("variable HOST_IP: %w", err)
 	}
 	if o.roots != "" {
 		if cfg.Roots, err = rootsWith(o.roots); err != nil {
@@ -48,6 +53,36 @@ func fetchKeys(o keyOptions) (*keeper.Config, error) {
 		return nil, err
 	}
 	return &keeper.Config{Fetch: f.Fetch}, nil
+}
+
+// ownAddresses returns what lists the addresses of this network namespace, at the time, and those of the node.
+func ownAddresses(node string) (func() ([]netip.Addr, error), error) {
+	var fixed []netip.Addr
+	for text := range strings.SplitSeq(node, ",") {
+		if text = strings.TrimSpace(text); text == "" {
+			continue
+		}
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not an address", text)
+		}
+		fixed = append(fixed, a)
+	}
+	return func() ([]netip.Addr, error) {
+		found, err := net.InterfaceAddrs()
+		if err != nil {
+			return nil, fmt.Errorf("list addresses: %w", err)
+		}
+		all := slices.Clone(fixed)
+		for _, a := range found {
+			if n, ok := a.(*net.IPNet); ok {
+				if ip, ok := netip.AddrFromSlice(n.IP); ok {
+					all = append(all, ip)
+				}
+			}
+		}
+		return all, nil
+	}, nil
 }
 
 func networks(list string) ([]netip.Prefix, error) {

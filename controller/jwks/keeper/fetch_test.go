@@ -64,6 +64,26 @@ func TestGuard(t *testing.T) {
 	}
 }
 
+// TestGuardOfItsOwnHost: an address of the control plane's own pod or node is refused like loopback, by whatever name and in
+// whatever disguise, although private addresses are allowed.
+func TestGuardOfItsOwnHost(t *testing.T) {
+	g := Guard{Private: true, Allow: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, Own: func() ([]netip.Addr, error) {
+		return []netip.Addr{netip.MustParseAddr("10.1.0.7"), netip.MustParseAddr("::ffff:192.168.1.1"), netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("fd00::7%eth0")}, nil
+	}}
+	for addr, want := range map[string]bool{
+		"10.1.0.7": false, "::ffff:10.1.0.7": false, "64:ff9b::a01:7": false, "192.168.1.1": false, "203.0.113.9": false, "fd00::7": false, "fd00::7%eth0": false,
+		"10.1.0.8": true, "192.168.1.2": true, "fd00::8": true,
+	} {
+		if err := g.Check(netip.MustParseAddr(addr)); (err == nil) != want || err != nil && !strings.Contains(err.Error(), "own host") {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+	g.Own = func() ([]netip.Addr, error) { return nil, errors.New("no netlink") }
+	if err := g.Check(netip.MustParseAddr("8.8.8.8")); err == nil {
+		t.Error("without knowing its own addresses it connects")
+	}
+}
+
 // issuer is a server and the network around it: every allowed address leads to it.
 type issuer struct {
 	*httptest.Server

@@ -3,6 +3,7 @@ package keeper
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Guard says which addresses may be connected to. The zero Guard allows public ones only.
@@ -13,6 +14,9 @@ type Guard struct {
 	Allow []netip.Prefix
 	// Deny lists networks that are refused, whatever else is said.
 	Deny []netip.Prefix
+	// Own returns the addresses of the host itself at this moment, which are refused like loopback, whatever else is said; with an
+	// error everything is. nil: there are none to know.
+	Own func() ([]netip.Addr, error)
 }
 
 // never are refused whatever the operator says: the host, the link, services of the cloud that give out credentials, and
@@ -51,10 +55,23 @@ func in(list []netip.Prefix, a netip.Addr) bool {
 	return false
 }
 
+func (g Guard) own(a netip.Addr) (bool, error) {
+	if g.Own == nil {
+		return false, nil
+	}
+	all, err := g.Own()
+	return slices.ContainsFunc(all, func(o netip.Addr) bool { return o.Unmap().WithZone("") == a }), err
+}
+
 // Check returns an error when the address may not be connected to.
 func (g Guard) Check(a netip.Addr) error {
 	a = a.Unmap().WithZone("")
+	own, err := g.own(a)
 	switch {
+	case err != nil:
+		return fmt.Errorf("the addresses of this host are not known")
+	case own:
+		return fmt.Errorf("%s is an address of the control plane's own host", a)
 	case !a.IsValid():
 		return fmt.Errorf("is no address")
 	case in(never, a):
