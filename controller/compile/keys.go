@@ -17,7 +17,7 @@ import (
 const kindKeys model.Kind = "JWKS"
 
 // KeySources is model.Registry.KeySources. They change only when Delta.Keys is set.
-func (c *Compiler) KeySources() (wanted []jwks.Record, unwanted []string) {
+func (c *Compiler) KeySources() (wanted []jwks.Wanted, unwanted []jwks.Record) {
 	return c.reg.KeySources()
 }
 
@@ -40,7 +40,9 @@ func (c *Compiler) judgeKeys(request model.Name, st *validate.Status) {
 		switch r := c.reg.KeyRecord(rule.Source); {
 		case rule.Inline:
 		case rule.Source == "":
-			texts = append(texts, fmt.Sprintf("spec.jwtRules[%d]: there are no keys: neither jwks nor a URL in jwksUri or issuer", i))
+			texts = append(texts, fmt.Sprintf("spec.jwtRules[%d]: there are no keys in jwks, and %s", i, rule.Lack))
+		case c.reg.KeysLeftOut(rule.Source):
+			texts = append(texts, at+fmt.Sprintf("are not fetched: the mesh names more than %d sources, and the namespace's turn for more has not come", jwks.MaxSources))
 		case r.Keys == "" && r.Error == "":
 			texts = append(texts, at+"are not fetched yet")
 		case r.Keys == "":

@@ -99,7 +99,7 @@ func TestJW09KeysAreServedAsStored(t *testing.T) {
 		t.Error("keys of another namespace count")
 	}
 	c.Apply([]model.Event{{Kind: model.KindRequestAuthentication, Name: model.Name{Namespace: "foo", Name: "one"}}})
-	if _, unwanted := c.KeySources(); len(served(c)) != 0 || len(unwanted) != 1 || unwanted[0] != a {
+	if _, unwanted := c.KeySources(); len(served(c)) != 0 || len(unwanted) != 1 || unwanted[0].Source != a {
 		t.Errorf("without its policy: served %v, unwanted %v", served(c), unwanted)
 	}
 }
@@ -135,6 +135,9 @@ func TestKeySourcesComeInTurn(t *testing.T) {
 	for _, r := range wanted[:4] {
 		first = append(first, r.Source)
 	}
+	if wanted[0].Namespace != "aaa" || wanted[1].Namespace == "aaa" {
+		t.Errorf("charged are %s and %s", wanted[0].Namespace, wanted[1].Namespace)
+	}
 	if got := strings.Join(first, " "); len(wanted) != 52 || got != "https://a.example/00 https://z.example/keys https://a.example/01 https://z.example/more" {
 		t.Errorf("%d sources, first %s", len(wanted), got)
 	}
@@ -153,5 +156,33 @@ func TestUnreadableKeysAreTold(t *testing.T) {
 		if got := c.Findings(); len(got) != step.want || step.want > 0 && got[0].Field != "data.x" {
 			t.Errorf("findings %v, want %d", got, step.want)
 		}
+	}
+}
+
+// TestStatusNamesSourcesOverALimit: whoever names a source that is too long, or one too many, is told so, and when it is over.
+func TestStatusNamesSourcesOverALimit(t *testing.T) {
+	c := compile.New(compile.Config{})
+	long := "https://nowhere.invalid/" + strings.Repeat("a", 1<<20)
+	d := c.Apply([]model.Event{requestEvent("long", &securitybeta.JWTRule{Issuer: long})})
+	if m := message(d, "long"); !strings.Contains(m, "issuer: is longer than 1024 bytes") || len(m) > 1000 {
+		t.Errorf("an issuer of 1 MiB: %.200q", m)
+	}
+	if wanted, _ := c.KeySources(); len(wanted) > 0 {
+		t.Errorf("%d are wanted", len(wanted))
+	}
+	var events []model.Event
+	for i := range jwks.MaxSources {
+		events = append(events, requestEvent(fmt.Sprintf("r%03d", i), &securitybeta.JWTRule{Issuer: "x", JwksUri: fmt.Sprintf("https://a.example/%03d", i)}))
+	}
+	if d = c.Apply(events); strings.Contains(message(d, "r299"), "more than") {
+		t.Errorf("the last that there is room for: %q", message(d, "r299"))
+	}
+	d = c.Apply([]model.Event{requestEvent("before", &securitybeta.JWTRule{Issuer: "x", JwksUri: "https://z.example/"})})
+	if m := message(d, "r299"); !strings.Contains(m, "https://a.example/299 are not fetched: the mesh names more than 300 sources") {
+		t.Errorf("one too many: %q", m)
+	}
+	d = c.Apply([]model.Event{{Kind: model.KindRequestAuthentication, Name: model.Name{Namespace: "foo", Name: "before"}}})
+	if m := message(d, "r299"); !strings.Contains(m, "are not fetched yet") {
+		t.Errorf("room again: %q", m)
 	}
 }

@@ -11,13 +11,20 @@ import (
 	"net/url"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Discovery is where an issuer says which keys it uses (OpenID Connect Discovery 1.0, section 4).
 const Discovery = "/.well-known/openid-configuration"
 
-// MaxURL bounds the URL of a source, in bytes: it is stored, logged, and told in statuses.
-const MaxURL = 1 << 10
+const (
+	// MaxURL bounds the URL of a source, in bytes: it is stored, logged, and told in statuses.
+	MaxURL = 1 << 10
+	// MaxSources are looked after; others are left out, and what is stored of them is removed.
+	MaxSources = 300
+	// MaxSet bounds the keys of one source as they are stored, in bytes.
+	MaxSet = 64 << 10
+)
 
 // Record is what is stored of one source.
 type Record struct {
@@ -27,22 +34,26 @@ type Record struct {
 	Error   string    // why the last attempt failed; "" when it did not
 }
 
-// Source is where the keys of a rule come from: its jwksUri, or the configuration of its issuer. It is "" when neither is
-// the URL of one.
-func Source(jwksURI, issuer string) string {
-	for _, candidate := range []string{jwksURI, issuer} {
-		if candidate == "" {
-			continue
+// Wanted is a source that somebody names, and what is stored of it.
+type Wanted struct {
+	Record
+	Namespace string // who is charged with the room that it takes: of those that name it the one that names the fewest
+}
+
+// Source is where the keys of a rule come from: its jwksUri, or the configuration of its issuer. The error names the field that
+// is not the URL of one.
+func Source(jwksURI, issuer string) (string, error) {
+	field, source := "jwksUri", jwksURI
+	if jwksURI == "" {
+		field, source = "issuer", strings.TrimSuffix(issuer, "/")+Discovery
+		if _, err := ParseURL(issuer); err != nil {
+			return "", fmt.Errorf("%s: %w", field, err)
 		}
-		if _, err := ParseURL(candidate); err != nil {
-			return ""
-		}
-		if jwksURI == "" {
-			return strings.TrimSuffix(candidate, "/") + Discovery
-		}
-		return candidate
 	}
-	return ""
+	if _, err := ParseURL(source); err != nil {
+		return "", fmt.Errorf("%s: %w", field, err)
+	}
+	return source, nil
 }
 
 // Name is the name of the resource that holds the keys of a source, and the key of its record.
@@ -57,7 +68,7 @@ func ParseURL(text string) (*url.URL, error) {
 	switch {
 	case len(text) > MaxURL:
 		return nil, fmt.Errorf("is longer than %d bytes", MaxURL)
-	case err != nil:
+	case err != nil || !utf8.ValidString(text) || strings.ContainsAny(text, "\"\\\u2028\u2029"): // what JSON writes longer
 		return nil, fmt.Errorf("is not a URL")
 	case u.Scheme != "http" && u.Scheme != "https":
 		return nil, fmt.Errorf("is not a URL that begins with http:// or https://")

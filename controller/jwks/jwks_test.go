@@ -83,12 +83,67 @@ func TestSource(t *testing.T) {
 		{"", "testing@secure.istio.io", ""},
 		{"file:///etc/passwd", "", ""},
 		{"https://user:password@a.example/keys", "", ""},
+		{"https://a.example/" + strings.Repeat("a", MaxURL), "", ""},
+		{"", "https://a.example/" + strings.Repeat("a", MaxURL-len("https://a.example/")-len(Discovery)+1), ""}, // what is asked is longer
+		{"https://a.example/?\u2028", "", ""},
+		{"https://a.example/?\\", "", ""},
+		{"https://a.example/?\xff", "", ""},
 		{"ftp://a.example", "https://a.example", ""}, // what is written counts, not what could be guessed
 		{"", "", ""},
 	} {
-		if got := Source(c.uri, c.issuer); got != c.want {
-			t.Errorf("%q %q: got %q, want %q", c.uri, c.issuer, got, c.want)
+		got, err := Source(c.uri, c.issuer)
+		if got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%.60q %.60q: got %q, %v, want %q", c.uri, c.issuer, got, err, c.want)
 		}
+		if field := map[bool]string{true: "issuer: ", false: "jwksUri: "}[c.uri == ""]; err != nil && !strings.HasPrefix(err.Error(), field) {
+			t.Errorf("%v does not begin with %s", err, field)
+		}
+	}
+}
+
+// TestRecordsAreShort: nothing that a source chooses makes a record much longer than its answer, or longer than a bound.
+func TestRecordsAreShort(t *testing.T) {
+	key := func(more string) string {
+		return `{"kty":"OKP","crv":"Ed25519","x":"` + b64(make([]byte, 32)) + `"` + more + `}`
+	}
+	set := func(keys ...string) string { return `{"keys":[` + strings.Join(keys, ",") + `]}` }
+	for name, more := range map[string]string{
+		"kid": `,"kid":"` + strings.Repeat("<", maxKid+1) + `"`, "alg": `,"alg":"` + strings.Repeat("a", maxName+1) + `"`,
+		"key_ops": `,"key_ops":["` + strings.Repeat("a", maxName+1) + `"]`, "many key_ops": `,"key_ops":["` + strings.Repeat(`verify","`, maxOps) + `verify"]`,
+	} {
+		if got, err := ParseKeys([]byte(set(key(more)))); err == nil {
+			t.Errorf("a long %s is kept: %.80s", name, got)
+		}
+		if got, err := ParseKeys([]byte(set(key(more), key(`,"kid":"good"`)))); err != nil || !strings.Contains(got, "good") {
+			t.Errorf("a long %s spoils the keys beside it: %v", name, err)
+		}
+	}
+	var many []string
+	for i := range maxKeys {
+		many = append(many, key(`,"kid":"`+strings.Repeat("<&>", maxKid/3)+`","alg":"`+string(rune('a'+i%26))+`"`))
+	}
+	answer := set(many...)
+	keys, err := ParseKeys([]byte(answer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := Record{Source: "https://a.example/?" + strings.Repeat("&", 900), Keys: keys, Fetched: time.Unix(1000, 0).UTC(), Error: "<&>"}
+	name, value := Encode(r)
+	if stored, size := len(name)+len(value), Size(r); stored > len(answer)+2000 || size < stored || size > stored+100 {
+		t.Errorf("an answer of %d bytes is %d when stored, counted as %d", len(answer), stored, size)
+	}
+	if got, err := Decode(name, value); err != nil || got != r {
+		t.Errorf("read again: %v", err)
+	}
+	large := rsaKey(t, "a", 2048)
+	n := large[strings.Index(large, `"n":"`)+5:]
+	n = n[:strings.Index(n, `"`)]
+	many = nil
+	for range maxKeys {
+		many = append(many, strings.Replace(large, n, n+strings.Repeat(n, 4), 1)) // 10,240 bits
+	}
+	if _, err := ParseKeys([]byte(set(many...))); err == nil || !strings.Contains(err.Error(), "want at most") {
+		t.Errorf("more than %d bytes: %v", MaxSet, err)
 	}
 }
 

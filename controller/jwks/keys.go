@@ -6,13 +6,18 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/big"
 	"slices"
 	"strings"
 )
 
-// maxKeys of one source.
-const maxKeys = 100
+const (
+	maxKeys = 100 // of one source
+	maxKid  = 256 // bytes; keys with longer ones are dropped
+	maxOps  = 10  // and so are those for more operations
+	maxName = 64  // bytes, of an operation or algorithm
+)
 
 // key has the public members of a JSON web key (RFC 7517, 7518, 8037), in the order in which they are stored.
 type key struct {
@@ -43,7 +48,7 @@ func ParseKeys(data []byte) (string, error) {
 	var good []key
 	for _, raw := range set.Keys {
 		var k key
-		if json.Unmarshal(raw, &k) == nil && (k.Use == "" || k.Use == "sig") && k.usable() {
+		if json.Unmarshal(raw, &k) == nil && (k.Use == "" || k.Use == "sig") && k.short() && k.usable() {
 			good = append(good, k.public())
 		}
 	}
@@ -53,8 +58,26 @@ func ParseKeys(data []byte) (string, error) {
 	slices.SortFunc(good, func(a, b key) int {
 		return cmp.Or(strings.Compare(a.Kid, b.Kid), strings.Compare(a.Kty, b.Kty), strings.Compare(a.N+a.X, b.N+b.X), strings.Compare(a.Alg, b.Alg))
 	})
-	out, err := json.Marshal(map[string][]key{"keys": good})
-	return string(out), err
+	out, err := marshal(map[string][]key{"keys": good})
+	if len(out) > MaxSet {
+		return "", fmt.Errorf("holds %d bytes of keys, want at most %d", len(out), MaxSet)
+	}
+	return out, err
+}
+
+// marshal leaves <, > and & as they are: written as JSON for web pages they are six times as long.
+func marshal(v any) (string, error) {
+	var out strings.Builder
+	e := json.NewEncoder(&out)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return strings.TrimSuffix(out.String(), "\n"), err
+}
+
+// short reports whether nothing in the key that anybody may choose takes much room.
+func (k key) short() bool {
+	return len(k.Kid) <= maxKid && len(k.Alg) <= maxName && len(k.KeyOps) <= maxOps &&
+		!slices.ContainsFunc(k.KeyOps, func(op string) bool { return len(op) > maxName })
 }
 
 // public leaves out members of other types of keys.

@@ -25,18 +25,21 @@ func Encode(r Record) (key, value string) {
 		at := r.Fetched.UTC()
 		s.JWKS, s.Fetched = json.RawMessage(r.Keys), &at
 	}
-	out, err := json.Marshal(s)
+	out, err := marshal(s)
 	if err != nil {
 		panic("encode keys: " + err.Error()) // Keys is not what ParseKeys returned
 	}
-	return Name(r.Source), string(out)
+	return Name(r.Source), out
 }
 
-// Size is about how much is stored of a record with keys, in bytes.
+// Size is about how much is stored of a record, in bytes.
 func Size(r Record) int {
-	const frame = 80                    // names of fields, the time
-	source, _ := json.Marshal(r.Source) // a string always marshals
-	return len(source) + len(r.Keys) + frame
+	if r.Keys == "" && r.Error == "" {
+		return 0
+	}
+	const frame = 110           // names of fields, the time, the key
+	text, _ := marshal(r.Error) // a string always marshals
+	return len(r.Source) + len(r.Keys) + len(text) + frame
 }
 
 // Decode reads a record back. It returns an error when it is not what Encode makes: keys of one source must never count for

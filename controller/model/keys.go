@@ -18,6 +18,7 @@ type keyring struct {
 	records map[string]jwks.Record   // source → what is stored
 	wanted  map[string]map[Name]bool // source → RequestAuthentications that name it
 	of      map[Name][]KeyRule       // RequestAuthentication → its rules
+	over    map[string]bool          // wanted sources beyond jwks.MaxSources
 	bad     []validate.Finding       // of the ConfigMap
 }
 
@@ -25,6 +26,7 @@ type keyring struct {
 type KeyRule struct {
 	Inline bool   // they stand in it
 	Source string // a URL; "" when there is none
+	Lack   string // why there is none, beginning with the field
 }
 
 func newKeyring() keyring {
@@ -40,10 +42,22 @@ func (r *Registry) KeyRecord(source string) jwks.Record { return r.keyring.recor
 // KeysWanted reports whether a RequestAuthentication names the source.
 func (r *Registry) KeysWanted(source string) bool { return len(r.keyring.wanted[source]) > 0 }
 
-// KeySources returns what is stored of the sources that are wanted, which is nothing but the Source of some, and the stored
-// ones that nobody wants, sorted. Where not all can be looked after the first ones should be: they come in turn from each
-// namespace that wants any, so that none takes the place of the others'.
-func (r *Registry) KeySources() (wanted []jwks.Record, unwanted []string) {
+// KeysLeftOut reports whether a source that is wanted is not looked after, since there are too many.
+func (r *Registry) KeysLeftOut(source string) bool { return r.keyring.over[source] }
+
+// KeySources returns what is stored of the sources that are wanted, which is nothing but the Source of some, and of those that
+// nobody wants, sorted. Where not all can be looked after the first ones should be: they come in turn from each namespace that
+// wants any, so that none takes the place of the others'.
+func (r *Registry) KeySources() (wanted []jwks.Wanted, unwanted []jwks.Record) {
+	for _, s := range slices.Sorted(maps.Keys(r.keyring.records)) {
+		if !r.KeysWanted(s) {
+			unwanted = append(unwanted, r.keyring.records[s])
+		}
+	}
+	return r.inTurn(), unwanted
+}
+
+func (r *Registry) inTurn() (wanted []jwks.Wanted) {
 	turn, named := map[string]int{}, map[string]int{} // of a source, and how many a namespace has named
 	for _, n := range slices.SortedFunc(maps.Keys(r.keyring.of), compareNames) {
 		for _, rule := range r.keyring.of[n] {
@@ -59,17 +73,39 @@ func (r *Registry) KeySources() (wanted []jwks.Record, unwanted []string) {
 	for s := range turn {
 		record := r.keyring.records[s]
 		record.Source = s
-		wanted = append(wanted, record)
+		by := slices.MinFunc(slices.Collect(maps.Keys(r.keyring.wanted[s])), func(a, b Name) int {
+			return cmp.Or(named[a.Namespace]-named[b.Namespace], strings.Compare(a.Namespace, b.Namespace))
+		})
+		wanted = append(wanted, jwks.Wanted{Record: record, Namespace: by.Namespace})
 	}
-	slices.SortFunc(wanted, func(a, b jwks.Record) int {
+	slices.SortFunc(wanted, func(a, b jwks.Wanted) int {
 		return cmp.Or(turn[a.Source]-turn[b.Source], strings.Compare(a.Source, b.Source))
 	})
-	for _, s := range slices.Sorted(maps.Keys(r.keyring.records)) {
-		if !r.KeysWanted(s) {
-			unwanted = append(unwanted, s)
+	return wanted
+}
+
+// settleKeys marks the policies whose sources are left out now, and those whose are no longer: their status says it.
+func (r *Registry) settleKeys(d *Dirty) {
+	if len(d.Keys) == 0 {
+		return
+	}
+	over, was := map[string]bool{}, r.keyring.over
+	if len(r.keyring.wanted) > jwks.MaxSources {
+		for _, w := range r.inTurn()[jwks.MaxSources:] {
+			over[w.Source] = true
 		}
 	}
-	return wanted, unwanted
+	r.keyring.over = over
+	for s := range over {
+		if !was[s] {
+			r.dirtyKeys(s, d)
+		}
+	}
+	for s := range was {
+		if !over[s] {
+			r.dirtyKeys(s, d)
+		}
+	}
 }
 
 // KeyFindings says which stored records cannot be read: they do not count.
@@ -91,7 +127,10 @@ func (r *Registry) applyIssuers(e Event, d *Dirty) {
 	for _, rule := range e.Object.(*securityv1.RequestAuthentication).Spec.GetJwtRules() {
 		from := KeyRule{Inline: rule.GetJwks() != ""}
 		if !from.Inline {
-			from.Source = jwks.Source(rule.GetJwksUri(), rule.GetIssuer())
+			var err error
+			if from.Source, err = jwks.Source(rule.GetJwksUri(), rule.GetIssuer()); err != nil {
+				from.Lack = err.Error()
+			}
 		}
 		k.of[e.Name] = append(k.of[e.Name], from)
 		if from.Source != "" {

@@ -113,6 +113,7 @@ func (r *Registry) Apply(events []Event) *Dirty {
 	r.settleMesh(d)
 	r.settleTargets(d)
 	r.settleEntries(d)
+	r.settleKeys(d)
 	if d.All {
 		r.markAll(d)
 	}

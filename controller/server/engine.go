@@ -21,7 +21,7 @@ type engine struct {
 	out     publisher
 	status  func([]model.Event, []validate.Status)
 	entries func([]model.EntryAddresses)
-	keys    func(wanted []jwks.Record, unwanted []string) // nil: nobody fetches keys
+	keys    func(wanted []jwks.Wanted, unwanted []jwks.Record) // nil: nobody fetches keys
 	index   interface{ Apply([]model.Event) }
 	metrics *metrics
 

@@ -13,9 +13,11 @@ package keeper
 import (
 	"context"
 	"errors"
+	"fmt"
 	"hash/fnv"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,10 +47,10 @@ type Config struct {
 	Retry time.Duration
 	// Parallel bounds the fetches at a time; default 8.
 	Parallel int
-	// MaxSources bounds the sources that are looked after; default 300. Others are reported and logged.
+	// MaxSources bounds the sources that are looked after; default jwks.MaxSources. Others are counted and logged.
 	MaxSources int
-	// MaxStored bounds what is stored of all sources, in bytes; default 900 KiB, since the API server takes 1 MiB. Two thirds
-	// are shared out among MaxSources, what is left goes to those who come first.
+	// MaxStored bounds what is stored of all sources, in bytes; default 900 KiB, since the API server takes 1 MiB. Where it is not
+	// enough the namespaces that take most of it lose their largest records.
 	MaxStored int
 }
 
@@ -69,7 +71,8 @@ type state struct {
 	stored   jwks.Record // as Set said last
 	wanted   bool
 	running  bool
-	over     int // how much more than its share is stored, or about to be, in bytes
+	owner    string // namespace that is charged with the size
+	size     int    // of what is stored, or about to be, in bytes
 	failures int
 	next     time.Time // when it is due again, after an attempt of this process; zero: the record says
 }
@@ -94,7 +97,7 @@ func New(cfg Config) (*Keeper, error) {
 		cfg.Parallel = 8
 	}
 	if cfg.MaxSources <= 0 {
-		cfg.MaxSources = 300
+		cfg.MaxSources = jwks.MaxSources
 	}
 	if cfg.MaxStored <= 0 {
 		cfg.MaxStored = 900 << 10
@@ -103,13 +106,22 @@ func New(cfg Config) (*Keeper, error) {
 }
 
 // Set says what is known of the sources now: what is stored of the wanted ones (of some nothing but the Source), those first
-// that should be looked after before others, and of which something is stored although nobody wants them any more.
-func (k *Keeper) Set(wanted []jwks.Record, unwanted []string) {
+// that should be looked after before others, and what is stored although nobody wants it any more. What is stored of wanted
+// ones that cannot be looked after is removed: it would take room that nobody counts.
+func (k *Keeper) Set(wanted []jwks.Wanted, unwanted []jwks.Record) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	skipped := max(0, len(wanted)-k.cfg.MaxSources)
+	unwanted = slices.Clone(unwanted)
+	for _, r := range wanted[len(wanted)-skipped:] {
+		if r.Keys != "" || r.Error != "" {
+			unwanted = append(unwanted, r.Record)
+		}
+	}
+	wanted = wanted[:len(wanted)-skipped]
 	all := map[string]bool{}
-	for i, r := range wanted {
-		all[r.Source] = i < k.cfg.MaxSources
+	for _, r := range wanted {
+		all[r.Source] = true
 	}
 	for s, st := range k.sources {
 		if !all[s] {
@@ -119,19 +131,22 @@ func (k *Keeper) Set(wanted []jwks.Record, unwanted []string) {
 			}
 		}
 	}
-	skipped := max(0, len(wanted)-k.cfg.MaxSources)
-	for _, r := range wanted[:len(wanted)-skipped] {
-		s := r.Source
+	for _, w := range wanted {
+		s, r := w.Source, w.Record
 		st := k.sources[s]
 		if st == nil {
-			st = &state{over: k.over(r)}
+			st = &state{}
 			k.sources[s] = st
 		}
+		st.owner = w.Namespace
 		if st.wanted && st.stored.Keys != "" && r.Keys == "" {
 			st.next = time.Time{} // somebody removed what was stored: now
 		}
 		if !st.wanted || st.stored != r { // otherwise what was saved since has not come back yet
 			st.record = r
+			if !st.running {
+				st.size = jwks.Size(r)
+			}
 		}
 		st.stored, st.wanted = r, true
 	}
@@ -139,16 +154,16 @@ func (k *Keeper) Set(wanted []jwks.Record, unwanted []string) {
 		k.cfg.Log.Error("keys are not fetched: there are too many sources", "limit", k.cfg.MaxSources, "left_out", skipped)
 	}
 	k.skipped = skipped
-	for _, s := range unwanted {
-		if _, ok := all[s]; ok {
+	for _, r := range unwanted {
+		if all[r.Source] {
 			continue
 		}
-		st := k.sources[s]
+		st := k.sources[r.Source]
 		if st == nil {
-			st = &state{}
-			k.sources[s] = st
+			st = &state{size: jwks.Size(r)}
+			k.sources[r.Source] = st
 		}
-		st.record.Source, st.wanted = s, false
+		st.record.Source, st.wanted = r.Source, false
 	}
 	k.signal()
 }
@@ -263,22 +278,27 @@ func (k *Keeper) attempt(ctx context.Context, source string) {
 		return
 	}
 	keys, err := k.cfg.Fetch(ctx, source)
-	if err == nil {
-		err = k.room(source, keys)
-	}
 	if ctx.Err() != nil {
 		k.done(source, old, true, "")
 		return
 	}
 	now := old
 	now.Source, now.Error = source, ""
+	if err == nil {
+		now.Keys, now.Fetched = keys, k.cfg.Clock.Now().UTC().Truncate(time.Second)
+		if !k.fits(now) {
+			err = fmt.Errorf("answers with %d bytes of keys, for which there is no room", len(keys))
+		}
+	}
 	if err != nil {
-		now.Error = err.Error()
+		now.Keys, now.Fetched, now.Error = old.Keys, old.Fetched, err.Error()
 		if old.Error != now.Error {
 			k.cfg.Log.Warn("fetch keys", "source", source, "err", err, "last", old.Fetched)
 		}
-	} else {
-		now.Keys, now.Fetched = keys, k.cfg.Clock.Now().UTC().Truncate(time.Second)
+		if !k.fits(now) { // nor for those that it had
+			now.Keys, now.Fetched = "", time.Time{}
+			k.fits(now)
+		}
 	}
 	result := map[bool]string{true: "good", false: "failed"}[err == nil]
 	if now != old {
@@ -293,36 +313,6 @@ func (k *Keeper) attempt(ctx context.Context, source string) {
 	k.done(source, now, err == nil, result)
 }
 
-// room returns an error when what was fetched takes more than the source's share of what can be stored, and others have the
-// rest: a few that send much would leave no room for the keys of all others. Otherwise the source has the room.
-func (k *Keeper) room(source, keys string) error {
-	mine := k.over(jwks.Record{Source: source, Keys: keys, Fetched: k.cfg.Clock.Now()})
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	rest := k.cfg.MaxStored - k.cfg.MaxStored*shared/100
-	for s, st := range k.sources {
-		if s != source {
-			rest -= st.over
-		}
-	}
-	if mine > 0 && mine > rest {
-		return errors.New("answers with more keys than there is room for")
-	}
-	k.sources[source].over = mine
-	return nil
-}
-
-// shared is the part of MaxStored that is shared out, in percent.
-const shared = 66
-
-// over is by how much a record is larger than a source's share, in bytes.
-func (k *Keeper) over(r jwks.Record) int {
-	if r.Keys == "" {
-		return 0 // an error is short, and so is a URL
-	}
-	return max(0, jwks.Size(r)-k.cfg.MaxStored*shared/100/k.cfg.MaxSources)
-}
-
 // done records how an attempt ended.
 func (k *Keeper) done(source string, r jwks.Record, good bool, result string) {
 	k.mu.Lock()
@@ -331,7 +321,7 @@ func (k *Keeper) done(source string, r jwks.Record, good bool, result string) {
 		k.fetches[result]++
 	}
 	st := k.sources[source]
-	st.running = false
+	st.running = false // what could not be stored keeps its room, for the next attempt
 	switch {
 	case !st.wanted && good:
 		delete(k.sources, source)

@@ -27,11 +27,14 @@ type world struct {
 	answers map[string]string // "" fails
 	stored  map[string]jwks.Record
 	wanted  map[string]bool
+	owner   map[string]string // namespace
+	limit   int               // of what is stored, in bytes, as the API server has one; 0: none
 	keepers []*Keeper
 	fetches map[string]int
 	broken  bool // the store
 	running int
 	most    int // fetches at a time
+	refused int // saves, for their size
 	slow    time.Duration
 }
 
@@ -82,6 +85,20 @@ func (w *world) Save(_ context.Context, r jwks.Record) error {
 		w.mu.Unlock()
 		return errors.New("the API server is away")
 	}
+	if w.limit > 0 {
+		_, value := jwks.Encode(r)
+		total := len(value)
+		for s, other := range w.stored {
+			if s != r.Source {
+				total += len(other.Source) + len(other.Keys) + len(other.Error)
+			}
+		}
+		if total > w.limit {
+			w.refused++
+			w.mu.Unlock()
+			return errors.New("is too long: may not be more than the limit")
+		}
+	}
 	w.stored[r.Source] = r
 	w.mu.Unlock()
 	w.tell()
@@ -99,18 +116,18 @@ func (w *world) Delete(_ context.Context, source string) error {
 // tell brings what is stored to all keepers, as informers do.
 func (w *world) tell() {
 	w.mu.Lock()
-	var wanted []jwks.Record
-	var unwanted []string
+	var wanted []jwks.Wanted
+	var unwanted []jwks.Record
 	for s, is := range w.wanted {
 		if is {
 			r := w.stored[s]
 			r.Source = s
-			wanted = append(wanted, r)
+			wanted = append(wanted, jwks.Wanted{Record: r, Namespace: w.owner[s]})
 		}
 	}
-	for s := range w.stored {
+	for s, r := range w.stored {
 		if !w.wanted[s] {
-			unwanted = append(unwanted, s)
+			unwanted = append(unwanted, r)
 		}
 	}
 	keepers := w.keepers
@@ -320,9 +337,9 @@ func TestKeeperBoundsSources(t *testing.T) {
 		t.Fatal(err)
 	}
 	set := func(sources ...string) string {
-		var wanted []jwks.Record
+		var wanted []jwks.Wanted
 		for _, s := range sources {
-			wanted = append(wanted, jwks.Record{Source: s})
+			wanted = append(wanted, jwks.Wanted{Record: jwks.Record{Source: s}})
 		}
 		k.Set(wanted, nil)
 		return strings.Join(slices.Sorted(maps.Keys(k.sources)), "") + fmt.Sprint(" ", k.skipped)
@@ -338,40 +355,6 @@ func TestKeeperBoundsSources(t *testing.T) {
 	}
 	if _, err := New(Config{}); err == nil {
 		t.Error("a keeper without a store is made")
-	}
-}
-
-// TestKeeperSharesTheRoom: sources that send much get what is left of the room, and never the share of the others.
-func TestKeeperSharesTheRoom(t *testing.T) {
-	k, err := New(Config{Fetch: func(context.Context, string) (string, error) { return "", nil }, Store: newWorld(), Clock: clock.System(),
-		MaxSources: 10, MaxStored: 10_000}) // 660 bytes each, and 3,400 for who comes first
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wanted []jwks.Record
-	for i := range 10 {
-		wanted = append(wanted, jwks.Record{Source: fmt.Sprint("s", i)})
-	}
-	k.Set(wanted, nil)
-	keys := func(n int) string { return `"` + strings.Repeat("k", n) + `"` }
-	total := 0
-	for i, tc := range []struct {
-		source string
-		size   int
-		fits   bool
-	}{
-		{"s0", 3000, true}, {"s1", 3000, false}, {"s1", 1000, true}, {"s2", 1500, false}, {"s2", 500, true}, {"s3", 500, true},
-		{"s0", 3700, false}, {"s0", 500, true}, {"s4", 3000, true},
-	} {
-		if err := k.room(tc.source, keys(tc.size)); (err == nil) != tc.fits {
-			t.Errorf("%d: %d bytes of %s: %v", i, tc.size, tc.source, err)
-		}
-	}
-	for _, st := range k.sources {
-		total += st.over
-	}
-	if total > 3400 {
-		t.Errorf("%d bytes more than the shares", total)
 	}
 }
 
