@@ -108,11 +108,12 @@ func (c *Compiler) declaredStatus(o owner) (st validate.Status, ok bool) {
 	if refused := refusedCalls(d.object); refused != "" {
 		waiting = strings.TrimSuffix(refused+"; "+waiting, "; ")
 	}
+	inert := support.Inert(string(o.kind))
+	if inert && waiting == "" && never == "" {
+		never = "the mesh does not act on this kind"
+	}
 	switch {
-	case waiting != "":
-		st.AcceptedBy = validate.ReasonNotEnforced
-		st.Enforced, st.EnforcedBy = false, validate.ReasonNotEnforced
-	case never != "" && support.Inert(string(o.kind)):
+	case waiting != "" || inert:
 		st.AcceptedBy = validate.ReasonNotEnforced
 		st.Enforced, st.EnforcedBy = false, validate.ReasonNotEnforced
 	case never != "":

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	telemetryv1 "istio.io/client-go/pkg/apis/telemetry/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -129,6 +131,19 @@ func remember(all map[string]string, statuses []validate.Status) {
 		}
 		s.Parents = nil
 		all[s.Key()] = fmt.Sprintf("%+v %v", s, parents)
+	}
+}
+
+// TestInertIsSaid: an object of a kind that the mesh does nothing with is not enforced, also when it says nothing.
+func TestInertIsSaid(t *testing.T) {
+	meta := metav1.ObjectMeta{Namespace: "foo", Name: "x"}
+	for kind, object := range map[model.Kind]any{model.KindEnvoyFilter: &networkingv1alpha3.EnvoyFilter{ObjectMeta: meta},
+		model.KindTelemetry: &telemetryv1.Telemetry{ObjectMeta: meta}} {
+		d := compile.New(compile.Config{}).Apply([]model.Event{{Kind: kind, Name: model.Name{Namespace: "foo", Name: "x"}, Object: object}})
+		if len(d.Status) != 1 || !d.Status[0].Accepted || d.Status[0].Enforced || d.Status[0].EnforcedBy != validate.ReasonNotEnforced ||
+			!strings.Contains(d.Status[0].Message, "does not act on this kind") {
+			t.Errorf("%s: %+v", kind, d.Status)
+		}
 	}
 }
 

@@ -112,8 +112,8 @@ spec: {jwtRules: [{issuer: "testing@secure.istio.io", jwks: '{"keys":[{"kty":"EC
 		check(t, w.awaitReason(ctx, "requestauthentications", statusNamespace, "jwt", "Enforced", "False DeniesAll", "tokens are not checked yet"))
 	})
 	t.Run("control: an object without such fields is enforced", func(t *testing.T) {
-		check(t, w.Apply(ctx, "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: none, namespace: "+statusNamespace+"}\nspec: {}\n"))
-		check(t, w.awaitReason(ctx, "telemetries", statusNamespace, "none", "Enforced", "True Enforced", ""))
+		check(t, w.Apply(ctx, "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: own, namespace: "+statusNamespace+"}\nspec: {egress: [{hosts: [./*]}]}\n"))
+		check(t, w.awaitReason(ctx, "sidecars", statusNamespace, "own", "Enforced", "True Enforced", ""))
 	})
 }
 
