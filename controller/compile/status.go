@@ -1,6 +1,10 @@
 package compile
 
 import (
+	"strings"
+
+	"k8s.io/apimachinery/pkg/labels"
+
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/validate"
 )
@@ -28,12 +32,19 @@ func (c *Compiler) peerStatus(n model.Name) validate.Status {
 	if len(p.Labels) > 0 && !p.Unclear {
 		judgeOutsiders(c.reg.WorkloadsSelected(n.Namespace, p.Labels), &st)
 	}
-	if first := c.reg.RivalOf(p); first != p {
+	switch whole, part := c.reg.ShadowsOf(p); {
+	case whole != nil:
 		st.Enforced, st.EnforcedBy = false, validate.ReasonShadowed
-		st.Message = "the older policy " + first.PeerAuthentication.Name + " counts"
-		if first.Unclear {
-			st.Message = "the policy " + first.PeerAuthentication.Name + " counts, whose selector is not clear"
+		st.Message = "the older policy " + whole.PeerAuthentication.Name + " counts"
+		if whole.Unclear {
+			st.Message = "the policy " + whole.PeerAuthentication.Name + " counts, whose selector is not clear"
 		}
+	case part != nil && st.Accepted:
+		if st.EnforcedBy == validate.ReasonEnforced {
+			st.EnforcedBy = validate.ReasonPartShadowed
+		}
+		text := "the older policy " + part.PeerAuthentication.Name + " counts for the workloads that have its labels too: " + labels.FormatLabels(part.Labels)
+		st.Message = strings.TrimSuffix(text+"; "+st.Message, "; ")
 	}
 	return st
 }

@@ -158,15 +158,33 @@ func (r *Registry) Oldest(namespace string) *PeerAuthentication {
 	return oldest
 }
 
-// RivalOf returns the PeerAuthentication with the same selector that counts: p itself, or one that shadows it.
-func (r *Registry) RivalOf(p *PeerAuthentication) *PeerAuthentication {
-	first := p
-	for n := range r.peersByPair[p.Namespace][pairOf(p.Labels)] {
-		if other := r.peers[n]; maps.Equal(other.Labels, p.Labels) {
-			first = older(first, other)
+// ShadowsOf returns what counts instead of the PeerAuthentication: whole is an older one of its level for all the workloads
+// that p may be for, part one for some of them; each the oldest of its sort, nil when there is none. The selectors alone are
+// judged, so that the answer is the same whatever pods come and go.
+func (r *Registry) ShadowsOf(p *PeerAuthentication) (whole, part *PeerAuthentication) {
+	for _, names := range r.peersByPair[p.Namespace] {
+		for n := range names {
+			other := r.peers[n]
+			switch {
+			case other == p || (len(other.Labels) == 0) != (len(p.Labels) == 0) || older(p, other) == p:
+			case Matches(other.Labels, p.Labels):
+				whole = older(whole, other)
+			case agree(other.Labels, p.Labels):
+				part = older(part, other)
+			}
 		}
 	}
-	return first
+	return whole, part
+}
+
+// agree reports whether there may be a workload that two selectors have both.
+func agree(a, b map[string]string) bool {
+	for k, v := range a {
+		if w, ok := b[k]; ok && w != v {
+			return false
+		}
+	}
+	return true
 }
 
 // older returns the one that counts: one that may be for any workload, and counts as STRICT, comes before all others.

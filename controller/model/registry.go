@@ -370,10 +370,14 @@ func (r *Registry) applyPeer(e Event, d *Dirty) {
 	}
 }
 
-// dirtyRivals marks the policies with the same selector: which of them counts may have changed.
+// dirtyRivals marks the policies of the level that may be for the same workloads: which of them counts may have changed.
 func (r *Registry) dirtyRivals(p *PeerAuthentication, d *Dirty) {
-	for n := range r.peersByPair[p.Namespace][pairOf(p.Labels)] {
-		d.Peers[n] = true
+	for _, names := range r.peersByPair[p.Namespace] {
+		for n := range names {
+			if o := r.peers[n]; (len(o.Labels) == 0) == (len(p.Labels) == 0) && agree(o.Labels, p.Labels) {
+				d.Peers[n] = true
+			}
+		}
 	}
 }
 

@@ -9,17 +9,18 @@ import (
 
 // Reasons of a Status.
 const (
-	ReasonAccepted    = "Accepted"
-	ReasonInvalid     = "Invalid"             // not enforceable as written
-	ReasonNotEnforced = "AcceptedNotEnforced" // right as written, and the mesh does not do all of it yet
-	ReasonEnforced    = "Enforced"            // as written
-	ReasonPartially   = "PartiallyIgnored"    // what TCP connections have not was treated as the documents say
-	ReasonDeniesAll   = "DeniesAll"           // refuses everything, because it is not enforceable as written
-	ReasonStrict      = "TreatedAsStrict"     // counts as STRICT, because it is not enforceable as written
-	ReasonShadowed    = "Shadowed"            // an older policy of the same level counts
-	ReasonNoWorkload  = "NoWorkload"          // a service that it targets does not exist or has no workload
-	ReasonUnsupported = "NotSupported"
-	ReasonDryRun      = "DryRun" // recorded only, as its annotation asks
+	ReasonAccepted     = "Accepted"
+	ReasonInvalid      = "Invalid"             // not enforceable as written
+	ReasonNotEnforced  = "AcceptedNotEnforced" // right as written, and the mesh does not do all of it yet
+	ReasonEnforced     = "Enforced"            // as written
+	ReasonPartially    = "PartiallyIgnored"    // what TCP connections have not was treated as the documents say
+	ReasonDeniesAll    = "DeniesAll"           // refuses everything, because it is not enforceable as written
+	ReasonStrict       = "TreatedAsStrict"     // counts as STRICT, because it is not enforceable as written
+	ReasonShadowed     = "Shadowed"            // an older policy of the same level counts
+	ReasonPartShadowed = "PartiallyShadowed"   // an older policy counts for some of its workloads
+	ReasonNoWorkload   = "NoWorkload"          // a service that it targets does not exist or has no workload
+	ReasonUnsupported  = "NotSupported"
+	ReasonDryRun       = "DryRun" // recorded only, as its annotation asks
 )
 
 // Status is what users should be told about one policy.

@@ -2,7 +2,6 @@ package validate
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -78,7 +77,11 @@ func (v *view) peerAuthentications() {
 	for _, ns := range sortedKeys(all) {
 		r := all[ns]
 		for i, m := range r.members {
-			if first, pod := v.rival(r, i); first != nil {
+			if first, pod, whole := v.rival(r, i); first != nil {
+				effect := "and this one is ignored"
+				if !whole {
+					effect = "and this one is ignored there"
+				}
 				level := "for namespace " + ns
 				switch {
 				case pod != "":
@@ -86,32 +89,38 @@ func (v *view) peerAuthentications() {
 				case ns == v.cfg.RootNamespace:
 					level = "for the whole mesh"
 				}
-				v.add(m, Warning, CodePolicyConflict, "metadata.name", "PeerAuthentication %s is %s too: the older one counts, and this one is ignored", first, level)
+				v.add(m, Warning, CodePolicyConflict, "metadata.name", "PeerAuthentication %s is %s too: the older one counts, %s", first, level, effect)
 				v.hint("keep one of them")
 			}
 		}
 	}
 }
 
-// rival returns a policy that counts instead of the i-th, and the workload that both are for; nil when there is none.
-func (v *view) rival(r *rivals, i int) (first *member, pod string) {
+// rival returns a policy that counts instead of the i-th, and the workload that both are for; nil when there is none. whole
+// says that it counts for all that the i-th may be for.
+func (v *view) rival(r *rivals, i int) (first *member, pod string, whole bool) {
 	for j, other := range r.members {
 		if i == j || (len(r.labels[i]) == 0) != (len(r.labels[j]) == 0) || !older(other, r.members[i]) {
 			continue
 		}
 		if len(r.labels[i]) == 0 {
-			return other, ""
+			return other, "", true
 		}
+		whole := contains(r.labels[i], r.labels[j])
 		for _, w := range v.selected(r.members[i].namespace, r.labels[i]) {
-			if contains(w.labels, r.labels[j]) {
-				return other, w.String()
+			if contains(w.labels, r.labels[j]) && (whole || first == nil) {
+				first, pod = other, w.String()
+				break
 			}
 		}
-		if maps.Equal(r.labels[i], r.labels[j]) {
-			return other, labelText(r.labels[i])
+		if whole && first != other {
+			first, pod = other, labelText(r.labels[i])
+		}
+		if whole {
+			return first, pod, true
 		}
 	}
-	return nil, ""
+	return first, pod, false
 }
 
 // unboundPorts reports ports of a PeerAuthentication to which no service of its workloads leads.
