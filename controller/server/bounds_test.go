@@ -149,7 +149,7 @@ func TestHostileClient(t *testing.T) {
 			codes.ResourceExhausted, "larger than max"},
 		"64 MB of names": {[]*discovery.DeltaDiscoveryRequest{subscribe(&discovery.DeltaDiscoveryRequest{ResourceNamesSubscribe: names[:1<<14]}),
 			subscribe(&discovery.DeltaDiscoveryRequest{ResourceNamesSubscribe: names[1<<14:]}),
-			{TypeUrl: api.AuthorizationType, ResourceNamesSubscribe: names}}, codes.InvalidArgument, "bytes of the names of all types"},
+			{TypeUrl: api.AuthorizationType, ResourceNamesSubscribe: names}}, codes.InvalidArgument, "bytes of names, over all types and streams"},
 		"types that are none": {slices.Repeat([]*discovery.DeltaDiscoveryRequest{{TypeUrl: "x" + long}}, 65), codes.InvalidArgument, "the type is not served"},
 		"the name of another node": {[]*discovery.DeltaDiscoveryRequest{subscribe(&discovery.DeltaDiscoveryRequest{Node: node})}, codes.PermissionDenied,
 			`metadata.NODE_NAME is "n2", and the token is of node "n1"`},

@@ -15,8 +15,12 @@ const (
 	maxRequest   = 1 << 16  // names of one type in one request
 	maxName      = 1 << 10  // bytes of a name, a version, a nonce: an id holds an address, a pod's name, a namespace twice and a domain
 	maxNameBytes = 32 << 20 // bytes of all names, over all types, that it is subscribed to or waits for
-	maxDetail    = 4 << 10  // bytes of why it refused a response
-	maxUnknown   = 64       // requests of types that are not served, on one stream
+	// maxHeld is what the names take that one caller is subscribed to, over all types and all of its streams, in bytes: 64 each, for
+	// the tables that they stand in, and their length.
+	maxHeld      = 16 << 20
+	nameOverhead = 64
+	maxDetail    = 4 << 10 // bytes of why it refused a response
+	maxUnknown   = 64      // requests of types that are not served, on one stream
 )
 
 // place is what streams are counted by.
@@ -69,6 +73,27 @@ func checkRequest(req *discovery.DeltaDiscoveryRequest) error {
 			return namesError(typ, "initial_resource_versions: bytes of a text", max(len(n), len(v)), maxName)
 		}
 	}
+	return nil
+}
+
+// charge counts the names that the stream holds with those of its caller's other streams.
+func (c *conn) charge(typ string) error {
+	at := placeOf(c.caller)
+	if at == (place{}) {
+		return nil
+	}
+	now := 0
+	for _, sub := range c.subs {
+		now += nameOverhead*len(sub.names) + sub.bytes - sub.knownBytes()
+	}
+	switch more := now - c.charged; {
+	case more < 0:
+		c.srv.names.Give(at, -more)
+	case more > 0 && !c.srv.names.Take(at, more):
+		return status.Errorf(codes.InvalidArgument, "subscribe to %s: %s holds more than %d bytes of names, over all types and streams",
+			typ, at, maxHeld)
+	}
+	c.charged = now
 	return nil
 }
 

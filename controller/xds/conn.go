@@ -33,6 +33,7 @@ type conn struct {
 	gives  bool // the client gives back what it has seen
 	woken  bool // something changed, and was not pushed because a response is unacknowledged
 
+	charged int       // what its names count for, see charge
 	unknown int       // requests of types that are not served
 	sent    bool      // something was, since changed
 	changed time.Time // when the first change came that was sent and is not acknowledged; zero: none
@@ -81,6 +82,9 @@ func (c *conn) take(req *discovery.DeltaDiscoveryRequest) error {
 	}
 	if total > maxNameBytes {
 		return namesError(typ, "bytes of the names of all types", total, maxNameBytes)
+	}
+	if err := c.charge(typ); err != nil {
+		return err
 	}
 	if sub.due() {
 		// What was asked for is answered at once, whatever else the client has not acknowledged yet.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/quota"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
@@ -53,6 +55,7 @@ type Server struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
 	cfg     Config
 	metrics metrics
+	names   *quota.Amounts[place]
 	joins   chan struct{} // a place is held while all of a type is being sent
 
 	mu    sync.Mutex // protects below
@@ -79,7 +82,7 @@ func NewServer(cfg Config) *Server {
 	if cfg.Streams == 0 {
 		cfg.Streams = 8
 	}
-	return &Server{cfg: cfg, joins: make(chan struct{}, cfg.Joins), metrics: newMetrics(cfg.Registerer), conns: map[*conn]struct{}{}, held: map[place]int{}}
+	return &Server{cfg: cfg, names: quota.NewAmounts[place](math.MaxInt, maxHeld), joins: make(chan struct{}, cfg.Joins), metrics: newMetrics(cfg.Registerer), conns: map[*conn]struct{}{}, held: map[place]int{}}
 }
 
 // Register adds the discovery service to a gRPC server.
@@ -200,6 +203,7 @@ func (s *Server) connect(st stream) (*conn, error) {
 func (s *Server) disconnect(c *conn) {
 	s.cfg.Store.unsubscribe(c.cursor)
 	at := placeOf(c.caller)
+	s.names.Give(at, c.charged)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)

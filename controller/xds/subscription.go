@@ -292,7 +292,7 @@ func (l *log) answerAsked(d *delta) {
 		return
 	}
 	asked := slices.Sorted(maps.Keys(sub.asked))
-	clear(sub.asked)
+	sub.asked = map[string]struct{}{} // a cleared one keeps its size
 	have, gone := names(d.upserts), map[string]bool{}
 	for _, n := range d.removed {
 		gone[n] = true
