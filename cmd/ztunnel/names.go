@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -80,7 +79,7 @@ func (n *names) run(ctx context.Context) error {
 		var last *client.Snapshot
 		for {
 			if now := n.snapshot(); now != nil && (last == nil || !now.SameHostnames(last)) {
-				n.resolver.Track(slices.Collect(now.Hostnames()))
+				n.resolver.Track(now.Hostnames())
 				last = now
 			}
 			select {

@@ -10,12 +10,14 @@ import (
 // WorkloadsByHostname returns the workloads whose address is what the name resolves to, sorted by uid.
 func (s *Snapshot) WorkloadsByHostname(host string) []*Workload { return s.byHostname.at(host) }
 
-// Hostnames are the names that WorkloadsByHostname knows, in no order.
-func (s *Snapshot) Hostnames() iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for host := range s.byHostname.all() {
-			if !yield(host) {
-				return
+// Hostnames are the names that WorkloadsByHostname knows, after the namespace that declared them, in no order; some twice.
+func (s *Snapshot) Hostnames() iter.Seq2[string, string] {
+	return func(yield func(namespace, host string) bool) {
+		for host, list := range s.byHostname.all() {
+			for _, w := range list {
+				if !yield(w.GetNamespace(), host) {
+					return
+				}
 			}
 		}
 	}

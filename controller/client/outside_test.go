@@ -38,7 +38,11 @@ func TestHostnames(t *testing.T) {
 	if moved.SameHostnames(s) || len(moved.WorkloadsByHostname("x.example")) != 0 {
 		t.Error("a hostname that is gone is found")
 	}
-	if got := slices.Sorted(moved.Hostnames()); !slices.Equal(got, []string{"y.example"}) {
+	var got []string
+	for namespace, host := range moved.Hostnames() {
+		got = append(got, namespace+"/"+host)
+	}
+	if !slices.Equal(got, []string{"foo/y.example"}) {
 		t.Errorf("hostnames %v", got)
 	}
 }

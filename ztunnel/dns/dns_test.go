@@ -260,7 +260,7 @@ func TestTrackedNamesFollowDNS(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- r.Run(ctx) }()
-		r.Track([]string{"a.example", "B.example."})
+		r.Track(of("foo", "a.example", "B.example."))
 		synctest.Wait()
 		at := func(ip string) string { return strings.Join(r.Names(netip.MustParseAddr(ip)), " ") }
 		if got := at("192.0.2.1"); got != "a.example b.example" {
@@ -295,7 +295,7 @@ func TestTrackedNamesFollowDNS(t *testing.T) {
 		if got := lookup(t, r, "a.example"); !strings.Contains(got, "no such host") || at("192.0.2.9") != "" {
 			t.Errorf("after it is gone: %q, %q", got, at("192.0.2.9"))
 		}
-		r.Track(nil)
+		r.Track(of("foo"))
 		if got := at("192.0.2.1"); got != "" {
 			t.Errorf("a name that is not tracked any more is found: %q", got)
 		}
@@ -310,7 +310,7 @@ func TestNamesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &stub{ttl: 30, records: map[string]string{"a.example": "192.0.2.1", "b.example": "192.0.2.2", "c.example": "192.0.2.3"}}
 		r := newResolver(t, s, func(c *Config) { c.MaxNames = 2 })
-		r.Track([]string{"c.example", "b.example", "a.example"})
+		r.Track(of("foo", "c.example", "b.example", "a.example"))
 		if _, err := r.Lookup(t.Context(), "c.example"); !errors.Is(err, ErrTooMany) {
 			t.Errorf("got %v", err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -115,27 +116,21 @@ func New(cfg Config) (*Resolver, error) {
 // canonical is how a name is filed.
 func canonical(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
 
-// Track says which names there are: these are kept current by Run, all others are forgotten. Of more than MaxNames the first
-// in order of the alphabet are kept.
-func (r *Resolver) Track(names []string) {
-	want := make([]string, 0, len(names))
-	for _, n := range names {
-		want = append(want, canonical(n))
-	}
-	slices.Sort(want)
-	want = slices.Compact(want)
-	if len(want) > r.cfg.MaxNames {
-		r.cfg.Log.Warn("more names than are resolved", "names", len(want), "limit", r.cfg.MaxNames)
-		want = want[:r.cfg.MaxNames]
+// Track says which names there are, each with its owner, the namespace that declared it: these are kept current by Run, all
+// others are forgotten. Of more than MaxNames the owners have equal shares.
+func (r *Resolver) Track(names iter.Seq2[string, string]) {
+	want, n, most := share(names, r.cfg.MaxNames)
+	if n > len(want) {
+		r.cfg.Log.Warn("more names than are resolved", "names", n, "limit", r.cfg.MaxNames, "namespace", most)
 	}
 	r.mu.Lock()
 	for n, rec := range r.names {
-		if _, still := slices.BinarySearch(want, n); !still {
+		if !want[n] {
 			r.placeLocked(n, rec.addrs, nil)
 			delete(r.names, n)
 		}
 	}
-	for _, n := range want {
+	for n := range want {
 		r.recordLocked(n).tracked = true
 	}
 	r.mu.Unlock()
