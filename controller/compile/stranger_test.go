@@ -256,3 +256,30 @@ func TestManyClaimsOfOneAddress(t *testing.T) {
 		t.Errorf("one change took %v", best)
 	}
 }
+
+// TestHostsThatNobodyDeclares: names of Kubernetes services, in all forms, names within other namespaces and short ones are no hosts
+// of an entry; and addresses of the pools and of the pod itself are none of its addresses. Control: names that are.
+func TestHostsThatNobodyDeclares(t *testing.T) {
+	c := compile.New(compile.Config{})
+	refused := []string{"reviews", "reviews.shop", "reviews.shop.svc", "reviews.shop.svc.cluster.local", "new.shop.svc.cluster.local",
+		"new.shop.svc", "*.shop.svc.cluster.local", "*.svc.cluster.local", "*.cluster.local", "*.local", "*.svc"}
+	taken := []string{"a.example", "new.evil.svc.cluster.local", "*.evil.svc.cluster.local", "x.local", "*.example.com"}
+	c.Apply([]model.Event{entry("evil", "x", 1, func(s *networking.ServiceEntry) {
+		s.Hosts, s.Addresses = slices.Concat(refused, taken), []string{"127.0.0.1", "0.0.0.0/1", "169.254.169.254", "240.240.184.78", "::/0", "203.0.113.7"}
+	})})
+	c.Apply([]model.Event{plainService(nil)})
+	s := nodeView(t, c)
+	for _, h := range refused {
+		if s.ServiceByHost("evil", h) != nil {
+			t.Errorf("%s is a host of evil", h)
+		}
+	}
+	for _, h := range taken {
+		svc := s.ServiceByHost("evil", h)
+		if svc == nil {
+			t.Errorf("control: %s is no host", h)
+		} else if len(svc.VIPs) != 1 || len(svc.GetAddresses()) != 1 {
+			t.Errorf("%s has the addresses %v", h, svc.GetAddresses())
+		}
+	}
+}

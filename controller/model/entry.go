@@ -31,19 +31,11 @@ type Endpoint struct {
 	Host  string     // "" when it is an address
 }
 
-// The pools that addresses of hosts without one are taken from. No network routes them; Istio uses the same.
-const (
-	poolV4 = "240.240.0.0/16"
-	poolV6 = "2001:2::/48"
-)
-
 // labelNoAllocation, when false, asks for no address.
 const labelNoAllocation = "networking.istio.io/enable-autoallocate-ip"
 
 // Pools returns the networks that addresses are assigned from.
-func Pools() []netip.Prefix {
-	return []netip.Prefix{netip.MustParsePrefix(poolV4), netip.MustParsePrefix(poolV6)}
-}
+func Pools() []netip.Prefix { return validate.Pools() }
 
 func assignable(ip netip.Addr) bool {
 	return slices.ContainsFunc(Pools(), func(p netip.Prefix) bool { return p.Contains(ip) })
@@ -61,7 +53,7 @@ func newEntry(o *networkingv1.ServiceEntry, issues []validate.Field) *ServiceEnt
 		}
 	}
 	for _, a := range o.Spec.GetAddresses() {
-		if p, err := validate.IPBlock(a); err == nil && !slices.Contains(out.Prefixes, p) {
+		if p, err := validate.IPBlock(a); err == nil && validate.Declarable(p) == nil && !slices.Contains(out.Prefixes, p) {
 			out.Prefixes = append(out.Prefixes, p)
 		}
 	}

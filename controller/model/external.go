@@ -201,7 +201,9 @@ func (r *Registry) dirtyHost(s *Service, add bool, d *Dirty) {
 	x := &r.external
 	n := Name{s.Namespace, s.Name}
 	host := r.resolve(s.Name, s.Namespace)
-	mark(d.Entries, x.byHost[host])
+	for _, form := range []string{host, s.Name + "." + s.Namespace + ".svc", s.Name + "." + s.Namespace} {
+		mark(d.Entries, x.byHost[form])
+	}
 	mark(d.Services, x.byTarget[host])
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
 		file(x.byTarget, ResolveHost(s.Spec.ExternalName, "", ""), n, add)

@@ -1,11 +1,14 @@
 package model
 
-import "slices"
+import (
+	"slices"
+	"strings"
+)
 
 // Together returns the entries that are one service for a host, the oldest of the namespace first: those that say the same of
-// it but for ports, addresses and endpoints. It is nil when the host is that of a Kubernetes service.
+// it but for ports, addresses and endpoints. It is nil when the host is refused.
 func (r *Registry) Together(namespace, host string) []*ServiceEntry {
-	if r.ServiceAt(host) != nil {
+	if r.hostRefused(namespace, host) != "" {
 		return nil
 	}
 	all := r.claimants(namespace, host)
@@ -56,8 +59,8 @@ func (r *Registry) unlike(a, b *ServiceEntry) string {
 // HostTaken says who has a host of the entry, "" when the entry has it, alone or together with others: a Kubernetes service of
 // any namespace wins, then the oldest entry of the namespace.
 func (r *Registry) HostTaken(e *ServiceEntry, host string) string {
-	if s := r.ServiceAt(host); s != nil {
-		return "is the Kubernetes service " + s.Namespace + "/" + s.Name
+	if why := r.hostRefused(e.Namespace, host); why != "" {
+		return why
 	}
 	first := e
 	for n := range r.external.byHost[host] {
@@ -67,6 +70,36 @@ func (r *Registry) HostTaken(e *ServiceEntry, host string) string {
 	}
 	if field := r.unlike(first, e); field != "" {
 		return "is a host of the older ServiceEntry " + first.ServiceEntry.Name + ", which has another spec." + field
+	}
+	return ""
+}
+
+// hostRefused says why no entry of the namespace may have the host: it is a name of a Kubernetes service in any of its forms, a name
+// that means a service of another namespace, or one that means another in each.
+func (r *Registry) hostRefused(namespace, host string) string {
+	name, wild := strings.CutPrefix(host, "*.")
+	labels := strings.Split(name, ".")
+	if !wild && len(labels) == 1 {
+		return "is a short name, which means a service of its own in each namespace"
+	}
+	domain := "svc." + r.clusterDomain()
+	full := name
+	switch {
+	case len(labels) == 2 && !wild:
+		full += "." + domain
+	case strings.HasSuffix(name, ".svc"):
+		full += "." + r.clusterDomain()
+	}
+	if s := r.ServiceAt(full); s != nil && !wild {
+		return "is the Kubernetes service " + s.Namespace + "/" + s.Name
+	}
+	if wild && (name == "svc" || name == domain || strings.HasSuffix(domain, "."+name)) {
+		return "covers the services of all namespaces"
+	}
+	if rest, in := strings.CutSuffix(full, "."+domain); in && !(len(labels) == 2 && !wild) {
+		if of := rest[strings.LastIndexByte(rest, '.')+1:]; of != namespace {
+			return "is a name of the namespace " + of
+		}
 	}
 	return ""
 }

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -69,11 +70,11 @@ func (r *Registry) applyTraffic(e Event, d *Dirty) {
 }
 
 func (r *Registry) resolve(host, namespace string) string {
-	domain := r.cfg.ClusterDomain
-	if domain == "" {
-		domain = api.DefaultClusterDomain
-	}
-	return ResolveHost(host, namespace, domain)
+	return ResolveHost(host, namespace, r.clusterDomain())
+}
+
+func (r *Registry) clusterDomain() string {
+	return cmp.Or(r.cfg.ClusterDomain, api.DefaultClusterDomain)
 }
 
 func (r *Registry) newVirtual(o *networkingv1.VirtualService) *VirtualService {

@@ -31,6 +31,9 @@ func serviceEntryRules(c *collector, spec *networking.ServiceEntry) {
 	for i, a := range spec.GetAddresses() {
 		at := indexed("spec.addresses", i)
 		c.must(at, blockError(a))
+		if p, err := IPBlock(a); err == nil {
+			c.must(at, Declarable(p))
+		}
 		if r := spec.GetResolution(); strings.Contains(a, "/") && r != networking.ServiceEntry_NONE && r != networking.ServiceEntry_STATIC {
 			c.add(Error, at, "must be one address with resolution %s, and is a network", r)
 		}
