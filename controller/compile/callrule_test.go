@@ -12,26 +12,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/undermesh/undermesh/controller/api/settings"
-	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/model"
 )
-
-// held is what a node makes of everything that is served.
-func held(t *testing.T, c *compile.Compiler) *client.Snapshot {
-	t.Helper()
-	var all []client.Resource
-	for _, r := range c.Resources() {
-		if client.Understands(r.Type) {
-			all = append(all, client.Resource{Name: r.Name, Message: r.Message})
-		}
-	}
-	s, err := client.NewSnapshot(all...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
 
 func ruleNames(all []*settings.CallRule) string {
 	var out []string
@@ -75,7 +58,7 @@ func TestNodesFindTheModelsRules(t *testing.T) {
 		}
 		c.Apply(batch)
 		r.Apply(batch)
-		s := held(t, c)
+		s := servedTo(t, c)
 		for _, w := range s.Workloads() {
 			p := r.Pod(model.Name{Namespace: w.GetNamespace(), Name: w.GetName()})
 			for _, service := range []string{"foo", "bar", "istio-system"} {

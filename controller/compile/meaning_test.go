@@ -15,17 +15,7 @@ func snapshot(t *testing.T, input string) *client.Snapshot {
 	t.Helper()
 	c := compile.New(compile.Config{})
 	c.Apply(read(t, copyFile(t, input)))
-	var all []client.Resource
-	for _, r := range c.Resources() {
-		if client.Understands(r.Type) {
-			all = append(all, client.Resource{Name: r.Name, Message: r.Message})
-		}
-	}
-	s, err := client.NewSnapshot(all...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return servedTo(t, c)
 }
 
 // TestMeaning judges connections by what was compiled: the meaning of a policy, whatever its resources look like.
