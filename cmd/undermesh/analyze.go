@@ -75,9 +75,7 @@ func (f *frame) analyzeCommand() *cobra.Command {
 		Long:    analyzeLong,
 		Example: "  undermesh analyze\n  undermesh analyze -A\n  undermesh analyze shop.yaml\n  undermesh analyze --use-kube=false manifests/",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
-			defer cancel()
-			return f.analyze(ctx, a, args)
+			return f.analyze(cmd.Context(), a, args)
 		},
 	}
 	p := cmd.Flags()
@@ -129,15 +127,19 @@ func (f *frame) analyze(ctx context.Context, a analysis, args []string) error {
 			return err
 		}
 	}
-	found, target, err := f.findings(ctx, a, c, paths)
-	if err != nil {
-		return err
+	found, target, unfinished := f.findings(ctx, a, c, paths)
+	if unfinished != nil && (len(found) == 0 || ctx.Err() != nil) {
+		return unfinished
 	}
 	found = slices.DeleteFunc(found, func(x validate.Finding) bool { return x.Severity < show })
-	return f.analyzed(found, target, fail)
+	if err := f.analyzed(found, target, fail); unfinished == nil {
+		return err
+	}
+	return unfinished
 }
 
-// findings judges the objects of the cluster, if there is one, and the files. target says what was judged.
+// findings judges the objects of the cluster, if there is one, and the files. target says what was judged. What was found until
+// an error is returned with it.
 func (f *frame) findings(ctx context.Context, a analysis, c *cluster, paths []string) (found []validate.Finding, target string, err error) {
 	catalogue, err := validate.NewCatalogue()
 	if err != nil {
@@ -152,7 +154,9 @@ func (f *frame) findings(ctx context.Context, a analysis, c *cluster, paths []st
 		if a.all {
 			target = "all namespaces"
 		}
-		if objects, cfg.Unread, err = c.configuration(ctx, f.istioNamespace); err != nil {
+		listing, cancel := context.WithTimeout(ctx, a.timeout)
+		defer cancel()
+		if objects, cfg.Unread, err = c.configuration(listing, f.istioNamespace); err != nil {
 			return nil, "", err
 		}
 		for _, kind := range cfg.Unread {
@@ -161,19 +165,20 @@ func (f *frame) findings(ctx context.Context, a analysis, c *cluster, paths []st
 	}
 	set := catalogue.NewSet(cfg)
 	for _, o := range objects {
-		found = append(found, set.File("", o).Findings...)
+		found = append(found, set.File(ctx, "", o).Findings...)
 	}
 	for _, path := range paths {
 		data, err := f.readManifest(path)
 		if err != nil {
 			return nil, "", err
 		}
-		found = append(found, set.File(path, data).Findings...)
+		found = append(found, set.File(ctx, path, data).Findings...)
 	}
-	found = append(found, set.Together()...)
+	together, err := set.Together(ctx)
+	found = append(found, together...)
 	return slices.DeleteFunc(found, func(x validate.Finding) bool {
 		return x.Skipped || a.suppressed(x) || (x.File == "" && !a.judged(x, cfg.Namespace))
-	}), target, nil
+	}), target, err
 }
 
 // judged says whether a finding about an object of the cluster is asked for.

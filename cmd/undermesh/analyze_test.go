@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -149,6 +150,7 @@ func TestAnalyzeCluster(t *testing.T) {
 	run := func(c *cluster, a analysis, namespace string) (string, string, error) {
 		var out, errs bytes.Buffer
 		f := &frame{out: &out, err: &errs, istioNamespace: "istio-system", namespace: namespace}
+		a.timeout = time.Minute
 		found, target, err := f.findings(t.Context(), a, c, nil)
 		if err != nil {
 			return "", errs.String(), err
@@ -160,7 +162,7 @@ func TestAnalyzeCluster(t *testing.T) {
 		f := &frame{out: &out, err: &errs, istioNamespace: "istio-system"}
 		c := clusterOf(t, fitting)
 		c.home = "default"
-		found, target, err := f.findings(t.Context(), analysis{}, c, nil)
+		found, target, err := f.findings(t.Context(), analysis{timeout: time.Minute}, c, nil)
 		if err == nil {
 			err = f.analyzed(found, target, 2)
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"io/fs"
@@ -61,7 +62,7 @@ func (f *frame) validateCommand() *cobra.Command {
 		Short:   "Check objects in files before they are applied",
 		Long:    validateLong,
 		Example: "  undermesh validate -f bookinfo.yaml\n  undermesh validate -f manifests/ --fail-on=warning\n  kubectl get vs -A -o yaml | undermesh validate -f -",
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			limit := validate.Error
 			switch failOn {
 			case "error":
@@ -74,7 +75,7 @@ func (f *frame) validateCommand() *cobra.Command {
 			if len(files) == 0 {
 				return fmt.Errorf("flag -f: name a file, a directory or -")
 			}
-			return f.validate(files, limit, all)
+			return f.validate(cmd.Context(), files, limit, all)
 		},
 	}
 	cmd.Flags().StringSliceVarP(&files, "filename", "f", nil, "file, directory (its *.yaml, *.yml and *.json, also below) or - for the standard input; may be repeated")
@@ -84,8 +85,9 @@ func (f *frame) validateCommand() *cobra.Command {
 	return cmd
 }
 
-// validate checks files and prints what was found. It returns an error when something of the severity limit was.
-func (f *frame) validate(names []string, limit validate.Severity, all bool) error {
+// validate checks files and prints what was found. It returns an error when something of the severity limit was, and when the
+// context ended before that.
+func (f *frame) validate(ctx context.Context, names []string, limit validate.Severity, all bool) error {
 	if !slices.Contains([]string{"", "json", "yaml"}, f.output) {
 		return fmt.Errorf("flag -o: %q is not a format (have json, yaml)", f.output)
 	}
@@ -106,14 +108,18 @@ func (f *frame) validate(names []string, limit validate.Severity, all bool) erro
 		if err != nil {
 			return err
 		}
-		report := set.File(path, data)
+		report := set.File(ctx, path, data)
 		order[path] = i
 		sum.Files++
 		sum.Objects += report.Objects
 		sum.NotChecked = append(sum.NotChecked, report.NotChecked...)
 		found = append(found, report.Findings...)
 	}
-	found = append(found, set.Together()...)
+	together, unfinished := set.Together(ctx)
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("validate files: %w", err)
+	}
+	found = append(found, together...)
 	slices.SortStableFunc(found, func(a, b validate.Finding) int { return cmp.Or(order[a.File]-order[b.File], a.Line-b.Line) })
 	count := map[validate.Severity]int{}
 	for _, x := range found {
@@ -130,6 +136,9 @@ func (f *frame) validate(names []string, limit validate.Severity, all bool) erro
 	}
 	fmt.Fprintf(f.err, "%d files, %d objects: %d errors, %d warnings, %d infos, %d objects not checked\n", sum.Files, sum.Objects,
 		count[validate.Error], count[validate.Warning], count[validate.Info], len(sum.NotChecked))
+	if unfinished != nil {
+		return unfinished
+	}
 	if sum.Objects == 0 && len(found) == 0 {
 		return fmt.Errorf("no objects in %s", strings.Join(names, ", "))
 	}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -84,6 +86,20 @@ func TestValidateExitCodes(t *testing.T) {
 		out, _, err := runValidate(t, "undermesh", c.in, c.args...)
 		if (err != nil) != c.bad || !strings.Contains(out, c.out) || (c.out == "" && out != "") {
 			t.Errorf("%v: %v, %q", c.args, err, out)
+		}
+	}
+}
+
+// TestValidateStop: a signal ends checking, as it ends the context; no result is printed that would look complete.
+func TestValidateStop(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, args := range [][]string{{"validate", "-f", "-"}, {"analyze", "--use-kube=false", "-"}} {
+		var out, errs bytes.Buffer
+		cmd := newRoot("undermesh", strings.NewReader("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n"), &out, &errs)
+		cmd.SetArgs(args)
+		if err := cmd.ExecuteContext(ctx); !errors.Is(err, context.Canceled) || out.Len() > 0 {
+			t.Errorf("%v: %v, %q", args, err, out.String())
 		}
 	}
 }

@@ -97,8 +97,12 @@ func checkFile(t *testing.T, c *Catalogue, path string) *Report {
 		t.Fatal(err)
 	}
 	set := c.NewSet(SetConfig{})
-	report := set.File(path, data)
-	report.Findings = append(report.Findings, set.Together()...)
+	report := set.File(t.Context(), path, data)
+	found, err := set.Together(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	report.Findings = append(report.Findings, found...)
 	for _, f := range report.Findings {
 		if f.File != path || f.Line < 1 || f.Kind == "" || f.Message == "" {
 			t.Errorf("finding without its place: %+v", f)

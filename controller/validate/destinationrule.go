@@ -192,11 +192,12 @@ func (c *collector) locality(l *networking.LocalityLoadBalancerSetting, outlier 
 		c.localityName(d.GetFrom(), at+".from")
 		from = append(from, d.GetFrom())
 		var sum uint64
-		for _, to := range sortedKeys(d.GetTo()) {
+		shares := sortedKeys(d.GetTo())
+		for _, to := range shares {
 			c.localityName(to, at+".to."+to)
 			sum += uint64(d.GetTo()[to])
 		}
-		c.partsOf(sortedKeys(d.GetTo()), func(i int) string { return at + ".to." + sortedKeys(d.GetTo())[i] })
+		c.partsOf(shares, func(i int) string { return at + ".to." + shares[i] })
 		if sum != 100 {
 			c.add(Error, at+".to", "the sum of the weights is %d, and must be 100", sum)
 		}
@@ -230,19 +231,40 @@ func (c *collector) locality(l *networking.LocalityLoadBalancerSetting, outlier 
 
 // partsOf reports localities that are a part of another one of the list; at is where the i-th stands.
 func (c *collector) partsOf(list []string, at func(i int) string) {
+	known := map[string]map[string]bool{} // without "*" → as they are written: "a" and "a/*" are one
 	for _, wide := range list {
-		for j, narrow := range list {
-			if wide != narrow && within(narrow, wide) {
-				c.add(Error, at(j), "%q is a part of %q, which stands beside it", narrow, wide)
+		key := strings.TrimSuffix(strings.TrimSuffix(wide, "*"), "/")
+		if known[key] == nil {
+			known[key] = map[string]bool{}
+		}
+		known[key][wide] = true
+	}
+	for j, narrow := range list {
+		for _, part := range wider(narrow) {
+			for _, wide := range sortedKeys(known[part]) {
+				if wide != narrow {
+					c.add(Error, at(j), "%q is a part of %q, which stands beside it", narrow, wide)
+				}
 			}
 		}
 	}
 }
 
-// within says whether the locality is a part of the other: "a/b/c" of "a", of "a/*" and of "a/b".
-func within(narrow, wide string) bool {
-	wide = strings.TrimSuffix(strings.TrimSuffix(wide, "*"), "/")
-	return wide == "" || strings.TrimSuffix(narrow, "/*") == wide || strings.HasPrefix(narrow, wide+"/")
+// wider lists what a locality is a part of: everything, "a", "a/b" and "a/b/c" for "a/b/c" and for "a/b/c/*".
+func wider(locality string) []string {
+	out, end := []string{""}, 0
+	for range 3 { // there are no more parts
+		i := strings.IndexByte(locality[end:], '/')
+		if i < 0 {
+			break
+		}
+		out = append(out, locality[:end+i])
+		end += i + 1
+	}
+	if locality = strings.TrimSuffix(locality, "/*"); locality != out[len(out)-1] {
+		out = append(out, locality)
+	}
+	return out
 }
 
 func (c *collector) localityName(text, field string) {

@@ -33,7 +33,8 @@ func (r *Report) Worst() Severity { return Worst(r.Findings) }
 type file struct {
 	catalogue *Catalogue
 	name      string
-	budget    int
+	effort    *effort
+	places    places
 	seen      map[string]int                           // object → line of the first one of that name
 	keep      func(w *walker, n *yaml.Node, at string) // called with each object whose kind is known; may be nil
 	report    Report
@@ -43,7 +44,9 @@ var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?`)
 
 // File checks every object of a file in YAML or JSON: one or many documents, lists unpacked. It never fails: what cannot be
 // read is a finding. The work is bounded by the size of the file, also when its aliases multiply.
-func (c *Catalogue) File(name string, data []byte) *Report { return c.file(name, data, nil) }
+func (c *Catalogue) File(name string, data []byte) *Report {
+	return c.file(fileEffort(nil, len(data)), name, data, nil)
+}
 
 // What Object takes: an API server stores no more, and what is read of a text is many times as large as the text.
 const (
@@ -71,17 +74,21 @@ func (c *Catalogue) Object(data []byte) []Finding {
 	return c.File("", data).Findings
 }
 
-func (c *Catalogue) file(name string, data []byte, keep func(w *walker, n *yaml.Node, at string)) *Report {
-	f := &file{catalogue: c, name: name, budget: len(data) + 100_000, seen: map[string]int{}, keep: keep}
+func (c *Catalogue) file(e *effort, name string, data []byte, keep func(w *walker, n *yaml.Node, at string)) *Report {
+	f := &file{catalogue: c, name: name, effort: e, places: places{}, seen: map[string]int{}, keep: keep}
 	if len(data) > MaxFile {
 		f.add(Finding{Severity: Error, Line: 1, Message: fmt.Sprintf("is larger than %d bytes", MaxFile)})
 		return &f.report
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec := yaml.NewDecoder(stoppable{bytes.NewReader(data), e})
 	for {
 		var doc yaml.Node
 		err := dec.Decode(&doc)
 		if errors.Is(err, io.EOF) {
+			return &f.report
+		}
+		if e.stopped {
+			f.add(Finding{Severity: Error, Kind: "YAML", Line: 1, Message: errStopped.Error()})
 			return &f.report
 		}
 		if err != nil {
@@ -156,8 +163,10 @@ func (f *file) object(n *yaml.Node, at string) {
 	for hops := 0; n.Kind == yaml.AliasNode && n.Alias != nil && hops < maxDepth; hops++ {
 		n = n.Alias
 	}
-	if f.budget--; f.budget < 0 {
-		f.add(Finding{Severity: Error, Line: n.Line, Field: at, Message: "is too large once its aliases are followed"})
+	if !f.effort.spend(1) {
+		if !f.effort.stopped {
+			f.add(Finding{Severity: Error, Line: n.Line, Field: at, Message: "is too large once its aliases are followed"})
+		}
 		return
 	}
 	if n.Kind != yaml.MappingNode {
@@ -173,7 +182,7 @@ func (f *file) object(n *yaml.Node, at string) {
 		return
 	}
 	f.report.Objects++
-	w := &walker{budget: &f.budget, collector: collector{kind: kind}}
+	w := &walker{effort: f.effort, collector: collector{kind: kind}}
 	if meta := childNode(n, "metadata"); meta != nil {
 		w.namespace, w.name = child(meta, "namespace"), child(meta, "name")
 	}
@@ -190,12 +199,8 @@ func (f *file) object(n *yaml.Node, at string) {
 		f.keep(w, n, at)
 	}
 	for i := range w.found {
-		switch {
-		case w.found[i].Line != 0:
-		case i < maxHelped:
-			w.found[i].Line = lineOf(n, w.found[i].Field)
-		default:
-			w.found[i].Line = n.Line
+		if w.found[i].Line == 0 {
+			w.found[i].Line = f.places.lineOf(n, w.found[i].Field)
 		}
 		if at != "" {
 			w.found[i].Field = join(at, w.found[i].Field)
@@ -232,7 +237,7 @@ func child(n *yaml.Node, key string) string {
 }
 
 // lineOf finds the line of a path: that of the last key or item of it that is in the text.
-func lineOf(n *yaml.Node, path string) int {
+func (p places) lineOf(n *yaml.Node, path string) int {
 	line := n.Line
 	for range maxDepth {
 		path = strings.TrimPrefix(path, ".")
@@ -241,22 +246,11 @@ func lineOf(n *yaml.Node, path string) int {
 		}
 		switch n.Kind {
 		case yaml.MappingNode:
-			best, bestKey := -1, ""
-			for i := 0; i+1 < len(n.Content); i += 2 {
-				k := n.Content[i].Value
-				rest, ok := strings.CutPrefix(path, k)
-				if other := camel(k); !ok && other != "" {
-					k = other
-					rest, ok = strings.CutPrefix(path, k)
-				}
-				if ok && k != "" && (rest == "" || rest[0] == '.' || rest[0] == '[') && (best < 0 || len(k) > len(bestKey)) {
-					best, bestKey = i, k
-				}
-			}
+			best, key := p.key(n, path)
 			if best < 0 {
 				return line
 			}
-			line, n, path = n.Content[best].Line, n.Content[best+1], path[len(bestKey):]
+			line, n, path = n.Content[best].Line, n.Content[best+1], path[len(key):]
 		case yaml.SequenceNode:
 			number, rest, ok := strings.Cut(strings.TrimPrefix(path, "["), "]")
 			i, err := strconv.Atoi(number)

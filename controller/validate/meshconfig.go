@@ -28,8 +28,7 @@ type Mesh struct {
 // good when no finding is an Error; fields that this program does not know are Warnings and are left out.
 func MeshConfig(namespace, name, text string) (Mesh, []Finding) {
 	const at = "data.mesh"
-	budget := len(text) + 100_000
-	w := &walker{budget: &budget, collector: collector{kind: "ConfigMap", namespace: namespace, name: name}}
+	w := &walker{effort: fileEffort(nil, len(text)), collector: collector{kind: "ConfigMap", namespace: namespace, name: name}}
 	s := *protoSchemas{}.message((&meshconfig.MeshConfig{}).ProtoReflect().Descriptor())
 	s.lenient = true
 	out := Mesh{Config: &meshconfig.MeshConfig{}, Given: func(string) bool { return false }}

@@ -80,6 +80,9 @@ func (w *walker) known(key string, names []string, at, what string) {
 		return
 	}
 	w.add(Warning, at, "unknown %s", what)
+	if !w.effort.guess(len(names)) {
+		return
+	}
 	if meant := closest(key, names); meant != "" {
 		w.hint("did you mean %s?", meant)
 	}

@@ -108,6 +108,11 @@ func (w *walker) embedded(text *yaml.Node, s *schema, path string) any {
 		base = text.Line
 	}
 	var doc yaml.Node
+	if !w.effort.spend(len(text.Value) / 4) {
+		w.add(Error, path, "is too large once its aliases are followed")
+		w.broken = true
+		return nil
+	}
 	if err := yaml.Unmarshal([]byte(text.Value), &doc); err != nil {
 		w.add(Error, path, "is not YAML: %s", err)
 		w.broken = true
@@ -116,11 +121,12 @@ func (w *walker) embedded(text *yaml.Node, s *schema, path string) any {
 	if len(doc.Content) != 1 || isNull(doc.Content[0]) {
 		return nil
 	}
-	inner := &walker{collector: collector{kind: w.kind, namespace: w.namespace, name: w.name}, budget: w.budget}
+	inner := &walker{collector: collector{kind: w.kind, namespace: w.namespace, name: w.name}, effort: w.effort}
 	v := inner.value(doc.Content[0], s, "")
+	lines := places{}
 	for _, f := range inner.found {
 		if base > 0 {
-			f.Line = base + lineOf(doc.Content[0], f.Field)
+			f.Line = base + lines.lineOf(doc.Content[0], f.Field)
 		}
 		f.Field = join(path, f.Field)
 		w.found = append(w.found, f)

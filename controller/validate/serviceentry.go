@@ -42,7 +42,7 @@ func serviceEntryRules(c *collector, spec *networking.ServiceEntry) {
 		at := indexed("spec.endpoints", i)
 		c.workload(e, at)
 		for _, p := range sortedKeys(e.GetPorts()) {
-			if !slices.Contains(names, p) {
+			if !names[p] {
 				c.add(Error, at+".ports."+p, "spec.ports has no port of this name")
 			}
 		}
@@ -54,8 +54,8 @@ func serviceEntryRules(c *collector, spec *networking.ServiceEntry) {
 }
 
 // entryPorts checks the ports and returns their names.
-func (c *collector) entryPorts(spec *networking.ServiceEntry) []string {
-	var names []string
+func (c *collector) entryPorts(spec *networking.ServiceEntry) map[string]bool {
+	names := map[string]bool{}
 	if len(spec.GetPorts()) == 0 {
 		c.add(Warning, "spec.ports", "is empty: no port of the hosts is known to the mesh")
 	}
@@ -80,10 +80,10 @@ func (c *collector) entryPorts(spec *networking.ServiceEntry) []string {
 		case "TCP", "MONGO", "MYSQL", "REDIS":
 			tcp = true
 		}
-		if slices.Contains(names, p.GetName()) {
+		if names[p.GetName()] {
 			c.add(Error, at+".name", "another port has the name %q already", p.GetName())
 		}
-		names = append(names, p.GetName())
+		names[p.GetName()] = true
 	}
 	if tcp && len(spec.GetAddresses()) == 0 && spec.GetResolution() == networking.ServiceEntry_NONE {
 		c.add(Warning, "spec.addresses", "is empty: with a TCP port and resolution NONE every address on that port belongs to this entry")

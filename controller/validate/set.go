@@ -2,6 +2,7 @@ package validate
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -40,6 +41,10 @@ type Set struct {
 	objects   map[objectID]*member
 	order     []*member // as they were added; a member that was replaced stays, and is not in objects
 	found     []Finding
+
+	effort *effort // of Together
+	places places
+	cut    int // how much was found when the effort was over; -1 before
 }
 
 // objectID is what an object is known by, whatever version of its API it is written in.
@@ -62,13 +67,13 @@ func (m *member) String() string { return m.namespace + "/" + m.name }
 
 // NewSet returns a Set without objects.
 func (c *Catalogue) NewSet(cfg SetConfig) *Set {
-	return &Set{cfg: cfg.withDefaults(), catalogue: c, objects: map[objectID]*member{}}
+	return &Set{cfg: cfg.withDefaults(), catalogue: c, objects: map[objectID]*member{}, places: places{}, effort: newEffort(nil, 0), cut: -1}
 }
 
 // File adds the objects of a file and checks each of them, as Catalogue.File does. An object that the Set has already is
-// replaced.
-func (s *Set) File(name string, data []byte) *Report {
-	return s.catalogue.file(name, data, func(w *walker, n *yaml.Node, at string) { s.put(name, w, n, at) })
+// replaced. When the context ends, the report says that the file was not checked to its end.
+func (s *Set) File(ctx context.Context, name string, data []byte) *Report {
+	return s.catalogue.file(fileEffort(ctx.Done(), len(data)), name, data, func(w *walker, n *yaml.Node, at string) { s.put(name, w, n, at) })
 }
 
 func (s *Set) put(file string, w *walker, n *yaml.Node, at string) {
@@ -96,9 +101,48 @@ func texts(v any) map[string]string {
 }
 
 // Together judges what only several objects tell: references that lead nowhere, hosts and policies that exclude each other,
-// ports and what is said about them. What was found about an object has the place of the object.
-func (s *Set) Together() []Finding {
-	s.found = nil
+// ports and what is said about them. What was found about an object has the place of the object. It ends with an error when
+// the context does, and when the objects refer to each other in so many ways that it would take minutes; what was found until
+// then is right.
+func (s *Set) Together(ctx context.Context) ([]Finding, error) {
+	s.found, s.cut, s.effort = nil, -1, newEffort(ctx.Done(), stepsTogether+stepsObject*len(s.order))
+	if !s.effort.stop() {
+		s.judge()
+	}
+	if s.cut >= 0 {
+		s.found = s.found[:s.cut]
+	}
+	slices.SortStableFunc(s.found, func(a, b Finding) int {
+		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), strings.Compare(a.Kind, b.Kind),
+			strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name), strings.Compare(a.Field, b.Field))
+	})
+	switch err := ctx.Err(); {
+	case err != nil:
+		return s.found, fmt.Errorf("judge objects together: %w", err)
+	case s.cut >= 0:
+		return s.found, fmt.Errorf("judge objects together: %d objects refer to each other in more ways than are looked at, and not all was found", len(s.objects))
+	}
+	return s.found, nil
+}
+
+// stepsTogether and stepsObject are the effort for objects that are judged together: for all, and for each of them.
+const (
+	stepsTogether = 20_000_000
+	stepsObject   = 2_000
+)
+
+// spend takes steps of what may be done together; false says that it is over, and that what is found from now on is not right.
+func (s *Set) spend(n int) bool {
+	if s.effort.spend(n) {
+		return true
+	}
+	if s.cut < 0 {
+		s.cut = len(s.found)
+	}
+	return false
+}
+
+func (s *Set) judge() {
 	s.twice()
 	v := newView(s)
 	v.virtualServices()
@@ -118,11 +162,6 @@ func (s *Set) Together() []Finding {
 	v.claimRouting()
 	v.providers()
 	v.withoutStatus()
-	slices.SortStableFunc(s.found, func(a, b Finding) int {
-		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), strings.Compare(a.Kind, b.Kind),
-			strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name), strings.Compare(a.Field, b.Field))
-	})
-	return s.found
 }
 
 // twice reports objects that stand in two files.
@@ -143,7 +182,7 @@ func (s *Set) twice() {
 // add records a finding about an object. Without all objects it is an Info.
 func (s *Set) add(m *member, severity Severity, code, field, format string, args ...any) {
 	f := Finding{Severity: severity, Kind: m.kind, Namespace: m.namespace, Name: m.name, Code: code, File: m.file,
-		Field: field, Message: fmt.Sprintf(format, args...), Line: lineOf(m.node, field)}
+		Field: field, Message: fmt.Sprintf(format, args...), Line: s.places.lineOf(m.node, field)}
 	if m.at != "" {
 		f.Field = join(m.at, field)
 	}
@@ -244,8 +283,9 @@ func (f Finding) CodeOf() string {
 type workload struct {
 	*member
 	labels map[string]string
-	ports  map[string]int32 // named ports of the containers
-	entry  bool             // a WorkloadEntry
+	ports  map[string]int32         // named ports of the containers
+	entry  bool                     // a WorkloadEntry
+	bound  map[uint32][]servicePort // see boundPorts; nil until it was asked for
 }
 
 // containerPorts lists the named ports of a pod.

@@ -110,6 +110,9 @@ func (v *view) attached(m *member, r *apiRoute, p gatewayv1.ParentReference, o *
 	best := 0
 	for i := range g.Spec.Listeners {
 		l := &g.Spec.Listeners[i]
+		if !v.spend(1 + len(r.hostnames)) {
+			return
+		}
 		if (p.SectionName != nil && *p.SectionName != l.Name) || (p.Port != nil && *p.Port != l.Port) {
 			continue
 		}
@@ -181,15 +184,17 @@ func (v *view) granted(m *member, from, to, namespace, name, at string) {
 		return
 	}
 	allowed := false
-	each(v, func(o *member, g *gatewayv1.ReferenceGrant) {
-		allowed = allowed || (o.namespace == namespace &&
-			slices.ContainsFunc(g.Spec.From, func(f gatewayv1.ReferenceGrantFrom) bool {
-				return f.Group == groupGateway && string(f.Kind) == from && string(f.Namespace) == m.namespace
-			}) &&
-			slices.ContainsFunc(g.Spec.To, func(t gatewayv1.ReferenceGrantTo) bool {
-				return (t.Group == "" || t.Group == "core") && string(t.Kind) == to && (t.Name == nil || *t.Name == "" || string(*t.Name) == name)
-			}))
-	})
+	for _, o := range v.grants[namespace] {
+		g, ok := o.body.(*gatewayv1.ReferenceGrant)
+		if !ok || !v.spend(1+len(g.Spec.From)+len(g.Spec.To)) {
+			return
+		}
+		allowed = allowed || (slices.ContainsFunc(g.Spec.From, func(f gatewayv1.ReferenceGrantFrom) bool {
+			return f.Group == groupGateway && string(f.Kind) == from && string(f.Namespace) == m.namespace
+		}) && slices.ContainsFunc(g.Spec.To, func(t gatewayv1.ReferenceGrantTo) bool {
+			return (t.Group == "" || t.Group == "core") && string(t.Kind) == to && (t.Name == nil || *t.Name == "" || string(*t.Name) == name)
+		}))
+	}
 	if !allowed {
 		v.add(m, Error, CodeNoGrant, at, "no ReferenceGrant in namespace %s lets a %s of namespace %s refer to %s %s", namespace, from, m.namespace, to, name)
 	}

@@ -2,7 +2,6 @@ package validate
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,9 +12,7 @@ import (
 
 // gateways judges the selectors, secrets and ports of Istio's gateways, and hosts that two of them have.
 func (v *view) gateways() {
-	var all []*member
 	each(v, func(m *member, g *networking.Gateway) {
-		all = append(all, m)
 		pods := v.gatewayPods(g)
 		if len(pods) == 0 && len(g.GetSelector()) > 0 && !v.unread("", "Pod") {
 			v.missing(m, Error, "spec.selector", "selector", labelText(g.GetSelector()))
@@ -25,18 +22,18 @@ func (v *view) gateways() {
 			v.serverExposed(m, g, s, pods, indexed("spec.servers", i))
 		}
 	})
-	for i, a := range all {
-		for _, b := range all[:i] {
-			v.sameServers(a, b)
-		}
-	}
+	v.sameServers()
 }
 
-// gatewayPods lists the pods that serve a gateway: in every namespace.
+// gatewayPods lists the pods that serve a gateway: in every namespace. Without a selector that is all of them.
 func (v *view) gatewayPods(g *networking.Gateway) []*workload {
+	if len(g.GetSelector()) > 0 {
+		return v.everywhere(g.GetSelector())
+	}
 	var out []*workload
 	for _, ns := range sortedKeys(v.workloads) {
-		out = append(out, v.selected(ns, g.GetSelector())...)
+		v.spend(1 + len(v.workloads[ns]))
+		out = append(out, v.workloads[ns]...)
 	}
 	return out
 }
@@ -52,6 +49,9 @@ func (v *view) serverSecrets(m *member, s *networking.Server, pods []*workload, 
 			continue
 		}
 		found := v.objects[objectID{"", "Secret", m.namespace, n}] != nil
+		if !v.spend(1 + len(pods)) {
+			return
+		}
 		for _, w := range pods {
 			found = found || v.objects[objectID{"", "Secret", w.namespace, n}] != nil
 		}
@@ -59,10 +59,8 @@ func (v *view) serverSecrets(m *member, s *networking.Server, pods []*workload, 
 			continue
 		}
 		v.missing(m, Error, at+".tls.credentialName", "credentialName", n)
-		for _, o := range v.members {
-			if o.kind == "Secret" && o.name == n {
-				v.hint("there is one in namespace %s: it must be where the gateway's pods are", o.namespace)
-			}
+		if have := v.secrets[n]; len(have) > 0 {
+			v.hint("there is one in namespace %s: it must be where the gateway's pods are", have[len(have)-1].namespace)
 		}
 	}
 }
@@ -75,6 +73,9 @@ func (v *view) serverExposed(m *member, g *networking.Gateway, s *networking.Ser
 	}
 	for _, w := range pods {
 		bound := v.boundPorts(w)
+		if !v.spend(1 + len(bound)) {
+			return
+		}
 		services += len(bound)
 		if len(bound[number]) > 0 {
 			return
@@ -91,34 +92,41 @@ func (v *view) serverExposed(m *member, g *networking.Gateway, s *networking.Ser
 	}
 }
 
-// sameServers reports servers of one port and host that two gateways of the same pods have.
-func (v *view) sameServers(a, b *member) {
-	one, ok := a.body.(*networking.Gateway)
-	two, ok2 := b.body.(*networking.Gateway)
-	if !ok || !ok2 || !maps.Equal(one.GetSelector(), two.GetSelector()) || len(one.GetSelector()) == 0 {
-		return
+// sameServers reports servers of one port and host that several gateways of the same pods have.
+func (v *view) sameServers() {
+	type place struct {
+		selector, bind, host string
+		port                 uint32
 	}
-	for i, s := range one.GetServers() {
-		for j, t := range two.GetServers() {
-			if s.GetPort().GetNumber() != t.GetPort().GetNumber() || s.GetBind() != t.GetBind() {
-				continue
-			}
-			var both []string
+	at := func(g *networking.Gateway, s *networking.Server, host string) place {
+		return place{labelText(g.GetSelector()), s.GetBind(), host, s.GetPort().GetNumber()}
+	}
+	owners := map[place][]*member{}
+	each(v, func(m *member, g *networking.Gateway) {
+		for _, s := range g.GetServers() {
 			for _, h := range s.GetHosts() {
-				if slices.Contains(t.GetHosts(), h) {
-					both = append(both, h)
+				key := at(g, s, h)
+				if have := owners[key]; len(g.GetSelector()) > 0 && (len(have) == 0 || have[len(have)-1] != m) {
+					owners[key] = append(have, m)
 				}
-			}
-			if len(both) > 0 {
-				report := func(m, other *member, i int) {
-					v.add(m, Error, CodeGatewayConflict, indexed("spec.servers", i), "Conflict with gateways %s (workload selector %s, port %d, hosts %v)",
-						other, labelText(one.GetSelector()), s.GetPort().GetNumber(), both)
-				}
-				report(a, b, i)
-				report(b, a, j)
 			}
 		}
-	}
+	})
+	each(v, func(m *member, g *networking.Gateway) {
+		for i, s := range g.GetServers() {
+			both := map[string][]string{} // the other gateways → the hosts
+			for _, h := range s.GetHosts() {
+				if have := owners[at(g, s, h)]; len(have) > 1 {
+					others := strings.Trim(someOthers(have, m), "[]")
+					both[others] = append(both[others], h)
+				}
+			}
+			for _, others := range sortedKeys(both) {
+				v.add(m, Error, CodeGatewayConflict, indexed("spec.servers", i), "Conflict with gateways %s (workload selector %s, port %d, hosts %s)",
+					others, labelText(g.GetSelector()), s.GetPort().GetNumber(), some(both[others]))
+			}
+		}
+	})
 }
 
 // ingresses judges what Ingresses refer to.
@@ -152,8 +160,11 @@ func (v *view) backend(m *member, namespace, name string, number uint32, portNam
 		v.missing(m, Error, at+".name", "service", namespace+"/"+name)
 		return
 	}
-	hosts := v.hosts[strings.ToLower(name+"."+namespace+".svc."+v.cfg.ClusterDomain)]
+	hosts := v.hosts.exact[strings.ToLower(name+"."+namespace+".svc."+v.cfg.ClusterDomain)]
 	if len(hosts) == 0 || (number == 0 && portName == "") {
+		return
+	}
+	if !v.spend(len(hosts[0].ports)) {
 		return
 	}
 	if !slices.ContainsFunc(hosts[0].ports, func(p hostPort) bool {
@@ -168,29 +179,51 @@ func (v *view) backend(m *member, namespace, name string, number uint32, portNam
 
 // serviceEntries judges selectors, and egress gateways that would call themselves for ever (EG-12).
 func (v *view) serviceEntries() {
+	routed := v.egressRoutes()
 	each(v, func(m *member, e *networking.ServiceEntry) {
 		v.noPods(m, e.GetWorkloadSelector().GetLabels(), "spec.workloadSelector.labels")
 		if e.GetResolution() != networking.ServiceEntry_NONE {
 			return
 		}
-		each(v, func(o *member, spec *networking.VirtualService) {
-			through := slices.ContainsFunc(spec.GetGateways(), func(g string) bool { return g != meshGateway })
-			if !through || !slices.Contains(spec.GetGateways(), meshGateway) || !exported(e.GetExportTo(), m.namespace, o.namespace) {
-				return
+		for i, h := range e.GetHosts() {
+			if strings.Contains(h, "*") {
+				continue
 			}
-			for i, h := range e.GetHosts() {
-				if strings.Contains(h, "*") || !slices.Contains(spec.GetHosts(), h) || !v.routesTo(spec, o.namespace, h) {
+			for _, r := range routed[h] {
+				if !v.spend(1 + len(e.GetExportTo())) {
+					return
+				}
+				if !exported(e.GetExportTo(), m.namespace, r.namespace) || !v.routesTo(r.spec, r.namespace, h) {
 					continue
 				}
 				v.add(m, Warning, CodeEgressLoop, "spec.resolution", "is NONE, and VirtualService %s sends %s through an egress gateway: "+
-					"the gateway would send it to the address that the client asked for, which is the gateway itself, for ever", o, e.GetHosts()[i])
+					"the gateway would send it to the address that the client asked for, which is the gateway itself, for ever", r, e.GetHosts()[i])
 				v.hint("write resolution: DNS")
 			}
-		})
+		}
 	})
+}
+
+// egressRoutes maps hosts to the VirtualServices that take them from the mesh to a gateway.
+func (v *view) egressRoutes() map[string][]hostOwner {
+	out := map[string][]hostOwner{}
+	each(v, func(m *member, spec *networking.VirtualService) {
+		through := slices.ContainsFunc(spec.GetGateways(), func(g string) bool { return g != meshGateway })
+		if !through || !slices.Contains(spec.GetGateways(), meshGateway) {
+			return
+		}
+		for i, h := range spec.GetHosts() {
+			if have := out[h]; len(have) == 0 || have[len(have)-1].member != m {
+				out[h] = append(have, hostOwner{m, spec, i})
+			}
+		}
+	})
+	return out
 }
 
 // routesTo says whether the VirtualService has the host as a destination too, from the gateway.
 func (v *view) routesTo(spec *networking.VirtualService, namespace, host string) bool {
-	return slices.ContainsFunc(destinationsOf(spec), func(d place) bool { return v.complete(d.GetHost(), namespace) == strings.ToLower(host) })
+	all := destinationsOf(spec)
+	v.spend(len(all) * 4)
+	return slices.ContainsFunc(all, func(d place) bool { return v.complete(d.GetHost(), namespace) == strings.ToLower(host) })
 }

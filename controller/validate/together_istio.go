@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
@@ -26,33 +27,58 @@ func (v *view) protocolConflicts() {
 					}
 				}
 				if len(protocols) > 1 {
-					v.add(w.member, Warning, CodeSharedPort, "", "port %d is called by several services by different protocols: %s", n, strings.Join(names, ", "))
+					v.add(w.member, Warning, CodeSharedPort, "", "port %d is called by several services by different protocols: %s", n, someOf(names))
 					v.hint("what a connection is depends on the service that was called; say one protocol in all of them")
 				}
 			}
 		}
 	}
-	for _, name := range sortedKeys(v.hosts) {
-		for i, a := range v.hosts[name] {
-			for _, b := range v.hosts[name][:i] {
-				v.entryProtocols(a, b)
-			}
+	for _, name := range v.sorted {
+		if all := v.hosts.exact[name]; len(all) > 1 {
+			v.entryProtocols(all)
 		}
 	}
 }
 
-func (v *view) entryProtocols(a, b *host) {
-	if a.entry == nil || b.entry == nil || a.member == b.member || !(exported(a.exportTo, a.namespace, b.namespace) || exported(b.exportTo, b.namespace, a.namespace)) {
-		return
-	}
-	for i, p := range a.ports {
-		for _, q := range b.ports {
-			if p.number == q.number && p.protocol != q.protocol {
+// entryProtocols reports ports of one host of which an earlier ServiceEntry, that somebody sees beside it, says something
+// else. Of several such entries the first is told.
+func (v *view) entryProtocols(all []*host) {
+	said := map[uint32]map[string][]*host{} // port → protocol → who says so
+	for _, a := range all {
+		if a.entry == nil {
+			continue
+		}
+		for i, p := range a.ports {
+			if said[p.number] == nil {
+				said[p.number] = map[string][]*host{}
+			}
+			if b, protocol := v.contradiction(a, p, said[p.number]); b != nil {
 				v.add(a.member, Warning, CodeEntryProtocol, indexed("spec.ports", i)+".protocol", "ServiceEntry %s says that port %d of %s is %s, and this one that it is %s",
-					b.member, p.number, a.name, orNone(q.protocol), orNone(p.protocol))
+					b.member, p.number, a.name, orNone(protocol), orNone(p.protocol))
+			}
+		}
+		for _, p := range a.ports { // an entry does not contradict itself
+			said[p.number][p.protocol] = append(said[p.number][p.protocol], a)
+		}
+	}
+}
+
+// contradiction finds who says another protocol of a port; nil when nobody does.
+func (v *view) contradiction(a *host, p hostPort, said map[string][]*host) (*host, string) {
+	for _, protocol := range sortedKeys(said) {
+		if protocol == p.protocol {
+			continue
+		}
+		for _, b := range said[protocol] {
+			if !v.spend(1 + len(a.exportTo) + len(b.exportTo)) {
+				return nil, ""
+			}
+			if b.member != a.member && (exported(a.exportTo, a.namespace, b.namespace) || exported(b.exportTo, b.namespace, a.namespace)) {
+				return b, protocol
 			}
 		}
 	}
+	return nil, ""
 }
 
 func orNone(protocol string) string {
@@ -67,39 +93,58 @@ func orNone(protocol string) string {
 func (v *view) sharedCertificates() {
 	type use struct {
 		*member
-		at, selector string
+		at string
 	}
-	users := map[string][]use{}
+	type pods struct{ secret, selector string }
+	users := map[pods][]use{}
 	each(v, func(m *member, g *networking.Gateway) {
 		for i, s := range g.GetServers() {
-			if n := s.GetTls().GetCredentialName(); n != "" {
-				users[n] = append(users[n], use{m, indexed("spec.servers", i) + ".tls.credentialName", labelText(g.GetSelector())})
+			if n := s.GetTls().GetCredentialName(); n != "" && len(g.GetSelector()) > 0 {
+				key := pods{n, labelText(g.GetSelector())}
+				users[key] = append(users[key], use{m, indexed("spec.servers", i) + ".tls.credentialName"})
 			}
 		}
 	})
-	for _, name := range sortedKeys(users) {
-		for i, a := range users[name] {
-			var others []string
-			for j, b := range users[name] {
-				if i != j && a.member != b.member && a.selector == b.selector && a.selector != "" && !slices.Contains(others, b.member.String()) {
-					others = append(others, b.member.String())
-				}
-			}
-			if len(others) > 0 {
-				v.add(a.member, Warning, CodeSharedCertificate, a.at, "Duplicate certificate in multiple gateways %v may cause 404s if clients re-use HTTP2 connections", others)
-				v.hint("put the hosts of one certificate into one Gateway")
+	for _, all := range users {
+		var gateways []*member // those of one gateway stand together
+		for _, u := range all {
+			if n := len(gateways); n == 0 || gateways[n-1] != u.member {
+				gateways = append(gateways, u.member)
 			}
 		}
+		if len(gateways) < 2 {
+			continue
+		}
+		for _, u := range all {
+			v.add(u.member, Warning, CodeSharedCertificate, u.at, "Duplicate certificate in multiple gateways %s may cause 404s if clients re-use HTTP2 connections", someOthers(gateways, u.member))
+			v.hint("put the hosts of one certificate into one Gateway")
+		}
 	}
+}
+
+// someOthers names the first of many objects beside one of them.
+func someOthers(all []*member, m *member) string {
+	const enough = 12 // more than a message takes
+	var names []string
+	for _, o := range all[:min(len(all), enough)] {
+		if o != m {
+			names = append(names, o.String())
+		}
+	}
+	if more := len(all) - 1 - len(names); more > 0 {
+		return strings.TrimSuffix(fmt.Sprint(names), "]") + fmt.Sprintf(" and %d more]", more)
+	}
+	return some(names)
 }
 
 // claimRouting reports routes by claims of tokens that nobody looks at (IST0149).
 func (v *view) claimRouting() {
 	each(v, func(m *member, spec *networking.VirtualService) {
+		checked := sync.OnceValue(func() bool { return v.tokensChecked(m, spec) })
 		for i, r := range spec.GetHttp() {
 			for j, match := range r.GetMatch() {
 				for _, key := range sortedKeys(match.GetHeaders()) {
-					if !strings.HasPrefix(key, "@request.auth.claims") || v.tokensChecked(m, spec) {
+					if !strings.HasPrefix(key, "@request.auth.claims") || checked() {
 						continue
 					}
 					v.add(m, Error, CodeClaimRouting, fmt.Sprintf("spec.http[%d].match[%d].headers.%s", i, j, key),
@@ -144,23 +189,31 @@ func (v *view) tokensChecked(m *member, spec *networking.VirtualService) bool {
 
 // providers judges the names of providers against the mesh configuration, where that is known.
 func (v *view) providers() {
-	var known []string
+	var names []string
 	each(v, func(m *member, mesh *meshconfig.MeshConfig) {
 		if m.namespace != v.cfg.RootNamespace || m.name != "istio" {
 			return
 		}
-		known = append(known, builtinProviders...)
+		names = append(names, builtinProviders...)
 		for _, p := range mesh.GetExtensionProviders() {
-			known = append(known, p.GetName())
+			names = append(names, p.GetName())
 		}
 	})
-	if known == nil {
+	if names == nil {
 		return
 	}
+	known := map[string]bool{}
+	for _, n := range names {
+		known[n] = true
+	}
 	check := func(m *member, name, at string) {
-		if name != "" && !slices.Contains(known, name) {
+		if name != "" && !known[name] {
 			v.missing(m, Error, at, "provider", name)
-			if meant := closest(name, known); meant != "" {
+			meant := ""
+			if v.effort.guess(len(names)) {
+				meant = closest(name, names)
+			}
+			if meant != "" {
 				v.hint("did you mean %s?", meant)
 			} else {
 				v.hint("write it into extensionProviders of the mesh configuration")

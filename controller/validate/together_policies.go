@@ -15,13 +15,9 @@ import (
 
 // noPods reports a selector that no workload has. It returns the workloads.
 func (v *view) noPods(m *member, labels map[string]string, field string) []*workload {
-	scope := []string{m.namespace}
+	found := v.selected(m.namespace, labels)
 	if m.namespace == v.cfg.RootNamespace && m.group != groupNetworking { // a policy for the whole mesh
-		scope = sortedKeys(v.workloads)
-	}
-	var found []*workload
-	for _, ns := range scope {
-		found = append(found, v.selected(ns, labels)...)
+		found = v.everywhere(labels)
 	}
 	if len(found) == 0 && len(labels) > 0 && !v.unread("", "Pod") {
 		v.add(m, Warning, CodeNoWorkloads, field, "No matching workloads for this resource with the following labels: %s", labelText(labels))
@@ -50,6 +46,16 @@ func (v *view) targets(m *member, one *typebeta.PolicyTargetReference, many []*t
 	}
 }
 
+// everywhere lists the workloads of all namespaces with those labels; without labels none, as nobody asks for all.
+func (v *view) everywhere(labels map[string]string) []*workload {
+	if len(labels) == 0 {
+		return nil
+	}
+	found := v.withLabels("", labels)
+	slices.SortStableFunc(found, func(a, b *workload) int { return strings.Compare(a.namespace, b.namespace) })
+	return found
+}
+
 // rivals are policies of one kind in one namespace.
 type rivals struct {
 	members []*member
@@ -76,10 +82,12 @@ func (v *view) peerAuthentications() {
 	})
 	for _, ns := range sortedKeys(all) {
 		r := all[ns]
-		for i, m := range r.members {
-			if first, pod, whole := v.rival(r, i); first != nil {
+		shadowed := v.oldest(r)
+		for _, m := range r.members {
+			if by := shadowed[m]; by.first != nil {
+				first, pod := by.first, by.pod
 				effect := "and this one is ignored"
-				if !whole {
+				if !by.whole {
 					effect = "and this one is ignored there"
 				}
 				level := "for namespace " + ns
@@ -96,31 +104,67 @@ func (v *view) peerAuthentications() {
 	}
 }
 
-// rival returns a policy that counts instead of the i-th, and the workload that both are for; nil when there is none. whole
-// says that it counts for all that the i-th may be for.
-func (v *view) rival(r *rivals, i int) (first *member, pod string, whole bool) {
-	for j, other := range r.members {
-		if i == j || (len(r.labels[i]) == 0) != (len(r.labels[j]) == 0) || !older(other, r.members[i]) {
+// shadow is the policy that counts instead of another one, and the workload that both are for.
+type shadow struct {
+	first *member
+	pod   string
+	whole bool // it counts for all that the other one may be for
+}
+
+// oldest tells of policies which one counts instead.
+func (v *view) oldest(r *rivals) map[*member]shadow {
+	order := make([]int, len(r.members))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(i, j int) int {
+		switch a, b := r.members[i], r.members[j]; {
+		case older(a, b):
+			return -1
+		case older(b, a):
+			return 1
+		}
+		return 0
+	})
+	out := map[*member]shadow{}
+	owner := map[*workload]*member{} // who counts for a workload, of those with a selector
+	wider := map[labelIn][]int{}     // the older ones, by the first label of their selector
+	for _, i := range order {
+		m, labels := r.members[i], r.labels[i]
+		keys := sortedKeys(labels)
+		if len(keys) == 0 {
+			if all := wider[labelIn{}]; len(all) > 0 {
+				out[m] = shadow{r.members[all[0]], "", true}
+			}
+			wider[labelIn{}] = append(wider[labelIn{}], i)
 			continue
 		}
-		if len(r.labels[i]) == 0 {
-			return other, "", true
-		}
-		whole := contains(r.labels[i], r.labels[j])
-		for _, w := range v.selected(r.members[i].namespace, r.labels[i]) {
-			if contains(w.labels, r.labels[j]) && (whole || first == nil) {
-				first, pod = other, w.String()
-				break
+		pods := v.selected(m.namespace, labels)
+		for _, w := range pods {
+			if owner[w] == nil {
+				owner[w] = m
+			} else if out[m].first == nil {
+				out[m] = shadow{first: owner[w], pod: w.String()}
 			}
 		}
-		if whole && first != other {
-			first, pod = other, labelText(r.labels[i])
+		for _, k := range keys {
+			for _, j := range wider[labelIn{"", k, labels[k]}] {
+				if out[m].whole || !v.spend(1+len(r.labels[j])) {
+					break
+				}
+				if !contains(labels, r.labels[j]) {
+					continue
+				}
+				out[m] = shadow{r.members[j], labelText(labels), true}
+				if len(pods) > 0 {
+					out[m] = shadow{r.members[j], pods[0].String(), true}
+				}
+			}
 		}
-		if whole {
-			return first, pod, true
-		}
+		at := labelIn{"", keys[0], labels[keys[0]]}
+		wider[at] = append(wider[at], i)
 	}
-	return first, pod, false
+	return out
 }
 
 // unboundPorts reports ports of a PeerAuthentication to which no service of its workloads leads.
@@ -130,22 +174,37 @@ func (v *view) unboundPorts(m *member, p *securitybeta.PeerAuthentication, pods 
 		for n := range v.boundPorts(w) {
 			bound[n] = true
 		}
+		v.spend(1 + len(w.bound))
 	}
 	for _, n := range sortedKeys(p.GetPortLevelMtls()) {
 		if bound[n] {
 			continue
 		}
 		v.add(m, Warning, CodeUnboundPort, fmt.Sprintf("spec.portLevelMtls.%d", n), "no service of these workloads leads to port %d: the mode of the port is ignored", n)
-		v.hint("write the port of the container, to which a Service leads (targetPort): %s", strings.Trim(fmt.Sprint(sortedKeys(bound)), "[]"))
+		v.hint("write the port of the container, to which a Service leads (targetPort): %s", strings.Trim(some(sortedKeys(bound)), "[]"))
 	}
 }
 
 // boundPorts maps the ports of a workload's containers to the ports of the services that lead to them.
 func (v *view) boundPorts(w *workload) map[uint32][]servicePort {
-	out := map[uint32][]servicePort{}
-	for _, h := range v.selecting[w.namespace] {
-		if !contains(w.labels, h.selector) {
-			continue
+	if w.bound != nil {
+		return w.bound
+	}
+	var services []*host
+	for k, value := range w.labels {
+		list := v.selecting[labelIn{w.namespace, k, value}]
+		v.spend(1 + len(list))
+		for _, h := range list {
+			if contains(w.labels, h.selector) {
+				services = append(services, h)
+			}
+		}
+	}
+	slices.SortFunc(services, func(a, b *host) int { return a.order - b.order })
+	w.bound = map[uint32][]servicePort{}
+	for _, h := range services {
+		if !v.spend(len(h.ports)) {
+			return w.bound
 		}
 		for _, p := range h.ports {
 			n := p.number
@@ -158,10 +217,10 @@ func (v *view) boundPorts(w *workload) map[uint32][]servicePort {
 					continue
 				}
 			}
-			out[n] = append(out[n], servicePort{h, p})
+			w.bound[n] = append(w.bound[n], servicePort{h, p})
 		}
 	}
-	return out
+	return w.bound
 }
 
 // servicePort is a port of a service.
@@ -207,14 +266,19 @@ func (v *view) tcpFields(m *member, p *securitybeta.AuthorizationPolicy, rule *s
 		}
 	}
 	var tcp []string
+	told := map[string]bool{}
 	for _, w := range pods {
 		bound := v.boundPorts(w)
+		if !v.spend(1 + len(bound)) {
+			return
+		}
 		for _, n := range sortedKeys(bound) {
 			if len(wanted) > 0 && !wanted[n] {
 				continue
 			}
 			for _, s := range bound[n] {
-				if text := fmt.Sprintf("port %d of service %s (%s)", s.port.number, s.host, s.port.protocol); speaksTCP(s.port.protocol) && !slices.Contains(tcp, text) {
+				if text := fmt.Sprintf("port %d of service %s (%s)", s.port.number, s.host, s.port.protocol); speaksTCP(s.port.protocol) && !told[text] {
+					told[text] = true
 					tcp = append(tcp, text)
 				}
 			}
@@ -227,7 +291,7 @@ func (v *view) tcpFields(m *member, p *securitybeta.AuthorizationPolicy, rule *s
 	if p.GetAction() == securitybeta.AuthorizationPolicy_ALLOW {
 		effect = "the rule allows nothing there"
 	}
-	v.add(m, Warning, CodeTCPFields, at+"."+field, "needs HTTP requests, and %s has none: %s", strings.Join(tcp, ", "), effect)
+	v.add(m, Warning, CodeTCPFields, at+"."+field, "needs HTTP requests, and %s has none: %s", someOf(tcp), effect)
 	v.hint("name the HTTP ports in to.operation.ports, or declare the protocol in the name of the Service's port")
 }
 
@@ -263,6 +327,9 @@ func (v *view) requestAuthentications() {
 		told := map[string]bool{}
 		for _, w := range pods {
 			bound := v.boundPorts(w)
+			if !v.spend(1 + len(bound)) {
+				return
+			}
 			for _, n := range sortedKeys(bound) {
 				for _, s := range bound[n] {
 					if speaksHTTP(s.port.protocol) || told[fmt.Sprint(s.name, s.port.number)] {
@@ -299,7 +366,7 @@ func (v *view) sidecars() {
 				if strings.Contains(name, "*") || strings.HasPrefix(ns, "~") || name == "" || v.unread("", "Service") || v.unread(groupNetworking, "ServiceEntry") {
 					continue
 				}
-				if v.hosts[v.complete(name, m.namespace)] == nil {
+				if len(v.hosts.exact[v.complete(name, m.namespace)]) == 0 {
 					v.missing(m, Warning, indexed("spec.egress", i)+indexed(".hosts", j), "host", text)
 				}
 			}
@@ -324,25 +391,53 @@ func conflicts[T any](v *view, plural, codeAll, codePods string, selector func(T
 		all[m.namespace].members, all[m.namespace].labels = append(all[m.namespace].members, m), append(all[m.namespace].labels, labels)
 	})
 	for _, ns := range sortedKeys(all) {
-		r := all[ns]
-		for i, m := range r.members {
-			for j, other := range r.members {
-				if i == j {
-					continue
+		v.conflict(all[ns], func(m *member, names []string, w *workload) {
+			if w == nil {
+				v.add(m, Error, codeAll, "metadata.name", "The %s %s in namespace %q have no workload selector, which can lead to undefined behavior", plural, some(names), ns)
+				return
+			}
+			v.add(m, Error, codePods, "metadata.name", "The %s %s in namespace %q select the same workload pod %q, which can lead to undefined behavior", plural, some(names), ns, w)
+		})
+	}
+}
+
+// conflict reports for each policy the names of all that are for the whole namespace as it is, or for a workload of it.
+func (v *view) conflict(r *rivals, report func(m *member, names []string, w *workload)) {
+	const most = 10 // that are told of one policy
+	var free []string
+	byPod := map[*workload][]*member{}
+	for i, m := range r.members {
+		if len(r.labels[i]) == 0 {
+			free = append(free, m.name)
+			continue
+		}
+		for _, w := range v.selected(m.namespace, r.labels[i]) {
+			byPod[w] = append(byPod[w], m)
+		}
+	}
+	slices.Sort(free)
+	for i, m := range r.members {
+		if len(r.labels[i]) == 0 {
+			if len(free) > 1 {
+				report(m, free, nil)
+			}
+			continue
+		}
+		told := map[*member]bool{m: true}
+		for _, w := range v.selected(m.namespace, r.labels[i]) {
+			names := []string{m.name}
+			for _, other := range byPod[w] {
+				if !told[other] && len(told) <= most {
+					told[other] = true
+					names = append(names, other.name)
 				}
-				names := slices.Sorted(slices.Values([]string{m.name, other.name}))
-				switch free := len(r.labels[i]) == 0; {
-				case free != (len(r.labels[j]) == 0):
-				case free:
-					v.add(m, Error, codeAll, "metadata.name", "The %s %v in namespace %q have no workload selector, which can lead to undefined behavior", plural, names, ns)
-				default:
-					for _, w := range v.selected(ns, r.labels[i]) {
-						if contains(w.labels, r.labels[j]) {
-							v.add(m, Error, codePods, "metadata.name", "The %s %v in namespace %q select the same workload pod %q, which can lead to undefined behavior", plural, names, ns, w)
-							break
-						}
-					}
+				if len(told) > most || !v.spend(1) {
+					break
 				}
+			}
+			if len(names) > 1 {
+				slices.Sort(names)
+				report(m, names, w)
 			}
 		}
 	}

@@ -57,28 +57,53 @@ func (v *view) boundGateways(m *member, spec *networking.VirtualService) {
 		}
 		var lost []string
 		for _, h := range spec.GetHosts() {
-			if !servesHost(gateway, g.namespace, h, m.namespace) {
+			if !v.servesHost(g, gateway, h, m.namespace) {
 				lost = append(lost, h)
 			}
 		}
 		if len(lost) > 0 {
-			v.add(m, Warning, CodeGatewayHost, "spec.hosts", "one or more host %v defined in VirtualService %s not found in Gateway %s", lost, m, g)
+			v.add(m, Warning, CodeGatewayHost, "spec.hosts", "one or more host %s defined in VirtualService %s not found in Gateway %s", some(lost), m, g)
 			v.hint("the gateway answers such requests with 404: add the host to one of its servers")
 		}
 	}
 }
 
 // servesHost says whether a gateway has a server for a host of a VirtualService of the namespace.
-func servesHost(g *networking.Gateway, gatewayNamespace, host, namespace string) bool {
-	for _, s := range g.GetServers() {
-		for _, h := range s.GetHosts() {
-			ns, name, found := strings.Cut(h, "/")
-			if !found {
-				ns, name = "*", h
+func (v *view) servesHost(m *member, g *networking.Gateway, host, namespace string) bool {
+	served := v.servers[m]
+	if served == nil {
+		served = newNames[string]()
+		for _, s := range g.GetServers() {
+			for _, h := range s.GetHosts() {
+				ns, name, found := strings.Cut(h, "/")
+				if !found {
+					ns, name = "*", h
+				}
+				served.add(name, ns)
 			}
-			if (ns == "*" || ns == namespace || (ns == "." && gatewayNamespace == namespace)) && (covers(name, host) || covers(host, name)) {
-				return true
-			}
+		}
+		v.servers[m] = served
+	}
+	if !v.spend(1 + len(host)) {
+		return true
+	}
+	admitted := func(group []string) bool {
+		v.spend(len(group))
+		return slices.ContainsFunc(group, func(ns string) bool {
+			return ns == "*" || ns == namespace || (ns == "." && m.namespace == namespace)
+		})
+	}
+	for group := range served.covering(host) {
+		if admitted(group) {
+			return true
+		}
+	}
+	if !strings.HasPrefix(host, "*") || !v.spend(len(served.exact)) {
+		return false
+	}
+	for name, group := range served.exact {
+		if covers(host, name) && admitted(group) {
+			return true
 		}
 	}
 	return false
@@ -142,6 +167,9 @@ func (v *view) destination(m *member, d place) {
 	}
 	rules := v.lookup(name, m.namespace, home)
 	for _, r := range rules {
+		if !v.spend(len(r.GetSubsets())) {
+			return
+		}
 		if slices.ContainsFunc(r.GetSubsets(), func(s *networking.Subset) bool { return s.GetName() == d.GetSubset() }) {
 			return
 		}
@@ -151,6 +179,9 @@ func (v *view) destination(m *member, d place) {
 	case len(rules) > 0:
 		var names []string
 		for _, s := range rules[0].GetSubsets() {
+			if !v.effort.guess(1) {
+				break
+			}
 			names = append(names, s.GetName())
 		}
 		if meant := closest(d.GetSubset(), names); meant != "" {
@@ -165,36 +196,42 @@ func (v *view) destination(m *member, d place) {
 
 // similar names a host that was probably meant; "" when none is near.
 func (v *view) similar(name, namespace string) string {
-	var names []string
-	for _, hosts := range v.hosts {
-		for _, h := range hosts {
-			if short := h.member.name; h.service != nil && h.namespace == namespace && !strings.Contains(name, ".") {
-				names = append(names, short)
-			} else if h.service != nil && h.member.name == name {
-				return h.name
-			}
+	for _, h := range v.byShort[name] {
+		if h.namespace != namespace {
+			return h.name
 		}
 	}
-	slices.Sort(names)
-	return closest(name, names)
+	if strings.Contains(name, ".") || !v.effort.guess(len(v.short[namespace])) {
+		return ""
+	}
+	return closest(name, v.short[namespace])
 }
 
 func (v *view) destinationPort(m *member, d place, h *host) {
 	n := d.GetPort().GetNumber()
-	var numbers []uint32
-	for _, p := range h.ports {
-		numbers = append(numbers, p.number)
-	}
 	switch {
-	case n == 0 && len(numbers) > 1 && d.GetPort() == nil:
+	case n == 0 && len(h.ports) > 1 && d.GetPort() == nil:
 		if spec, ok := m.body.(*networking.VirtualService); ok && keepsPort(spec) {
 			return // the port that was called is taken
 		}
-		v.add(m, Error, CodePortRequired, d.path, "This VirtualService routes to a service %q that exposes multiple ports %v. Specifying a port in the destination is required to disambiguate", d.GetHost(), numbers)
-	case n != 0 && len(numbers) > 0 && !slices.Contains(numbers, n):
+		v.add(m, Error, CodePortRequired, d.path, "This VirtualService routes to a service %q that exposes multiple ports %s. Specifying a port in the destination is required to disambiguate", d.GetHost(), someNumbers(h.ports))
+	case n != 0 && len(h.ports) > 0 && !h.numbers[n]:
 		v.add(m, Error, CodeReference, d.path+".port.number", "Referenced port not found: \"%d\"", n)
-		v.hint("%s has %v: the number is that of the Service, not of the container", d.GetHost(), numbers)
+		v.hint("%s has %s: the number is that of the Service, not of the container", d.GetHost(), someNumbers(h.ports))
 	}
+}
+
+// someNumbers is the numbers of ports for a message.
+func someNumbers(ports []hostPort) string {
+	const enough = 20 // more than a message takes
+	var numbers []uint32
+	for _, p := range ports[:min(len(ports), enough)] {
+		numbers = append(numbers, p.number)
+	}
+	if more := len(ports) - len(numbers); more > 0 {
+		return strings.TrimSuffix(fmt.Sprint(numbers), "]") + fmt.Sprintf(" and %d more]", more)
+	}
+	return fmt.Sprint(numbers)
 }
 
 // keepsPort says whether the VirtualService is for calls in the mesh only, whose destination has the called port.
@@ -202,40 +239,117 @@ func keepsPort(spec *networking.VirtualService) bool {
 	return len(spec.GetGateways()) == 0 || (len(spec.GetGateways()) == 1 && spec.GetGateways()[0] == meshGateway)
 }
 
+// hostOwner is a VirtualService of the mesh with a host.
+type hostOwner struct {
+	*member
+	spec  *networking.VirtualService
+	index int
+}
+
+// hostOwners is the VirtualServices of the mesh that have one host, by who sees them.
+type hostOwners struct {
+	all    []hostOwner
+	public []*member            // that every namespace sees
+	in     map[string][]*member // of a namespace
+	to     map[string][]*member // that a namespace sees because it is named
+}
+
 // meshHosts reports hosts that two VirtualServices of the mesh have, for clients that see both.
 func (v *view) meshHosts() {
-	type owner struct {
-		*member
-		spec  *networking.VirtualService
-		index int
-	}
-	byHost := map[string][]owner{}
+	byHost := map[string]*hostOwners{}
 	each(v, func(m *member, spec *networking.VirtualService) {
 		if len(spec.GetGateways()) > 0 && !slices.Contains(spec.GetGateways(), meshGateway) {
 			return
 		}
 		for i, h := range spec.GetHosts() {
 			name := v.complete(h, m.namespace)
-			byHost[name] = append(byHost[name], owner{m, spec, i})
+			if byHost[name] == nil {
+				byHost[name] = &hostOwners{in: map[string][]*member{}, to: map[string][]*member{}}
+			}
+			byHost[name].add(hostOwner{m, spec, i})
 		}
 	})
 	for _, name := range sortedKeys(byHost) {
-		all := byHost[name]
-		for i, a := range all {
-			var names []string
-			for j, b := range all {
-				bothSeen := exported(a.spec.GetExportTo(), a.namespace, b.namespace) || exported(b.spec.GetExportTo(), b.namespace, a.namespace)
-				if i != j && a.member != b.member && bothSeen {
-					names = append(names, b.String())
-				}
-			}
+		if len(byHost[name].all) < 2 {
+			continue
+		}
+		byHost[name].visible(v)
+		for _, a := range byHost[name].all {
+			names, more := byHost[name].rivals(v, a)
 			if len(names) == 0 {
 				continue
 			}
+			names = append(names, a.String())
 			slices.Sort(names)
+			list := strings.Join(names, ",")
+			if more {
+				list += " and more"
+			}
 			v.add(a.member, Error, CodeMeshHosts, indexed("spec.hosts", a.index), "The VirtualServices %s associated with mesh gateway define the same host %s "+
-				"which can lead to undefined behavior. This can be fixed by merging the conflicting VirtualServices into a single resource",
-				strings.Join(slices.Sorted(slices.Values(append([]string{a.String()}, names...))), ","), name)
+				"which can lead to undefined behavior. This can be fixed by merging the conflicting VirtualServices into a single resource", list, name)
 		}
 	}
+}
+
+// add takes an owner, one that has the host in two spellings once.
+func (o *hostOwners) add(a hostOwner) {
+	if n := len(o.all); n == 0 || o.all[n-1].member != a.member {
+		o.all = append(o.all, a)
+	}
+}
+
+// visible sorts the owners by who sees them.
+func (o *hostOwners) visible(v *view) {
+	for _, a := range o.all {
+		if !v.spend(1 + len(a.spec.GetExportTo())) {
+			return
+		}
+		o.in[a.namespace] = append(o.in[a.namespace], a.member)
+		if to := a.spec.GetExportTo(); len(to) == 0 || slices.Contains(to, "*") {
+			o.public = append(o.public, a.member)
+			continue
+		}
+		for _, ns := range a.spec.GetExportTo() {
+			if ns == "." {
+				ns = a.namespace
+			}
+			o.to[ns] = append(o.to[ns], a.member)
+		}
+	}
+}
+
+// rivals names the other owners for which it holds that one of the two sees the other, or the first of them.
+func (o *hostOwners) rivals(v *view, a hostOwner) (names []string, more bool) {
+	const most = 10
+	v.spend(1 + len(a.spec.GetExportTo()))
+	lists := [][]*member{o.public, o.to[a.namespace]}
+	if to := a.spec.GetExportTo(); len(to) == 0 || slices.Contains(to, "*") {
+		lists = [][]*member{nil}
+		for i := range min(len(o.all), most+2) {
+			lists[0] = append(lists[0], o.all[i].member)
+		}
+	} else {
+		for _, ns := range to {
+			if ns == "." {
+				ns = a.namespace
+			}
+			lists = append(lists, o.in[ns])
+		}
+	}
+	told := map[*member]bool{a.member: true}
+	for _, list := range lists {
+		for _, m := range list {
+			if !v.spend(1) {
+				return nil, false
+			}
+			if told[m] {
+				continue
+			}
+			if told[m] = true; len(names) == most {
+				return names, true
+			}
+			names = append(names, m.String())
+		}
+	}
+	return names, false
 }

@@ -1,7 +1,7 @@
 package validate
 
 import (
-	"maps"
+	"slices"
 	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
@@ -17,21 +17,22 @@ func (v *view) lookup(name, client, home string) []*destinationRule {
 			continue
 		}
 		seen[ns] = true
-		var best []*destinationRule
-		for _, r := range v.rules[ns] {
-			if !covers(r.name, name) || (ns != client && !exported(r.GetExportTo(), ns, client)) {
-				continue
-			}
-			switch {
-			case len(best) > 0 && len(best[0].name) > len(r.name):
-			case len(best) > 0 && best[0].name == r.name:
-				best = append(best, r)
-			default:
-				best = []*destinationRule{r}
-			}
+		if v.rules[ns] == nil {
+			continue
 		}
-		if len(best) > 0 {
-			return best
+		for group := range v.rules[ns].covering(name) {
+			var best []*destinationRule
+			for _, r := range group {
+				if !v.spend(1 + len(r.GetExportTo())) {
+					return nil
+				}
+				if ns == client || exported(r.GetExportTo(), ns, client) {
+					best = append(best, r)
+				}
+			}
+			if len(best) > 0 {
+				return best
+			}
 		}
 	}
 	return nil
@@ -39,13 +40,12 @@ func (v *view) lookup(name, client, home string) []*destinationRule {
 
 // subsetElsewhere returns a rule that has the subset of the host and that is not looked up; nil when there is none.
 func (v *view) subsetElsewhere(name, subset, client, home string) *destinationRule {
-	for _, ns := range sortedKeys(v.rules) {
-		for _, r := range v.rules[ns] {
-			for _, s := range r.GetSubsets() {
-				if s.GetName() == subset && covers(r.name, name) && ns != client && ns != home {
-					return r
-				}
-			}
+	for _, r := range v.subsets[subset] {
+		if !v.effort.guess(1) {
+			return nil
+		}
+		if covers(r.name, name) && r.namespace != client && r.namespace != home {
+			return r
 		}
 	}
 	return nil
@@ -70,15 +70,16 @@ func (v *view) destinationRules() {
 		}
 		v.tlsConflict(m, spec, hosts)
 	})
-	for _, ns := range sortedKeys(v.rules) {
-		for i, a := range v.rules[ns] {
-			for _, b := range v.rules[ns][:i] {
-				if a.name == b.name && maps.Equal(a.GetWorkloadSelector().GetMatchLabels(), b.GetWorkloadSelector().GetMatchLabels()) {
-					v.add(a.member, Warning, CodeRuleConflict, "spec.host", "DestinationRule %s has the host %s already: subsets are put together, and of two traffic policies the older one counts", b, a.GetHost())
-				}
-			}
+	type level struct{ namespace, host, selector string }
+	first := map[level]*member{}
+	each(v, func(m *member, spec *networking.DestinationRule) {
+		at := level{m.namespace, v.complete(spec.GetHost(), m.namespace), labelText(spec.GetWorkloadSelector().GetMatchLabels())}
+		if b := first[at]; b != nil {
+			v.add(m, Warning, CodeRuleConflict, "spec.host", "DestinationRule %s has the host %s already: subsets are put together, and of two traffic policies the older one counts", b, spec.GetHost())
+			return
 		}
-	}
+		first[at] = m
+	})
 }
 
 // matching lists the hosts that a name stands for, which may be a wildcard.
@@ -90,9 +91,12 @@ func (v *view) matching(name, namespace string) []*host {
 		return nil
 	}
 	var out []*host
-	for _, n := range sortedKeys(v.hosts) {
-		if covers(strings.ToLower(name), n) {
-			out = append(out, v.hosts[n]...)
+	if !v.spend(len(v.sorted)) {
+		return nil
+	}
+	for _, n := range v.sorted {
+		if covers(name, n) {
+			out = append(out, v.hosts.exact[n]...)
 		}
 	}
 	return out
@@ -109,6 +113,9 @@ func (v *view) subsetPods(m *member, spec *networking.DestinationRule, hosts []*
 		}
 		found := len(hosts) == 0 && v.cfg.All // said about the host already
 		for _, h := range hosts {
+			if !v.spend(1 + len(h.entry.GetEndpoints())) {
+				return
+			}
 			if v.hostHasLabels(h, s.GetLabels()) {
 				found = true
 				break
@@ -149,12 +156,9 @@ func (v *view) hostHasLabels(h *host, want map[string]string) bool {
 }
 
 func (v *view) anyWith(namespace string, selector, want map[string]string) bool {
-	for _, w := range v.selected(namespace, selector) {
-		if contains(w.labels, want) {
-			return true
-		}
-	}
-	return false
+	list := v.selected(namespace, selector)
+	v.spend(len(list))
+	return slices.ContainsFunc(list, func(w *workload) bool { return contains(w.labels, want) })
 }
 
 func contains(have, want map[string]string) bool {
@@ -181,6 +185,7 @@ func (v *view) ruleNamespace(m *member, spec *networking.DestinationRule, hosts 
 	if len(hosts) == 0 || !v.cfg.All || v.unread("", "Pod") || m.namespace == v.cfg.RootNamespace || len(v.workloads[m.namespace]) > 0 {
 		return
 	}
+	v.spend(len(hosts))
 	for _, h := range hosts {
 		if h.namespace == m.namespace {
 			return
@@ -197,10 +202,8 @@ func (v *view) clientSecret(m *member, p *networking.TrafficPolicy, at string) {
 		if name == "" || v.unread("", "Secret") || strings.Contains(name, "://") {
 			return
 		}
-		for _, o := range v.members {
-			if o.kind == "Secret" && o.group == "" && o.name == name {
-				return
-			}
+		if len(v.secrets[name]) > 0 {
+			return
 		}
 		v.missing(m, Error, at+".tls.credentialName", "credentialName", name)
 	}
@@ -220,17 +223,27 @@ func (v *view) tlsConflict(m *member, spec *networking.DestinationRule, hosts []
 		if h.service == nil {
 			continue
 		}
-		policy, mode := v.peerMode(h.namespace, h.selector)
-		if mode == securitybeta.PeerAuthentication_MutualTLS_STRICT && len(strings.Split(spec.GetHost(), "*")) == 1 {
+		force := v.peerMode(h)
+		if force.mode == securitybeta.PeerAuthentication_MutualTLS_STRICT && len(strings.Split(spec.GetHost(), "*")) == 1 {
 			v.add(m, Error, CodeTLSConflict, "spec.trafficPolicy.tls.mode", "A DestinationRule and Policy are in conflict with regards to mTLS for host %s. "+
-				"The DestinationRule %q specifies that mTLS must be false but the Policy object %q specifies STRICT", spec.GetHost(), m, policy)
+				"The DestinationRule %q specifies that mTLS must be false but the Policy object %q specifies STRICT", spec.GetHost(), m, force.policy)
 			return
 		}
 	}
 }
 
-// peerMode returns the mode in force for the workloads with those labels, and the policy that says so.
-func (v *view) peerMode(namespace string, labels map[string]string) (*member, securitybeta.PeerAuthentication_MutualTLS_Mode) {
+// peerMode is the mode in force for some workloads, and the policy that says so.
+type peerMode struct {
+	policy *member
+	mode   securitybeta.PeerAuthentication_MutualTLS_Mode
+}
+
+// peerMode returns the mode in force for the workloads of a service.
+func (v *view) peerMode(h *host) peerMode {
+	if known, ok := v.modes[h]; ok {
+		return known
+	}
+	namespace, labels := h.namespace, h.selector
 	var best *member
 	rank, mode := 0, securitybeta.PeerAuthentication_MutualTLS_UNSET
 	each(v, func(m *member, p *securitybeta.PeerAuthentication) {
@@ -248,7 +261,8 @@ func (v *view) peerMode(namespace string, labels map[string]string) (*member, se
 			best, rank, mode = m, r, p.GetMtls().GetMode()
 		}
 	})
-	return best, mode
+	v.modes[h] = peerMode{best, mode}
+	return v.modes[h]
 }
 
 // older says which of two policies counts: the one that was made first, then the first by name.

@@ -133,9 +133,13 @@ func judge(t *testing.T, c *Catalogue, cfg SetConfig, texts ...string) (found []
 	t.Helper()
 	s := c.NewSet(cfg)
 	for i, text := range texts {
-		forms = append(forms, s.File("f"+string(rune('0'+i)), []byte(text)).Findings...)
+		forms = append(forms, s.File(t.Context(), "f"+string(rune('0'+i)), []byte(text)).Findings...)
 	}
-	return s.Together(), forms
+	found, err := s.Together(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found, forms
 }
 
 func text(found []Finding) string {
@@ -345,8 +349,12 @@ func TestThousandObjects(t *testing.T) {
 	text := thousand()
 	begin := cpu(t)
 	s := c.NewSet(SetConfig{All: true})
-	r := s.File("f", []byte(text))
-	found := append(r.Findings, s.Together()...)
+	r := s.File(t.Context(), "f", []byte(text))
+	found, err := s.Together(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	found = append(r.Findings, found...)
 	took := cpu(t) - begin
 	if r.Objects != 1000 || Worst(found) > Info {
 		t.Errorf("%d objects: %v", r.Objects, found[:min(len(found), 5)])
@@ -375,8 +383,10 @@ func BenchmarkThousandObjects(b *testing.B) {
 	text := []byte(thousand())
 	for b.Loop() {
 		s := c.NewSet(SetConfig{All: true})
-		s.File("f", text)
-		s.Together()
+		s.File(b.Context(), "f", text)
+		if _, err := s.Together(b.Context()); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 

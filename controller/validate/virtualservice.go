@@ -14,7 +14,12 @@ const meshGateway = "mesh"
 func virtualServiceRules(c *collector, spec *networking.VirtualService) {
 	hosts, gateways := spec.GetHosts(), spec.GetGateways()
 	onMesh := len(gateways) == 0 || slices.Contains(gateways, meshGateway)
+	named, bound := newNames[bool](), map[string]bool{}
+	for _, g := range gateways {
+		bound[g] = true
+	}
 	for i, h := range hosts {
+		named.add(h, true)
 		c.must(indexed("spec.hosts", i), Host(h, true))
 		if h == "*" && onMesh {
 			c.add(Error, indexed("spec.hosts", i), "\"*\" would take every host of the mesh: name the hosts, or bind it to gateways only")
@@ -41,7 +46,7 @@ func virtualServiceRules(c *collector, spec *networking.VirtualService) {
 	last := -1
 	for i, r := range spec.GetHttp() {
 		at := indexed("spec.http", i)
-		c.httpRoute(r, gateways, at)
+		c.httpRoute(r, bound, at)
 		if last >= 0 {
 			c.add(Warning, at, "is never reached: %s has no condition", indexed("spec.http", last))
 			c.code(CodeUnreachable)
@@ -50,7 +55,7 @@ func virtualServiceRules(c *collector, spec *networking.VirtualService) {
 		}
 	}
 	for i, r := range spec.GetTls() {
-		c.tlsRoute(r, hosts, gateways, indexed("spec.tls", i))
+		c.tlsRoute(r, named, bound, indexed("spec.tls", i))
 	}
 	sameMatches(c, "spec.http", spec.GetHttp(), (*networking.HTTPRoute).GetMatch)
 	sameMatches(c, "spec.tls", spec.GetTls(), (*networking.TLSRoute).GetMatch)
@@ -58,7 +63,7 @@ func virtualServiceRules(c *collector, spec *networking.VirtualService) {
 	for i, r := range spec.GetTcp() {
 		at := indexed("spec.tcp", i)
 		for j, m := range r.GetMatch() {
-			c.layer4(m.GetPort(), m.GetDestinationSubnets(), m.GetSourceLabels(), m.GetGateways(), gateways, at+indexed(".match", j))
+			c.layer4(m.GetPort(), m.GetDestinationSubnets(), m.GetSourceLabels(), m.GetGateways(), bound, at+indexed(".match", j))
 			if m.GetSourceSubnet() != "" {
 				c.must(at+indexed(".match", j)+".sourceSubnet", blockError(m.GetSourceSubnet()))
 			}
@@ -67,13 +72,13 @@ func virtualServiceRules(c *collector, spec *networking.VirtualService) {
 	}
 }
 
-func (c *collector) tlsRoute(r *networking.TLSRoute, hosts, gateways []string, at string) {
+func (c *collector) tlsRoute(r *networking.TLSRoute, hosts *names[bool], gateways map[string]bool, at string) {
 	for j, m := range r.GetMatch() { // that there is one the walker has checked
 		at := at + indexed(".match", j)
 		c.layer4(m.GetPort(), m.GetDestinationSubnets(), m.GetSourceLabels(), m.GetGateways(), gateways, at)
 		for k, sni := range m.GetSniHosts() {
 			c.must(at+indexed(".sniHosts", k), Host(sni, true))
-			if !slices.ContainsFunc(hosts, func(h string) bool { return covers(h, sni) }) {
+			if !hosts.covers(sni) {
 				c.add(Error, at+indexed(".sniHosts", k), "%q is not among the hosts of the VirtualService", sni)
 			}
 		}
@@ -91,7 +96,7 @@ func covers(pattern, name string) bool {
 	return ok && strings.HasSuffix(name, suffix)
 }
 
-func (c *collector) layer4(port uint32, subnets []string, labels map[string]string, own, gateways []string, at string) {
+func (c *collector) layer4(port uint32, subnets []string, labels map[string]string, own []string, gateways map[string]bool, at string) {
 	if port != 0 {
 		c.port(port, at+".port")
 	}
@@ -101,9 +106,9 @@ func (c *collector) layer4(port uint32, subnets []string, labels map[string]stri
 }
 
 // matchGateways warns of a condition on a gateway to which the VirtualService is not bound.
-func (c *collector) matchGateways(own, gateways []string, at string) {
+func (c *collector) matchGateways(own []string, gateways map[string]bool, at string) {
 	for i, g := range own {
-		if slices.Contains(gateways, g) || (g == meshGateway && len(gateways) == 0) {
+		if gateways[g] || (g == meshGateway && len(gateways) == 0) {
 			continue
 		}
 		c.add(Warning, at+indexed(".gateways", i), "never matches: spec.gateways does not have %q", g)
@@ -154,7 +159,7 @@ func (c *collector) destination(d *networking.Destination, at string) {
 	}
 }
 
-func (c *collector) httpRoute(r *networking.HTTPRoute, gateways []string, at string) {
+func (c *collector) httpRoute(r *networking.HTTPRoute, gateways map[string]bool, at string) {
 	for i, m := range r.GetMatch() {
 		c.httpMatch(m, gateways, at+indexed(".match", i))
 	}
@@ -228,7 +233,7 @@ func (c *collector) redirect(r *networking.HTTPRoute, at string) {
 	}
 }
 
-func (c *collector) httpMatch(m *networking.HTTPMatchRequest, gateways []string, at string) {
+func (c *collector) httpMatch(m *networking.HTTPMatchRequest, gateways map[string]bool, at string) {
 	for name, s := range map[string]*networking.StringMatch{"uri": m.GetUri(), "scheme": m.GetScheme(), "method": m.GetMethod(), "authority": m.GetAuthority()} {
 		c.stringMatch(s, at+"."+name, false)
 	}

@@ -12,18 +12,18 @@ import (
 
 // Bounds of the work for one object.
 const (
-	maxDepth = 100 // its nesting
-	// maxHelped findings are explained and have their line; more of them in one object help nobody, and what they cost grows with
-	// the size of the object.
+	maxDepth = 100  // its nesting
+	maxKey   = 1024 // bytes of a key: the paths of findings are made of keys
+	// maxHelped findings are explained; more of them in one object help nobody.
 	maxHelped = 200
 )
 
 // walker checks one YAML document against a schema and turns it into what encoding/json would have read.
 type walker struct {
 	collector
-	lenient bool // as mesh configuration is read: other spellings and numbers as text are accepted
-	budget  *int // nodes that may still be visited: aliases are followed as often as they are written
-	broken  bool // something has the wrong type: decoding it further makes no sense
+	lenient bool    // as mesh configuration is read: other spellings and numbers as text are accepted
+	effort  *effort // aliases are followed as often as they are written
+	broken  bool    // something has the wrong type: decoding it further makes no sense
 	stack   []rung
 
 	group string         // of the API that the object belongs to
@@ -39,6 +39,9 @@ type rung struct {
 	schema *schema
 }
 
+// guessCost is what finding out where an unknown field belongs takes: as many names are looked at.
+const guessCost = 200
+
 func join(path, name string) string {
 	if path == "" {
 		return name
@@ -48,9 +51,12 @@ func join(path, name string) string {
 
 // value checks n, which stands at path, against s.
 func (w *walker) value(n *yaml.Node, s *schema, path string) any {
-	*w.budget--
+	goOn := w.effort.spend(1 + len(path)/256 + len(n.Value)/64)
 	switch {
-	case *w.budget < 0 || len(w.stack) > maxDepth || strings.Count(path, "[") > maxDepth:
+	case !goOn && w.effort.stopped:
+		w.broken = true
+		return nil
+	case !goOn || len(w.stack) > maxDepth || strings.Count(path, "[") > maxDepth:
 		if !w.broken {
 			w.add(Error, path, "is too large or too deep once its aliases are followed")
 		}
@@ -171,6 +177,12 @@ func (w *walker) pairs(n *yaml.Node, path string) []pair {
 			w.add(Error, path, "has a key that is not a string")
 			continue
 		}
+		if len(k.Value) > maxKey {
+			w.broken = true
+			w.add(Error, path, "has a key of %d bytes, and no key is longer than %d", len(k.Value), maxKey)
+			w.found[len(w.found)-1].Line = k.Line
+			continue
+		}
 		if line, twice := seen[k.Value]; twice {
 			w.broken = true
 			w.add(Error, join(path, k.Value), "is written twice")
@@ -192,12 +204,12 @@ func (w *walker) pairs(n *yaml.Node, path string) []pair {
 
 // merge lists the entries that "<<: v" adds.
 func (w *walker) merge(v *yaml.Node, path string) []pair {
-	*w.budget--
+	goOn := w.effort.spend(1)
 	if v.Kind == yaml.AliasNode && v.Alias != nil {
 		v = v.Alias
 	}
 	switch {
-	case *w.budget < 0:
+	case !goOn:
 		return nil
 	case v.Kind == yaml.SequenceNode:
 		var out []pair
@@ -217,7 +229,7 @@ func (w *walker) merge(v *yaml.Node, path string) []pair {
 	for i := 0; i+1 < len(v.Content); i += 2 {
 		if v.Content[i].Kind == yaml.ScalarNode && v.Content[i].Tag != "!!merge" {
 			out = append(out, pair{v.Content[i], v.Content[i+1]})
-			*w.budget--
+			w.effort.spend(1)
 		}
 	}
 	return out
@@ -330,6 +342,9 @@ func (w *walker) unknown(s *schema, name, path string) {
 			w.hint("it is a field of %s: the indentation is probably wrong", where)
 			return
 		}
+	}
+	if !w.effort.guess(guessCost) {
+		return
 	}
 	if path == "spec" && w.sibling != nil {
 		if other := w.sibling(name); other != "" {
