@@ -1,7 +1,6 @@
 package client
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -57,6 +56,7 @@ func empty() *Snapshot {
 		byHostname: newPmap[string, []*Workload](seed),
 		services:   newPmap[name, *Service](seed),
 		byVIP:      newPmap[ipKey, []*Service](seed),
+		networks:   newPmap[netKey, []*Service](seed),
 		members:    newPmap[name, *members](seed),
 		settings:   newPmap[string, *settings.WorkloadSettings](seed),
 		bySettings: newPmap[string, pmap[string, struct{}]](seed),
@@ -278,12 +278,7 @@ func (b *builder) putService(svc *Service) {
 	for _, k := range vipKeys(svc) {
 		s.byVIP = s.byVIP.set(e, k, insert(s.byVIP.at(k), svc, byClaim))
 	}
-	if len(svc.prefixes) > 0 {
-		s.prefixes = append(slices.Clone(s.prefixes), svc.prefixes...)
-		slices.SortStableFunc(s.prefixes, func(a, b vipPrefix) int {
-			return cmp.Or(cmp.Compare(b.prefix.Bits(), a.prefix.Bits()), byClaim(a.service, b.service))
-		})
-	}
+	b.putNetworks(svc)
 }
 
 func (b *builder) removeService(n name) {
@@ -296,9 +291,7 @@ func (b *builder) removeService(n name) {
 	for _, k := range vipKeys(svc) {
 		s.byVIP = put(s.byVIP, e, k, drop(s.byVIP.at(k), svc))
 	}
-	if len(svc.prefixes) > 0 {
-		s.prefixes = slices.DeleteFunc(slices.Clone(s.prefixes), func(p vipPrefix) bool { return p.service == svc })
-	}
+	b.dropNetworks(svc)
 }
 
 func (b *builder) putPolicy(p *securityapi.Authorization) {

@@ -50,10 +50,8 @@ func (s *Snapshot) ServicesByIP(network string, ip netip.Addr) []*Service {
 	ip = ip.Unmap()
 	exact := s.byVIP.at(ipKey{network, ip})
 	out := exact[:len(exact):len(exact)]
-	for _, p := range s.prefixes {
-		if p.network == network && p.prefix.Contains(ip) {
-			out = append(out, p.service)
-		}
+	for list := range s.networksOf(network, ip) {
+		out = append(out, list...)
 	}
 	return out
 }

@@ -198,7 +198,7 @@ func parseService(resource string, m *workloadapi.Service) (parsed, error) {
 		case length == ip.BitLen():
 			svc.VIPs = append(svc.VIPs, ip.Unmap())
 		default:
-			svc.prefixes = append(svc.prefixes, vipPrefix{a.GetNetwork(), netip.PrefixFrom(ip, length).Masked(), svc})
+			svc.networks = append(svc.networks, netKey{a.GetNetwork(), netip.PrefixFrom(ip, length).Masked()})
 		}
 	}
 	for i, p := range m.GetPorts() {

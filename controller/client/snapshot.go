@@ -38,7 +38,7 @@ type Service struct {
 	VIPs     []netip.Addr              // single addresses, unmapped; networks are found by ServiceByIP only
 	Settings *settings.ServiceSettings // never nil
 
-	prefixes []vipPrefix
+	networks []netKey
 }
 
 // Created is when the service was declared; zero for services of Kubernetes that lead to no name of DNS.
@@ -47,12 +47,6 @@ func (s *Service) Created() time.Time {
 		return time.Time{}
 	}
 	return s.Settings.GetCreated().AsTime()
-}
-
-type vipPrefix struct {
-	network string
-	prefix  netip.Prefix
-	service *Service
 }
 
 // name is a key of two parts, "namespace/name", that is looked up without joining them.
@@ -81,8 +75,9 @@ type Snapshot struct {
 	byName     pmap[name, []*Workload]   // sorted by uid
 	byHostname pmap[string, []*Workload] // sorted by uid
 	services   pmap[name, *Service]
-	byVIP      pmap[ipKey, []*Service] // sorted by claim
-	prefixes   []vipPrefix             // longest first
+	byVIP      pmap[ipKey, []*Service]  // sorted by claim
+	networks   pmap[netKey, []*Service] // sorted as byVIP
+	lengths    []length                 // of networks, longest first
 	members    pmap[name, *members]
 	settings   pmap[string, *settings.WorkloadSettings]
 	bySettings pmap[string, pmap[string, struct{}]] // settings name -> uids
@@ -126,10 +121,8 @@ func (s *Snapshot) ServiceByIP(network string, ip netip.Addr) *Service {
 	if svc := first(s.byVIP.at(ipKey{network, ip})); svc != nil {
 		return svc
 	}
-	for _, p := range s.prefixes {
-		if p.network == network && p.prefix.Contains(ip) {
-			return p.service
-		}
+	for list := range s.networksOf(network, ip) {
+		return list[0]
 	}
 	return nil
 }

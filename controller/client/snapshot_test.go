@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -332,10 +333,13 @@ func compare(t *testing.T, want, got *Snapshot) {
 }
 
 func prefixNames(s *Snapshot) (out []string) {
-	for _, p := range s.prefixes {
-		out = append(out, p.prefix.String()+" "+p.service.GetHostname())
+	for k, list := range s.networks.all() {
+		for _, svc := range list {
+			out = append(out, k.prefix.String()+" "+svc.GetHostname())
+		}
 	}
-	return out
+	slices.Sort(out)
+	return append(out, fmt.Sprint(s.lengths))
 }
 
 func TestPmap(t *testing.T) {
@@ -454,7 +458,7 @@ func FuzzSnapshot(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := end.workloads.size + end.services.size + end.byIP.size + end.byVIP.size + end.byName.size + end.members.size + end.bySettings.size + len(end.prefixes); n > 0 && len(keys) == s.workloads.size+s.services.size {
+		if n := end.workloads.size + end.services.size + end.byIP.size + end.byVIP.size + end.byName.size + end.members.size + end.bySettings.size + end.networks.size + len(end.lengths); n > 0 && len(keys) == s.workloads.size+s.services.size {
 			for _, k := range keys {
 				if s.WorkloadByUID(k.Name) != nil && s.ServiceByHost(parseName(k.Name).namespace, parseName(k.Name).name) != nil {
 					return // a uid that is also a service's name: the first removal is the workload's
