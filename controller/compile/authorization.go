@@ -69,26 +69,33 @@ func valid(findings []validate.Finding) bool {
 	return !slices.ContainsFunc(findings, func(f validate.Finding) bool { return f.Severity == validate.Error && !f.Unsupported })
 }
 
-// judgeTargets says which services of the policy lead to no workload; it is not enforced when none of its targets does.
+// judgeTargets says which targets of the policy lead to no workload, those of gateways among them; it is not enforced when none of its targets does.
 func (c *Compiler) judgeTargets(p *model.AuthorizationPolicy, st *validate.Status) {
 	var texts []string
+	without := 0
 	for _, t := range p.Targets {
+		if t.Gateway != "" {
+			without++
+			if !strings.Contains(st.Message, validate.NoGateways) {
+				texts = append(texts, "spec.targetRefs: gateway "+t.Gateway+": "+validate.NoGateways)
+			}
+		}
 		if t.Service == "" {
 			continue
 		}
 		if why := c.reg.WithoutWorkload(model.Name{Namespace: p.Namespace, Name: t.Service}); why != "" {
+			without++
 			texts = append(texts, "spec.targetRefs: Service "+p.Namespace+"/"+t.Service+" "+why)
 		}
 	}
-	if len(texts) == 0 {
+	if without == 0 {
 		return
 	}
-	none := len(texts) == len(p.Targets)
 	if st.Message != "" {
 		texts = append(texts, st.Message)
 	}
 	st.Message = strings.Join(texts, "; ")
-	if none {
+	if without == len(p.Targets) {
 		st.Enforced, st.EnforcedBy = false, validate.ReasonNoWorkload
 	}
 }
@@ -97,7 +104,7 @@ func (c *Compiler) scope(p *model.AuthorizationPolicy) securityapi.Scope {
 	switch {
 	case len(p.Targets) > 0:
 		return securityapi.Scope_WORKLOAD_SELECTOR
-	case p.Namespace == c.reg.Mesh().RootNamespace:
+	case p.Namespace == c.reg.Mesh().RootNamespace && !p.Local:
 		return securityapi.Scope_GLOBAL
 	}
 	return securityapi.Scope_NAMESPACE

@@ -103,12 +103,17 @@ type AuthorizationPolicy struct {
 	Findings []validate.Finding
 	// Targets are alternatives; none means the whole namespace, or the mesh for the root namespace.
 	Targets []Target
+	// Local is set when it names objects of its namespace and it is not certain which: without targets it is for its namespace
+	// then, also where that is the root namespace.
+	Local bool
 }
 
 // Target selects workloads by labels or by a service of the policy's namespace.
 type Target struct {
 	Labels  map[string]string
 	Service string
+	Gateway string // a Gateway or a GatewayClass, whose pods have the labels; the mesh serves none
+	Local   bool   // pods of the policy's namespace only, also where that is the root namespace
 }
 
 // Mesh is what the ConfigMap of the mesh says, or the defaults.

@@ -26,7 +26,7 @@ func (r *Registry) OutsidersOf(p *AuthorizationPolicy) []*WorkloadEntry {
 			continue
 		}
 		for ns := range r.external.workloads {
-			if ns == p.Namespace || p.Namespace == r.mesh.now.RootNamespace {
+			if ns == p.Namespace || p.Namespace == r.mesh.now.RootNamespace && !t.Local {
 				all = append(all, r.WorkloadsSelected(ns, t.Labels)...)
 			}
 		}

@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	labelGatewayName = "gateway.networking.k8s.io/gateway-name"
-	labelSubzone     = "topology.istio.io/subzone"
+	labelGatewayName  = "gateway.networking.k8s.io/gateway-name"
+	labelGatewayClass = "gateway.networking.k8s.io/gateway-class-name"
+	labelSubzone      = "topology.istio.io/subzone"
 )
 
 // PodOf returns the pod of an event: a *Pod as it is, a *corev1.Pod as NewPod reads it; nil when there is none.
@@ -159,8 +160,10 @@ func newAuthorization(p *securityv1.AuthorizationPolicy, issues []validate.Field
 		refs = append(refs[:len(refs):len(refs)], p.Spec.GetTargetRef())
 	}
 	for _, f := range out.Findings {
-		// What the policy is for is not certain: it is for the whole namespace then, and denies.
+		// What the policy is for is not certain: it is for all that it may be for, and denies. A selector of the root namespace
+		// is for the whole mesh, a target for its own namespace only.
 		if f.Severity == validate.Error && (strings.HasPrefix(f.Field, "spec.selector") || strings.HasPrefix(f.Field, "spec.targetRef")) {
+			out.Local = len(refs) > 0
 			return out
 		}
 	}
@@ -168,7 +171,11 @@ func newAuthorization(p *securityv1.AuthorizationPolicy, issues []validate.Field
 		if ref.GetKind() == "Service" {
 			out.Targets = append(out.Targets, Target{Service: ref.GetName()})
 		} else {
-			out.Targets = append(out.Targets, Target{Labels: map[string]string{labelGatewayName: ref.GetName()}})
+			label := labelGatewayName
+			if ref.GetKind() == "GatewayClass" {
+				label = labelGatewayClass
+			}
+			out.Targets = append(out.Targets, Target{Labels: map[string]string{label: ref.GetName()}, Gateway: ref.GetName(), Local: ref.GetKind() == "Gateway"})
 		}
 	}
 	if labels := p.Spec.GetSelector().GetMatchLabels(); len(labels) > 0 {

@@ -70,7 +70,7 @@ func (r *Registry) SelectorPolicies(p *Pod, services []*Service) []Name {
 	var all []Name
 	check := func(n Name) {
 		for _, t := range r.policies[n].Targets {
-			if t.Service == "" && Matches(t.Labels, p.Labels) {
+			if t.Service == "" && (!t.Local || n.Namespace == p.Namespace) && Matches(t.Labels, p.Labels) {
 				all = append(all, n)
 				return
 			}

@@ -93,7 +93,8 @@ func nonEmpty(pairs ...any) []string {
 }
 
 // targetGroups are the API groups of the kinds that a policy may target; "" is accepted for all.
-var targetGroups = map[string][]string{"Service": {"", "core"}, "Gateway": {"", "gateway.networking.k8s.io"}}
+var targetGroups = map[string][]string{"Service": {"", "core"}, "Gateway": {"", "gateway.networking.k8s.io"},
+	"GatewayClass": {"gateway.networking.k8s.io"}}
 
 // AuthorizationPolicy checks one policy; issues are fields that its decoder did not understand.
 func AuthorizationPolicy(p *securityv1.AuthorizationPolicy, issues []Field) []Finding {
@@ -131,14 +132,23 @@ func AuthorizationPolicy(p *securityv1.AuthorizationPolicy, issues []Field) []Fi
 	return c.found
 }
 
+// NoGateways is said of a policy that targets a gateway.
+const NoGateways = "this mesh serves no gateways yet, so that nothing is behind this target"
+
+// OfGateway reports whether a target of the kind is for gateways.
+func OfGateway(kind string) bool { return kind == "Gateway" || kind == "GatewayClass" }
+
 func (c *collector) target(t *typebeta.PolicyTargetReference, namespace, at string) {
 	if groups, ok := targetGroups[t.GetKind()]; ok && !slices.Contains(groups, t.GetGroup()) {
 		c.add(Error, at+".group", "group %q has no kind %s", t.GetGroup(), t.GetKind())
 		c.hint("it is %q", groups[len(groups)-1])
 	}
-	if (t.GetKind() != "Service" && t.GetKind() != "Gateway") || t.GetName() == "" {
+	if targetGroups[t.GetKind()] == nil || t.GetName() == "" {
 		c.add(Error, at, "kind %q with name %q is not supported", t.GetKind(), t.GetName())
 		c.hint("a policy may target a Service or a Gateway; pods are chosen by spec.selector")
+	}
+	if OfGateway(t.GetKind()) {
+		c.add(Warning, at, "%s %q: %s", t.GetKind(), t.GetName(), NoGateways)
 	}
 	if t.GetNamespace() != "" && t.GetNamespace() != namespace {
 		c.add(Error, at+".namespace", "must be the policy's own namespace")

@@ -203,6 +203,8 @@ var ruleCases = []struct{ kind, spec, want string }{
 	{security + "AuthorizationPolicy", "{action: DENY, rules: [{from: [{source: {notServiceAccounts: [Foo]}}]}]}", `notServiceAccounts[0]: "Foo" is not ACCOUNT`},
 	{security + "AuthorizationPolicy", "{action: DENY, rules: [{when: [{key: source.serviceAccount, values: [a.b/c]}]}]}", `values[0]: "a.b/c" is not ACCOUNT or NAMESPACE/ACCOUNT`},
 	{security + "AuthorizationPolicy", "{action: DENY, rules: [{from: [{source: {serviceAccounts: [my.account, foo/a-1]}}]}]}", ""},
+	{security + "AuthorizationPolicy", "{targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: g}], rules: [{}]}", `warning AuthorizationPolicy a spec.targetRefs[0]: Gateway "g": this mesh serves no gateways yet`},
+	{security + "AuthorizationPolicy", "{targetRefs: [{kind: GatewayClass, name: g}], rules: [{}]}", `error AuthorizationPolicy a spec.targetRefs[0].group: group "" has no kind GatewayClass (it is "gateway.networking.k8s.io")`},
 	{security + "AuthorizationPolicy", "{selector: {}, rules: [{}]}", "spec.selector: has no labels: it selects every workload"},
 	{security + "AuthorizationPolicy", `{rules: [{from: [{source: {requestPrincipals: [""]}}]}]}`, "requestPrincipals[0]: is empty"},
 	{security + "AuthorizationPolicy", `{rules: [{when: [{key: "request.headers[a]", values: [""]}]}]}`, "values[0]: is empty"},

@@ -73,13 +73,13 @@ func TestSelectorAndTargets(t *testing.T) {
 	p.Spec.Rules = []*securitybeta.Rule{nil}
 	fields := map[string]bool{}
 	for _, f := range AuthorizationPolicy(p, nil) {
-		if f.Severity != Error {
+		if gateway := f.Field == "spec.targetRefs[4]"; (f.Severity == Warning) != gateway || (f.Severity != Error && !gateway) {
 			t.Errorf("%v", f)
 		}
 		fields[f.Field] = true
 	}
 	for _, want := range []string{"spec.selector.matchLabels.app", "spec.selector", "spec.targetRefs[0].namespace", "spec.targetRefs[1]",
-		"spec.targetRefs[2].group", "spec.rules[0]"} {
+		"spec.targetRefs[2].group", "spec.targetRefs[4]", "spec.rules[0]"} {
 		if !fields[want] {
 			t.Errorf("no finding for %s in %v", want, fields)
 		}

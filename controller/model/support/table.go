@@ -3,8 +3,9 @@ package support
 // The decisions about Istio's kinds. An entry reaches down to everything below its path; the longest path counts.
 
 const (
-	noSidecar = "there is no sidecar to configure"
-	noVM      = "nothing registers itself: workloads outside Kubernetes are declared by WorkloadEntry"
+	servesNone = "Service; a Gateway or a GatewayClass is not enforced, since the mesh serves none yet (5/5)"
+	noSidecar  = "there is no sidecar to configure"
+	noVM       = "nothing registers itself: workloads outside Kubernetes are declared by WorkloadEntry"
 )
 
 var virtualService = []entry{
@@ -163,11 +164,11 @@ var requestAuthentication = []entry{
 	{"jwtRules[].fromParams", Refused, Policy, "JW-03", noTokens},
 	{"jwtRules[].fromCookies", Refused, Policy, "JW-03", noTokens},
 	{"selector.matchLabels{}", Enforced, "", "JW-06 JW-07", ""},
-	{"targetRef.kind", Enforced, "", "JW-07", ""},
+	{"targetRef.kind", Enforced, "", "JW-07", servesNone},
 	{"targetRef.name", Enforced, "", "JW-07", ""},
 	{"targetRef.group", Unused, "", "JW-07", rightGroup},
 	{"targetRef.namespace", Unused, "", "JW-07", rightGroup},
-	{"targetRefs[].kind", Enforced, "", "JW-07", ""},
+	{"targetRefs[].kind", Enforced, "", "JW-07", servesNone},
 	{"targetRefs[].name", Enforced, "", "JW-07", ""},
 	{"targetRefs[].group", Unused, "", "JW-07", rightGroup},
 	{"targetRefs[].namespace", Unused, "", "JW-07", rightGroup},
@@ -177,11 +178,11 @@ const tcpOnly = "judged as on TCP: in a rule of an ALLOW policy the rule matches
 
 var authorizationPolicy = []entry{
 	{"selector.matchLabels{}", Enforced, "", "AZ-07", ""},
-	{"targetRef.kind", Enforced, "", "AZ-07", ""},
+	{"targetRef.kind", Enforced, "", "AZ-07", servesNone},
 	{"targetRef.name", Enforced, "", "AZ-07", ""},
 	{"targetRef.group", Unused, "", "AZ-07", rightGroup},
 	{"targetRef.namespace", Unused, "", "AZ-07", rightGroup},
-	{"targetRefs[].kind", Enforced, "", "AZ-07", ""},
+	{"targetRefs[].kind", Enforced, "", "AZ-07", servesNone},
 	{"targetRefs[].name", Enforced, "", "AZ-07", ""},
 	{"targetRefs[].group", Unused, "", "AZ-07", rightGroup},
 	{"targetRefs[].namespace", Unused, "", "AZ-07", rightGroup},
