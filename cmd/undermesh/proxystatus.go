@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -120,18 +121,23 @@ func (c *cluster) syncStatuses(ctx context.Context, namespace string) ([]server.
 
 // proxyLines merges what the replicas say and adds the workloads of each node, sorted by name.
 func proxyLines(replicas []server.SyncStatus, pods []corev1.Pod) []proxyLine {
-	newest, byName := map[string]xds.ClientStatus{}, map[string]proxyLine{}
+	type seat struct{ name, node string } // the server sees to it that the node is true: none hides the line of another one
+	newest, byName := map[seat]xds.ClientStatus{}, map[seat]proxyLine{}
 	proxies := map[string]proxyLine{} // of nodes
 	for _, r := range replicas {
 		for _, c := range r.Clients {
 			name, kind := clientName(c.ID)
-			if c.ID == "" || name == "" || newest[name].Connected.After(c.Connected) {
+			if c.Pod != "" && name != "" {
+				name = c.Pod // what the token proves, whatever the client says of itself
+			}
+			key := seat{name, c.NodeName}
+			if c.ID == "" || name == "" || newest[key].Connected.After(c.Connected) {
 				continue // a proxy that moved to another replica is there twice until the old stream ends
 			}
-			newest[name] = c
+			newest[key] = c
 			l := proxyLine{Name: name, Cluster: c.ClusterID, Node: c.NodeName, Types: c.Types, States: states(c.Types), Istiod: r.Replica, Version: r.Version}
-			byName[name] = l
-			if old, ok := proxies[c.NodeName]; kind == api.ZtunnelName && (!ok || !newest[old.Name].Connected.After(c.Connected)) {
+			byName[key] = l
+			if old, ok := proxies[c.NodeName]; kind == api.ZtunnelName && (!ok || !newest[seat{old.Name, c.NodeName}].Connected.After(c.Connected)) {
 				proxies[c.NodeName] = l
 			}
 		}
@@ -188,11 +194,21 @@ func (l proxyLine) refusals() (out []string) {
 	}
 	for typ, t := range l.Types {
 		if t.State() == xds.Rejected {
-			out = append(out, fmt.Sprintf("%s refused %s: %s", l.Name, typ, t.LastError))
+			out = append(out, plain(fmt.Sprintf("%s refused %s: %s", l.Name, typ, t.LastError)))
 		}
 	}
 	slices.Sort(out)
 	return out
+}
+
+// plain has no control characters: what a node says of itself is printed on the terminal of an administrator.
+func plain(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '_'
+		}
+		return r
+	}, text)
 }
 
 // proxyRows is the table. Every cell is one word: the documents' commands count columns.
@@ -209,7 +225,7 @@ func proxyRows(lines []proxyLine) [][]string {
 		}
 		row = append(row, l.Istiod, l.Version)
 		for i := range row {
-			if row[i] = strings.Join(strings.Fields(row[i]), "_"); row[i] == "" {
+			if row[i] = strings.Join(strings.Fields(plain(row[i])), "_"); row[i] == "" {
 				row[i] = none
 			}
 		}

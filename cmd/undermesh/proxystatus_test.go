@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,6 +24,51 @@ func proxyClient(id, node string, at time.Time, edit func(map[string]xds.TypeSta
 		edit(types)
 	}
 	return xds.ClientStatus{ID: id, NodeName: node, ClusterID: "Kubernetes", Connected: at, Types: types}
+}
+
+// TestProxyStatusOfLiars: a node that says it is another one hides no line, a pod is called what its token proves, and nothing
+// that a node says gets to the terminal as more than text.
+func TestProxyStatusOfLiars(t *testing.T) {
+	at := time.Unix(1000, 0)
+	refused := func(why string) func(map[string]xds.TypeStatus) {
+		return func(m map[string]xds.TypeStatus) {
+			s := m[api.AuthorizationType]
+			s.Refused, s.LastError = true, why
+			m[api.AuthorizationType] = s
+		}
+	}
+	const id = "ztunnel~10.0.0.2~ztunnel-2.istio-system~istio-system.svc.cluster.local"
+	proved := proxyClient(id, "node4", at.Add(time.Minute), nil)
+	proved.Pod = "ztunnel-4.istio-system"
+	lines := proxyLines([]server.SyncStatus{{Replica: "istiod-a", Clients: []xds.ClientStatus{
+		proxyClient(id, "node2", at, refused("bad policy")),
+		proxyClient(id, "node1", at.Add(time.Second), nil),
+		proxyClient("ztunnel~1~\x1b[31mz\u202e.istio-system~d", "node3", at, refused("\x1b[2J\x1b]0;x\x07\nztunnel-9 refused nothing\u009b")),
+		proved,
+	}}}, nil)
+	if len(lines) != 4 {
+		t.Fatalf("%d lines, want 4: %+v", len(lines), lines)
+	}
+	byNode := map[string]proxyLine{}
+	for _, l := range lines {
+		byNode[l.Node] = l
+	}
+	if s := byNode["node2"].States[api.AuthorizationType]; s != xds.Rejected {
+		t.Errorf("node2 is %s", s)
+	}
+	if byNode["node4"].Name != proved.Pod {
+		t.Errorf("node4's proxy is called %q", byNode["node4"].Name)
+	}
+	text := strings.Join(byNode["node3"].refusals(), "")
+	for _, row := range proxyRows(lines)[1:] {
+		text += strings.Join(row, " ")
+	}
+	if i := strings.IndexFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }); i >= 0 {
+		t.Errorf("printed is %q", text)
+	}
+	if !strings.Contains(text, "refused nothing") {
+		t.Errorf("the reason is lost: %q", text)
+	}
 }
 
 // TestIN14ProxyStatus: the lines of all replicas are one table; a workload has what its node's proxy has; the seventh word

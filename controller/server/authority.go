@@ -181,7 +181,11 @@ func (a *authority) options(loaded *ca.Authority) []grpc.ServerOption {
 	auth := xds.StreamAuth(xds.Auth{Log: a.log, Lines: quota.NewLines(a.clock), Accounts: a.cfg.TrustedNodeAccounts, BadToken: ca.ErrBadToken,
 		Authenticate: func(ctx context.Context, token string) (xds.Caller, error) {
 			caller, err := a.cfg.Authenticator.Authenticate(ctx, token)
-			return xds.Caller{Account: caller.String(), Node: caller.Node, Place: cmp.Or(caller.PodName, caller.Node), Expires: caller.Expires}, err
+			out := xds.Caller{Account: caller.String(), Node: caller.Node, Place: cmp.Or(caller.PodName, caller.Node), Expires: caller.Expires}
+			if caller.PodName != "" {
+				out.Pod = caller.PodName + "." + caller.Namespace
+			}
+			return out, err
 		}})
 	return []grpc.ServerOption{grpc.Creds(metered{creds}), grpc.ChainStreamInterceptor(auth, lift)}
 }

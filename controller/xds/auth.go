@@ -35,6 +35,7 @@ type Auth struct {
 type Caller struct {
 	Account string    // "namespace/account"
 	Node    string    // where the token may be used, "" when it does not say
+	Pod     string    // "name.namespace" of the pod that the token is bound to; "" when to none
 	Place   string    // what the token is bound to, a node or a pod; "" when to nothing
 	Expires time.Time // of the token: the stream ends then; zero: never
 }

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -136,7 +137,7 @@ func (c *conn) identify(n *core.Node) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.status.ID, c.status.NodeName, c.status.ClusterID = strings.Clone(id), strings.Clone(name), strings.Clone(cluster)
+	c.status.ID, c.status.NodeName, c.status.ClusterID = strings.Clone(id), strings.Clone(cmp.Or(c.caller.Node, name)), strings.Clone(cluster)
 	return nil
 }
 

@@ -191,7 +191,7 @@ func (s *Server) connect(st stream) (*conn, error) {
 	c := &conn{
 		srv: s, stream: st, caller: caller, cursor: s.cfg.Store.subscribe(), subs: map[string]*subscription{}, stalled: make(chan struct{}),
 		status: ClientStatus{
-			Connection: strconv.FormatUint(s.next, 10), Peer: peerAddr(st.Context()), Caller: caller.Account,
+			Connection: strconv.FormatUint(s.next, 10), Peer: peerAddr(st.Context()), Caller: caller.Account, Pod: caller.Pod,
 			Connected: s.cfg.Clock.Now(), Types: map[string]TypeStatus{},
 		},
 	}

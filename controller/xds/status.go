@@ -5,11 +5,12 @@ import "time"
 // ClientStatus is one connected client, for proxy-status.
 type ClientStatus struct {
 	ID         string                `json:"id"`         // of the node, as it says; empty before its first request
-	NodeName   string                `json:"nodeName"`   // of the Kubernetes node, as it says
+	NodeName   string                `json:"nodeName"`   // of the Kubernetes node, proved by the token or as it says
 	ClusterID  string                `json:"clusterID"`  // as it says
 	Connection string                `json:"connection"` // number of the stream
 	Peer       string                `json:"peer"`       // address
 	Caller     string                `json:"caller"`     // proved by the token, empty on the plain listener
+	Pod        string                `json:"pod"`        // name.namespace, proved by the token; empty when it does not say
 	Connected  time.Time             `json:"connected"`
 	Types      map[string]TypeStatus `json:"types"` // by type URL; those that it subscribed to
 }
