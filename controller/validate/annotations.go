@@ -29,6 +29,13 @@ func (w *walker) annotation(key, value, kind, at string) {
 		w.code(CodeMisplaced)
 		return
 	}
+	if key == annotation.NetworkingExportTo.Name {
+		if err := eachOf(value, namespaceSeen); err != nil {
+			w.add(Warning, at, "Invalid annotation %s: %s", key, err)
+			w.code(CodeAnnotationValue)
+		}
+		return
+	}
 	if err := annotationValue(key, value); err != nil {
 		w.add(Warning, at, "Invalid annotation %s: %s: it is ignored, and the traffic stays in the mesh", key, err)
 		w.code(CodeAnnotationValue)
@@ -57,6 +64,14 @@ func annotationValue(key, value string) error {
 		}
 	}
 	return nil
+}
+
+// namespaceSeen checks one of the namespaces to which a Service is exported.
+func namespaceSeen(text string) error {
+	if text == "." || text == "*" || text == "~" || label1123(text) == nil {
+		return nil
+	}
+	return fmt.Errorf("%q is neither a namespace nor \".\" nor \"*\"", text)
 }
 
 // eachOf checks the elements of a list with commas; no text is a list without elements.

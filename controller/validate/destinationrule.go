@@ -279,6 +279,7 @@ func (c *collector) clientTLS(t *networking.ClientTLSSettings, at string) {
 	if t == nil {
 		return
 	}
+	c.must(at+".credentialName", noBlank(t.GetCredentialName()))
 	files := map[string]string{"clientCertificate": t.GetClientCertificate(), "privateKey": t.GetPrivateKey(), "caCertificates": t.GetCaCertificates()}
 	switch t.GetMode() {
 	case networking.ClientTLSSettings_MUTUAL:

@@ -68,6 +68,11 @@ func TestForms(t *testing.T) {
 		"blank":               {"apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec: {rules: [{from: [{source: {principals: [\"a b\"]}}]}]}\n", "white space"},
 		"merge":               {"x: &x {hostz: [a]}\n", "has no apiVersion"},
 		"empty above":         {"apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec:\n  host: a\n  subsets:\n  - name: a\n    labels:\n    version: v1\n", "f:9: error DestinationRule a spec.subsets[0].version: unknown field (labels above it is empty: indent it below that)"},
+		"operator's revision": {"apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nmetadata: {name: a}\nspec: {revision: 1.11.2}\n", `error IstioOperator a spec.revision: "1.11.2" is not the name of a revision, which has lower case letters, digits and "-" only (write 1-11-2)`},
+		"revision":            {"apiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {istio.io/rev: A_b}}\n", `warning Namespace a metadata.labels.istio.io/rev: "A_b" is not the name of a revision, which has lower case letters, digits and "-" only (write a-b)`},
+		"injection":           {"apiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {istio-injection: enable}}\n", `warning Namespace a metadata.labels.istio-injection: "enable" is neither enabled nor disabled: the label says nothing (did you mean enabled?)`},
+		"Service's exportTo":  {"apiVersion: v1\nkind: Service\nmetadata: {name: a, annotations: {networking.istio.io/exportTo: \"a b,,%\"}}\nspec: {ports: [{port: 80}]}\n", `Invalid annotation networking.istio.io/exportTo: "a b" is neither a namespace nor`},
+		"name":                {head + "spec: {hosts: [a], http: [{route: [{destination: {host: a, port: {name: http}}}]}]}\n", "destination.port.name: unknown field (the fields here are number)"},
 		"key":                 {head + "spec: {? [a] : b}\n", "has a key that is not a string"},
 	} {
 		t.Run(name, func(t *testing.T) {

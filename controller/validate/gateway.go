@@ -180,6 +180,8 @@ func (c *collector) serverTLS(s *networking.Server, at string) {
 }
 
 func (c *collector) serverCertificates(t *networking.ServerTLSSettings, tls bool, at string) {
+	c.must(at+".credentialName", noBlank(t.GetCredentialName()))
+	c.each(t.GetCredentialNames(), at+".credentialNames", noBlank)
 	secret := t.GetCredentialName() != "" || len(t.GetCredentialNames()) > 0
 	files := t.GetServerCertificate() != "" || t.GetPrivateKey() != "" || len(t.GetTlsCertificates()) > 0
 	switch mode := t.GetMode(); mode {

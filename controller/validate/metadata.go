@@ -54,6 +54,13 @@ func (w *walker) tags(meta map[string]any, kind, at string) {
 	for _, i := range label.AllResourceLabels() {
 		known = append(known, i.Name)
 	}
+	w.revision(flat["istio.io/rev"], Warning, at+".labels.istio.io/rev")
+	if v, set := flat["istio-injection"]; set && v != "enabled" && v != "disabled" {
+		w.add(Warning, at+".labels.istio-injection", "%q is neither enabled nor disabled: the label says nothing", v)
+		if meant := closest(v, []string{"enabled", "disabled"}); meant != "" {
+			w.hint("did you mean %s?", meant)
+		}
+	}
 	for k := range labels {
 		w.known(k, known, at+".labels."+k, "label")
 	}
@@ -70,6 +77,17 @@ func (w *walker) tags(meta map[string]any, kind, at string) {
 		w.known(k, known, at+".annotations."+k, "annotation")
 		value, _ := annotations[k].(string)
 		w.annotation(k, value, kind, at+".annotations."+k)
+	}
+}
+
+// revision checks the name of a revision, which is a part of the names of its objects.
+func (w *walker) revision(text string, severity Severity, at string) {
+	if text == "" {
+		return
+	}
+	if m := validation.IsDNS1123Label(text); len(m) > 0 {
+		w.add(severity, at, "%q is not the name of a revision, which has lower case letters, digits and \"-\" only", text)
+		w.hint("write %s", strings.Trim(strings.ToLower(strings.NewReplacer(".", "-", "_", "-").Replace(text)), "-"))
 	}
 }
 

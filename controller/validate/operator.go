@@ -22,6 +22,9 @@ func (c *Catalogue) operator() {
 		make: c.operatorSchema,
 		rules: func(w *walker, _ *yaml.Node, obj map[string]any) {
 			spec, _ := obj["spec"].(map[string]any)
+			if name, ok := spec["revision"].(string); ok {
+				w.revision(name, Error, "spec.revision")
+			}
 			mesh := &meshconfig.MeshConfig{}
 			if spec["meshConfig"] != nil && w.decode(spec["meshConfig"], mesh) {
 				w.meshConfig(mesh, "spec.meshConfig")

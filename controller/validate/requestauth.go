@@ -85,6 +85,11 @@ func requestAuthenticationRules(c *collector, spec *securitybeta.RequestAuthenti
 
 func (c *collector) jwtRule(r *securitybeta.JWTRule, at string) {
 	c.each(r.GetAudiences(), at+".audiences", filled)
+	for i, a := range r.GetAudiences() {
+		if err := noBlank(a); err != nil && a != "" { // a token may say so, and none does
+			c.add(Warning, indexed(at+".audiences", i), "%s", err)
+		}
+	}
 	if r.GetJwksUri() != "" {
 		c.must(at+".jwksUri", web(r.GetJwksUri(), "http", "https"))
 		c.fetched(r.GetJwksUri(), at+".jwksUri")

@@ -332,7 +332,7 @@ func (w *walker) unknown(s *schema, name, path string) {
 	if len(w.found) > maxHelped {
 		return
 	}
-	for i := len(w.stack) - 2; i >= 0; i-- {
+	for i := len(w.stack) - 2; i >= 0 && name != "name"; i-- { // nearly everything has a name
 		r := w.stack[i]
 		if f, ok := r.schema.fields[name]; ok && !f.other {
 			where := r.path
