@@ -19,7 +19,7 @@ func TestNamesOfACallerAreBounded(t *testing.T) {
 	apply(t, st, 1, []Resource{wl("a", "10.0.0.1")})
 	// fill opens a stream and subscribes to batches of names, each of another type; it returns how many were taken, and why the
 	// stream ended.
-	fill := func(caller Caller, batches int) (taken int, why error, end func()) {
+	fill := func(caller Caller, batches int) (taken int, end func(), why error) {
 		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), callerKey{}, caller))
 		f := &fakeStream{ctx, make(chan *discovery.DeltaDiscoveryRequest), make(chan *discovery.DeltaDiscoveryResponse, 64), make(chan error, 1)}
 		go func() { f.done <- s.serve(f) }()
@@ -29,31 +29,31 @@ func TestNamesOfACallerAreBounded(t *testing.T) {
 			case f.in <- &discovery.DeltaDiscoveryRequest{Node: &core.Node{Id: "n"}, TypeUrl: s.cfg.Types[i], ResourceNamesSubscribe: names}:
 			case why = <-f.done:
 				cancel()
-				return taken, why, func() {}
+				return taken, func() {}, why
 			}
 			select {
 			case <-f.out: // they do not exist
 				taken += len(names)
 			case why = <-f.done:
 				cancel()
-				return taken, why, func() {}
+				return taken, func() {}, why
 			}
 		}
-		return taken, nil, func() { cancel(); <-f.done }
+		return taken, func() { cancel(); <-f.done }, nil
 	}
 	node := Caller{Account: "istio-system/ztunnel", Place: "n1", Node: "n1"}
-	taken, why, first := fill(node, 2)
+	taken, first, why := fill(node, 2)
 	if why != nil {
 		t.Fatal(why)
 	}
-	more, why, _ := fill(node, len(s.cfg.Types))
+	more, _, why := fill(node, len(s.cfg.Types))
 	if status.Code(why) != codes.InvalidArgument || !strings.Contains(why.Error(), "istio-system/ztunnel at n1 holds more than") {
 		t.Errorf("%v", why)
 	}
 	if taken+more > maxHeld/nameOverhead {
 		t.Errorf("%d names are taken", taken+more)
 	}
-	if _, why, end := fill(Caller{Account: "istio-system/ztunnel", Place: "n2"}, 1); why != nil {
+	if _, end, why := fill(Caller{Account: "istio-system/ztunnel", Place: "n2"}, 1); why != nil {
 		t.Errorf("another node: %v", why)
 	} else {
 		end()
@@ -69,7 +69,7 @@ func TestNamesOfACallerAreBounded(t *testing.T) {
 	}
 	s.names.Give(placeOf(node), maxHeld)
 	t.Run("control: one type and one stream", func(t *testing.T) {
-		if n, why, end := fill(node, 1); why != nil || n != maxRequest {
+		if n, end, why := fill(node, 1); why != nil || n != maxRequest {
 			t.Error(n, why)
 		} else {
 			end()
