@@ -74,7 +74,9 @@ type state struct {
 	owner    string // namespace that is charged with the size
 	size     int    // of what is stored, or about to be, in bytes
 	failures int
-	next     time.Time // when it is due again, after an attempt of this process; zero: the record says
+	// displaced: the room of its keys went to others since its last attempt began, so the next one is due.
+	displaced bool
+	next      time.Time // when it is due again, after an attempt of this process; zero: the record says
 }
 
 // New returns a Keeper that fetches nothing before Run.
@@ -248,6 +250,8 @@ func (k *Keeper) release(sources []string) {
 
 func (k *Keeper) dueAt(source string, st *state) time.Time {
 	switch {
+	case st.displaced && st.record.Keys != "":
+		return time.Time{}
 	case !st.next.IsZero():
 		return st.next
 	case !st.wanted || st.record.Keys == "" || st.record.Error != "":
@@ -268,6 +272,7 @@ func (k *Keeper) attempt(ctx context.Context, source string) {
 	k.mu.Lock()
 	st := k.sources[source]
 	old, wanted := st.record, st.wanted
+	st.displaced = false
 	k.mu.Unlock()
 	if !wanted {
 		err := k.cfg.Store.Delete(ctx, source)
@@ -297,7 +302,7 @@ func (k *Keeper) attempt(ctx context.Context, source string) {
 		}
 		if !k.fits(now) { // nor for those that it had
 			now.Keys, now.Fetched = "", time.Time{}
-			k.fits(now)
+			k.shrink(now)
 		}
 	}
 	result := map[bool]string{true: "good", false: "failed"}[err == nil]

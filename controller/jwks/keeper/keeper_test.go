@@ -35,6 +35,7 @@ type world struct {
 	running int
 	most    int // fetches at a time
 	refused int // saves, for their size
+	telling sync.Mutex
 	slow    time.Duration
 }
 
@@ -113,8 +114,10 @@ func (w *world) Delete(_ context.Context, source string) error {
 	return nil
 }
 
-// tell brings what is stored to all keepers, as informers do.
+// tell brings what is stored to all keepers, as informers do: never what was there before what they were told.
 func (w *world) tell() {
+	w.telling.Lock()
+	defer w.telling.Unlock()
 	w.mu.Lock()
 	var wanted []jwks.Wanted
 	var unwanted []jwks.Record

@@ -16,7 +16,8 @@ type taken struct {
 }
 
 // fits reports whether there is room for a record, which it has from then on. Where the room is not enough for all, other
-// records lose theirs for it: they are looked at anew.
+// records lose theirs for it: they are looked at anew, those under way when they are done. A record that finds no room takes
+// none from anybody.
 func (k *Keeper) fits(r jwks.Record) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -25,24 +26,30 @@ func (k *Keeper) fits(r jwks.Record) bool {
 	for s, st := range k.sources {
 		switch {
 		case s == r.Source:
-			st.size = jwks.Size(r)
-			all = append(all, taken{s, st.owner, st.size, true})
+			all = append(all, taken{s, st.owner, jwks.Size(r), true})
 		case st.wanted:
 			all = append(all, taken{s, st.owner, st.size, false})
 		default:
 			room -= st.size // until it is removed
 		}
 	}
-	good := true
-	for _, s := range tooMuch(all, room) {
-		if s == r.Source {
-			good = false
-		} else if st := k.sources[s]; st.record.Keys != "" && !st.running {
-			st.next = k.cfg.Clock.Now()
-		}
+	without := tooMuch(all, room)
+	if slices.Contains(without, r.Source) {
+		return false
+	}
+	k.sources[r.Source].size = jwks.Size(r)
+	for _, s := range without {
+		k.sources[s].displaced = true
 	}
 	k.signal()
-	return good
+	return true
+}
+
+// shrink takes the room of a record that has lost its keys: an error's, which everybody has.
+func (k *Keeper) shrink(r jwks.Record) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.sources[r.Source].size = jwks.Size(r)
 }
 
 // tooMuch returns the sources for which there is no room. Room is shared fairly between the owners: none has less than another

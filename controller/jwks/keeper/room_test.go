@@ -42,8 +42,8 @@ func TestRoomIsSharedByNamespaces(t *testing.T) {
 		w.add("honest", honest, setOf(1))
 		end := lead(t, k)
 		defer end()
-		for i := range 40 {
-			w.add("evil", fmt.Sprintf("https://evil.example/%d", i), setOf(60<<10))
+		for i := range 40 { // all of one size: a smaller one would take a larger one's room, which is free a moment later only
+			w.add("evil", fmt.Sprintf("https://evil.example/%02d", i), setOf(60<<10))
 		}
 		pass(time.Hour)
 		held := func() (n int) {
@@ -76,7 +76,7 @@ func TestRoomIsSharedByNamespaces(t *testing.T) {
 		}
 		errs := 0
 		for i := range 40 {
-			if r := w.record(fmt.Sprintf("https://evil.example/%d", i)); strings.Contains(r.Error, "no room") {
+			if r := w.record(fmt.Sprintf("https://evil.example/%02d", i)); strings.Contains(r.Error, "no room") {
 				errs++
 			}
 		}
