@@ -282,7 +282,8 @@ func TestMT22IdentityFollowsTheTrustDomain(t *testing.T) {
 	}
 }
 
-func TestRootIsMadeOnce(t *testing.T) {
+// TestMT19RootIsMadeOnce: whichever of several controllers starts first makes the root, the others take it.
+func TestMT19RootIsMadeOnce(t *testing.T) {
 	st := &memory{}
 	roots := make([][]byte, 4)
 	var wg sync.WaitGroup
@@ -306,6 +307,13 @@ func TestRootIsMadeOnce(t *testing.T) {
 	if err := New(Config{Store: st, Authenticator: &StaticTokens{}, NodeAuthorizer: onNode{}, Clock: &manual{now: start}}).Load(t.Context()); err == nil || !strings.Contains(err.Error(), FileCACert) {
 		t.Errorf("an empty stored root: %v", err)
 	}
+	t.Run("MT-19 control: with cacerts none is made", func(t *testing.T) {
+		empty := &memory{}
+		a, _, _ := newAuthority(t, func(c *Config) { c.Store, c.PlugIn = empty, plugged(cacerts(t)) })
+		if root, err := a.RootPEM(); err != nil || len(root) == 0 || empty.data != nil {
+			t.Errorf("%d bytes of root, %v, stored %d files", len(root), err, len(empty.data))
+		}
+	})
 }
 
 // cacerts are valid for two days.

@@ -46,6 +46,16 @@ func TestCertificatesOfPods(t *testing.T) {
 			t.Error("a key is shown")
 		}
 	})
+	t.Run("MT-19 nobody brought a CA: the root is self-signed", func(t *testing.T) {
+		out, err := w.Kubectl(ctx, "get", "secret", "-n", api.DefaultRootNamespace, "cacerts", "--ignore-not-found")
+		check(t, err)
+		if out != "" {
+			t.Errorf("there is one: %s", out)
+		}
+		if err := root.cert.CheckSignatureFrom(root.cert); err != nil || !root.cert.IsCA {
+			t.Errorf("root %s, CA %t: %v", root.cert.Subject, root.cert.IsCA, err)
+		}
+	})
 	t.Run("MT-16 the signature is one line of the controller's log", func(t *testing.T) {
 		out, err := w.Kubectl(ctx, "logs", "-n", api.DefaultRootNamespace, "deploy/"+api.ControllerName)
 		check(t, err)
