@@ -111,7 +111,7 @@ func TestJW09Keys(t *testing.T) {
 	})
 	for name, c := range map[string]struct{ uri, says string }{
 		"metadata": {"http://169.254.169.254/latest/meta-data", "169.254.169.254 belongs to the host, the link or the cloud"},
-		"loopback": {"http://localhost:8080/ready", "belongs to the host, the link or the cloud"},
+		"loopback": {"http://localhost:8080/ready", "is an address of the control plane's own host"},
 		"closed":   {"http://issuer.issuer:8081/keys", "cannot be had: "},
 	} {
 		t.Run("JW-09 "+name+" is named in the status", func(t *testing.T) {
