@@ -69,6 +69,8 @@ func (c *Compiler) judgeAddress(e *model.ServiceEntry, p netip.Prefix, rival *mo
 	switch {
 	case why != "":
 		add(validate.Error, "spec.addresses", "%s %s: this entry does not get its connections", bare(p), why)
+	case c.reg.NamesNode(e, p):
+		add(validate.Warning, "spec.addresses", "%s is the address of a node: this entry gets connections of its own namespace alone", bare(p))
 	case rival == nil:
 	case rival.Namespace == e.Namespace:
 		add(validate.Error, "spec.addresses", "%s is an address of the older ServiceEntry %s: this entry does not get its connections",
@@ -122,14 +124,16 @@ func (c *Compiler) entryService(h entryHost) Resource {
 		}
 		out.Addresses = append(out.Addresses, a)
 	}
+	ownNamespace := false
 	for _, p := range h.prefixes {
 		put(p)
+		ownNamespace = ownNamespace || c.reg.NamesNode(e, p)
 	}
 	for _, ip := range h.assigned {
 		put(netip.PrefixFrom(ip, ip.BitLen()))
 	}
 	set := &settings.ServiceSettings{Declared: true, Created: born(e.CreationTimestamp), External: !e.Internal(), ExportTo: c.reg.EntryExportTo(e),
-		Resolution: resolutions[e.Spec.GetResolution()]}
+		OwnNamespace: ownNamespace, Resolution: resolutions[e.Spec.GetResolution()]}
 	for _, p := range h.ports {
 		out.Ports = append(out.Ports, &workloadapi.Port{ServicePort: p.GetNumber(), TargetPort: model.TargetPort(p, nil)})
 		if protocol, _ := entryProtocol(p); protocol != "" {

@@ -147,6 +147,18 @@ func claim(namespace, name string, since int64, addresses ...string) model.Event
 	return entry(namespace, name, since, func(s *networking.ServiceEntry) { s.Addresses = addresses })
 }
 
+// passing is a ServiceEntry that names an address and changes no path.
+func passing(namespace, name string, since int64, addresses ...string) model.Event {
+	return entry(namespace, name, since, func(s *networking.ServiceEntry) {
+		s.Addresses, s.Resolution, s.Endpoints = addresses, networking.ServiceEntry_NONE, nil
+	})
+}
+
+func nodeAt(address string) model.Event {
+	return model.Event{Kind: model.KindNode, Name: model.Name{Name: "n"},
+		Object: &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Address: address}}}}}
+}
+
 // TestWhoHasAnAddress: a caller's own namespace comes first, whatever others declared before it; among others the first that
 // declared the address or a network around it, and of one namespace the most specific. The order of events is nothing to it.
 func TestWhoHasAnAddress(t *testing.T) {
@@ -166,9 +178,18 @@ func TestWhoHasAnAddress(t *testing.T) {
 		"a part of an older network of the same": {[]model.Event{claim("foo", "net", 1, "203.0.113.0/24"),
 			claim("evil", "x", 2, "203.0.113.7"), claim("foo", "part", 3, "203.0.113.7")},
 			"203.0.113.7", map[string]string{"foo": "part", "evil": "x", "third": "part"}},
-		"half of everything": {[]model.Event{claim("evil", "x", 1, "128.0.0.0/2"), {Kind: model.KindNode, Name: model.Name{Name: "n"},
-			Object: &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Address: "172.30.1.11"}}}}}},
+		"half of everything": {[]model.Event{claim("evil", "x", 1, "128.0.0.0/2"), nodeAt("172.30.1.11")},
 			"172.30.1.11", map[string]string{"evil": "", "third": ""}},
+		"a node": {[]model.Event{claim("evil", "x", 1, "172.30.1.11"), nodeAt("172.30.1.11")},
+			"172.30.1.11", map[string]string{"evil": "", "third": ""}},
+		"a node, by its name only": {[]model.Event{passing("evil", "x", 1, "172.30.1.11"), nodeAt("172.30.1.11")},
+			"172.30.1.11", map[string]string{"evil": "x", "third": ""}},
+		"another address of such an entry": {[]model.Event{passing("evil", "x", 1, "172.30.1.11", "203.0.113.7"), nodeAt("172.30.1.11")},
+			"203.0.113.7", map[string]string{"evil": "x", "third": ""}},
+		"control: no node": {[]model.Event{passing("evil", "x", 1, "172.30.1.11"), nodeAt("172.30.1.12")},
+			"172.30.1.11", map[string]string{"evil": "x", "third": "x"}},
+		"a node, by the operator": {[]model.Event{passing("istio-system", "x", 1, "172.30.1.11"), nodeAt("172.30.1.11")},
+			"172.30.1.11", map[string]string{"evil": "x", "third": "x"}},
 	} {
 		backward := slices.Clone(c.events)
 		slices.Reverse(backward)

@@ -65,7 +65,8 @@ func (c *claims) around(p netip.Prefix, f func(netip.Prefix) bool) {
 }
 
 // AddressRefused says why nobody gets an address or a network by the entry, "" when nothing is against it: nobody takes the
-// traffic of a service, a pod or a node by declaring its address. With resolution NONE a pod may be named: that changes no path.
+// traffic of a service, a pod or a node by declaring its address. With resolution NONE a pod or a node may be named: that changes
+// no path.
 func (r *Registry) AddressRefused(e *ServiceEntry, p netip.Prefix) string {
 	ip := p.Addr()
 	switch {
@@ -76,10 +77,16 @@ func (r *Registry) AddressRefused(e *ServiceEntry, p netip.Prefix) string {
 		return "is the address of a Kubernetes service"
 	case r.HasPod(ip) && !e.Original():
 		return "is the address of a pod"
-	case r.IsNode(ip):
+	case r.IsNode(ip) && !e.Original():
 		return "is the address of a node"
 	}
 	return ""
+}
+
+// NamesNode reports whether the address of the entry is a node's and counts for the entry's own namespace alone: what is in the
+// root namespace is the operator's, and counts for all.
+func (r *Registry) NamesNode(e *ServiceEntry, p netip.Prefix) bool {
+	return p.IsSingleIP() && r.IsNode(p.Addr()) && e.Namespace != r.Mesh().RootNamespace
 }
 
 // Rivals returns, for each address and network of the entry, the older entry that has it, nil when there is none. One of another

@@ -56,7 +56,7 @@ func (v View) ServiceAt(s *client.Snapshot, network string, addr netip.AddrPort)
 			return svc
 		}
 		kubernetes = kubernetes || !declared
-		if sees {
+		if sees && (!svc.Settings.GetOwnNamespace() || svc.GetNamespace() == v.Namespace) {
 			seen = append(seen, svc)
 		}
 	}

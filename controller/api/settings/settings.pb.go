@@ -816,7 +816,9 @@ type ServiceSettings struct {
 	Declared bool `protobuf:"varint,32,opt,name=declared,proto3" json:"declared,omitempty"`
 	// When the ServiceEntry, or the service of type ExternalName, was made: of several for one address or host the first counts,
 	// unless one is of the caller's own namespace.
-	Created       *timestamppb.Timestamp `protobuf:"bytes,33,opt,name=created,proto3" json:"created,omitempty"`
+	Created *timestamppb.Timestamp `protobuf:"bytes,33,opt,name=created,proto3" json:"created,omitempty"`
+	// One of its addresses is a node's: they lead callers of its own namespace there, and nobody else.
+	OwnNamespace  bool `protobuf:"varint,34,opt,name=own_namespace,json=ownNamespace,proto3" json:"own_namespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -898,6 +900,13 @@ func (x *ServiceSettings) GetCreated() *timestamppb.Timestamp {
 		return x.Created
 	}
 	return nil
+}
+
+func (x *ServiceSettings) GetOwnNamespace() bool {
+	if x != nil {
+		return x.OwnNamespace
+	}
+	return false
 }
 
 // ClientTls says how clients reach a host (DestinationRule trafficPolicy.tls).
@@ -1402,7 +1411,7 @@ const file_settings_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12,\n" +
 	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"@\n" +
 	"\rWorkloadState\x12/\n" +
-	"\x13serving_terminating\x18\x01 \x01(\bR\x12servingTerminating\"\xd8\x04\n" +
+	"\x13serving_terminating\x18\x01 \x01(\bR\x12servingTerminating\"\xfd\x04\n" +
 	"\x0fServiceSettings\x12G\n" +
 	"\x12client_ip_affinity\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10clientIpAffinity\x12T\n" +
 	"\rapp_protocols\x18\x02 \x03(\v2/.undermesh.v1.ServiceSettings.AppProtocolsEntryR\fappProtocols\x12\x1b\n" +
@@ -1412,7 +1421,8 @@ const file_settings_proto_rawDesc = "" +
 	"resolution\x12\x1a\n" +
 	"\bexternal\x18\x1f \x01(\bR\bexternal\x12\x1a\n" +
 	"\bdeclared\x18  \x01(\bR\bdeclared\x124\n" +
-	"\acreated\x18! \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x1a?\n" +
+	"\acreated\x18! \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12#\n" +
+	"\rown_namespace\x18\" \x01(\bR\fownNamespace\x1a?\n" +
 	"\x11AppProtocolsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8f\x01\n" +
