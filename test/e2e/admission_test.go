@@ -71,6 +71,17 @@ func TestAdmission(t *testing.T) {
 	})
 }
 
+// awaitNoController waits for the last process to end, not only for its pod to be told to.
+func (w *World) awaitNoController(ctx context.Context) error {
+	return Until(ctx, time.Minute, "the controller to be gone", func(ctx context.Context) error {
+		pods, err := w.Pods(ctx, api.DefaultRootNamespace, "app="+api.ControllerName)
+		if err == nil && len(pods) > 0 {
+			err = errors.New("it is there")
+		}
+		return err
+	})
+}
+
 // TestAdmissionAway: without a controller everything is stored; when it is back it refuses to enforce what it cannot, and
 // says so.
 func TestAdmissionAway(t *testing.T) {
@@ -93,13 +104,7 @@ func TestAdmissionAway(t *testing.T) {
 		check(t, w.echoCases(ctx, []EchoCase{{"foo", 9000, "accepted"}, {"bar", 9000, "accepted"}}))
 	})
 	scale(ctx, 0)
-	check(t, Until(ctx, time.Minute, "the controller to be gone", func(ctx context.Context) error {
-		pods, err := w.Pods(ctx, api.DefaultRootNamespace, "app="+api.ControllerName)
-		if err == nil && len(pods) > 0 {
-			err = errors.New("it is there")
-		}
-		return err
-	}))
+	check(t, w.awaitNoController(ctx))
 	check(t, w.Apply(ctx, policy))
 	scale(ctx, 1)
 	check(t, w.AwaitReady(ctx, api.DefaultRootNamespace))

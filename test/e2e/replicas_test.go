@@ -119,6 +119,7 @@ func TestReplicasKilledInTurn(t *testing.T) {
 	t.Run("control: without a leader nothing is written", func(t *testing.T) {
 		stop()
 		scale(ctx, 0)
+		check(t, w.awaitNoController(ctx))
 		check(t, w.Apply(ctx, probePolicy("nobody")))
 		check(t, Hold(ctx, 5*time.Second))
 		c, err := w.conditions(ctx, "authorizationpolicies", statusNamespace, "nobody")
