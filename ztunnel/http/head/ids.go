@@ -1,0 +1,124 @@
+package head
+
+// ID tells the names that the engine itself asks for; every field is tagged with one. Other is any other name.
+type ID uint8
+
+// The known names.
+const (
+	Other ID = iota
+	Host
+	Connection
+	ContentLength
+	TransferEncoding
+	TE
+	Trailer
+	Upgrade
+	KeepAlive
+	ProxyConnection
+	Expect
+	HTTP2Settings
+	Cookie
+	SetCookie
+	ContentType
+	Date
+	Server
+	Via
+	Location
+	Origin
+	UserAgent
+	Authorization
+	Traceparent
+	Tracestate
+	GRPCStatus
+	GRPCMessage
+	GRPCTimeout
+	AccessControlRequestMethod
+	XRequestID
+	XForwardedFor
+	XForwardedProto
+	XForwardedHost
+	XForwardedClientCert
+	XEnvoyAttemptCount
+	XEnvoyDecoratorOperation
+	XEnvoyExpectedRqTimeoutMS
+	XEnvoyExternalAddress
+	XEnvoyInternal
+	XEnvoyMaxRetries
+	XEnvoyOriginalPath
+	XEnvoyOverloaded
+	XEnvoyRetriableStatusCodes
+	XEnvoyRetryGRPCOn
+	XEnvoyRetryOn
+	XEnvoyUpstreamRqPerTryTimeoutMS
+	XEnvoyUpstreamRqTimeoutMS
+	XEnvoyUpstreamServiceTime
+	NumIDs
+)
+
+// Names are the known names in lower case, by ID; that of Other is "".
+var Names = [NumIDs]string{
+	Host: "host", Connection: "connection", ContentLength: "content-length", TransferEncoding: "transfer-encoding", TE: "te",
+	Trailer: "trailer", Upgrade: "upgrade", KeepAlive: "keep-alive", ProxyConnection: "proxy-connection", Expect: "expect",
+	HTTP2Settings: "http2-settings", Cookie: "cookie", SetCookie: "set-cookie", ContentType: "content-type", Date: "date",
+	Server: "server", Via: "via", Location: "location", Origin: "origin", UserAgent: "user-agent",
+	Authorization: "authorization", Traceparent: "traceparent", Tracestate: "tracestate", GRPCStatus: "grpc-status",
+	GRPCMessage: "grpc-message", GRPCTimeout: "grpc-timeout", AccessControlRequestMethod: "access-control-request-method",
+	XRequestID: "x-request-id", XForwardedFor: "x-forwarded-for", XForwardedProto: "x-forwarded-proto",
+	XForwardedHost: "x-forwarded-host", XForwardedClientCert: "x-forwarded-client-cert",
+	XEnvoyAttemptCount: "x-envoy-attempt-count", XEnvoyDecoratorOperation: "x-envoy-decorator-operation",
+	XEnvoyExpectedRqTimeoutMS: "x-envoy-expected-rq-timeout-ms", XEnvoyExternalAddress: "x-envoy-external-address",
+	XEnvoyInternal: "x-envoy-internal", XEnvoyMaxRetries: "x-envoy-max-retries", XEnvoyOriginalPath: "x-envoy-original-path",
+	XEnvoyOverloaded: "x-envoy-overloaded", XEnvoyRetriableStatusCodes: "x-envoy-retriable-status-codes",
+	XEnvoyRetryGRPCOn: "x-envoy-retry-grpc-on", XEnvoyRetryOn: "x-envoy-retry-on",
+	XEnvoyUpstreamRqPerTryTimeoutMS: "x-envoy-upstream-rq-per-try-timeout-ms",
+	XEnvoyUpstreamRqTimeoutMS:       "x-envoy-upstream-rq-timeout-ms", XEnvoyUpstreamServiceTime: "x-envoy-upstream-service-time",
+}
+
+// byLength lists the known names by their length, so that one that is not known is told by few comparisons.
+var byLength = func() (out [longest + 1][]ID) {
+	for id := Other + 1; id < NumIDs; id++ {
+		n := len(Names[id])
+		out[n] = append(out[n], id)
+	}
+	return out
+}()
+
+const longest = 38 // bytes of the longest known name
+
+// Lower maps each byte to lower case.
+var Lower = func() (t [256]byte) {
+	for i := range t {
+		t[i] = byte(i)
+		if i >= 'A' && i <= 'Z' {
+			t[i] += 'a' - 'A'
+		}
+	}
+	return t
+}()
+
+// EqualFold reports whether name is lower, which is in lower case, whatever the case of name.
+func EqualFold(name []byte, lower string) bool {
+	if len(name) != len(lower) {
+		return false
+	}
+	for i, c := range name {
+		if Lower[c] != lower[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// IDOf tells a name of any case.
+func IDOf(name []byte) ID {
+	if len(name) > longest || len(name) == 0 {
+		return Other
+	}
+	for _, id := range byLength[len(name)] {
+		known := Names[id]
+		if Lower[name[len(name)-1]] == known[len(known)-1] && EqualFold(name, known) {
+			return id
+		}
+	}
+	return Other
+}
