@@ -37,9 +37,7 @@ func (s *Snapshot) With(generation uint64, upserts []Resource, removed []Key) (*
 		return nil, errors.Join(bad...)
 	}
 	for _, k := range removed {
-		switch k.Type {
-		case api.AddressType, api.AuthorizationType, api.MeshSettingsType, api.WorkloadSettingsType, api.ScopeType:
-		default:
+		if !Understands(k.Type) {
 			return nil, fmt.Errorf("remove resource %q: unknown type %q", k.Name, k.Type)
 		}
 	}

@@ -58,8 +58,7 @@ func (c Config) withDefaults() Config {
 		c.ClusterID = api.DefaultClusterID
 	}
 	if c.Types == nil {
-		c.Types = []string{api.MeshSettingsType, api.ScopeType, api.WorkloadSettingsType, api.AuthorizationType, api.CallRuleType,
-			api.AddressType}
+		c.Types = Types()
 	}
 	if c.MinBackoff == 0 {
 		c.MinBackoff = 100 * time.Millisecond

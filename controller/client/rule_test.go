@@ -37,16 +37,12 @@ func TestCallRulesIncremental(t *testing.T) {
 		before, was := now, look(now)
 		if r.IntN(3) == 0 {
 			delete(rules, key)
-			now = now.with(now.generation+1, nil, []Key{{Type: api.CallRuleType, Name: key}})
+			now = mustWith(t, now, nil, Key{Type: api.CallRuleType, Name: key})
 		} else {
 			rules[key] = Resource{Name: key, Message: &settings.CallRule{Namespace: n.namespace, Name: n.name,
 				Host:    []string{"a.b.c", "*.b.c", "*.c", "*", "b.c", "*x.b.c"}[r.IntN(6)],
 				Created: &timestamppb.Timestamp{Seconds: int64(r.IntN(3))}}}
-			p, err := parse(rules[key])
-			if err != nil {
-				t.Fatal(err)
-			}
-			now = now.with(now.generation+1, []parsed{p}, nil)
+			now = mustWith(t, now, []Resource{rules[key]})
 		}
 		all := []Resource{w}
 		for _, rule := range rules {
@@ -73,5 +69,24 @@ func TestCallRulesAreChecked(t *testing.T) {
 		if _, err := NewSnapshot(r); err == nil {
 			t.Errorf("%v is accepted", r.Message)
 		}
+	}
+}
+
+// TestEveryTypeCanBeRemoved: what a node subscribes to is what a snapshot is made of, and what may leave it again.
+func TestEveryTypeCanBeRemoved(t *testing.T) {
+	s, err := NewSnapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, typ := range Types() {
+		if !Understands(typ) {
+			t.Errorf("%s is subscribed to and not understood", typ)
+		}
+		if _, err := s.With(1, nil, []Key{{Type: typ, Name: "foo/gone"}}); err != nil {
+			t.Errorf("remove of %s: %v", typ, err)
+		}
+	}
+	if _, err := s.With(1, nil, []Key{{Type: "type.googleapis.com/other", Name: "foo/gone"}}); err == nil {
+		t.Error("a type that is not understood can be removed")
 	}
 }

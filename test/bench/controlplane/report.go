@@ -108,7 +108,7 @@ func median(cells []*cell, f func(*cell) float64) float64 {
 const reading = `Everything shares the CPUs, in three processes: the controller, assembled as in production; the clients; and the bench, which is
 the API server (HTTP and JSON, streamed lists) and one more client. Other work ran beside them when the load says so. That one
 client is a node's own (controller/client, which keeps everything); the others ask for the same as it does, which is every
-resource of the four types of the L4 mesh, over TLS connections of their own, acknowledge the same, and keep counts only.
+resource of the types of the L4 mesh, over TLS connections of their own, acknowledge the same, and keep counts only.
 That they were given the same is checked by a digest when they join, that all have a change by its generation.
 
 The controller's memory is what it keeps of pods, services, nodes and the mesh's ConfigMap through its informers, the

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/client"
 )
 
 // thin asks for what a node's client asks for and acknowledges as it does, but keeps only counts and a digest, so that a
@@ -39,11 +40,8 @@ type thin struct {
 	digest     atomic.Uint64 // sum of the resources' hashes: whatever their order and the responses they came in
 }
 
-// followed are the types that a node's client subscribes to, all of each.
-var followed = []string{api.MeshSettingsType, api.ScopeType, api.WorkloadSettingsType, api.AuthorizationType, api.AddressType}
-
 func newThin(i int, seed maphash.Seed, dial dialFunc) *thin {
-	return &thin{dial: dial, id: i, seed: seed, types: followed, features: []string{api.DiscoveryParts, api.DiscoveryShort}, synced: make(chan struct{})}
+	return &thin{dial: dial, id: i, seed: seed, types: client.Types(), features: []string{api.DiscoveryParts, api.DiscoveryShort}, synced: make(chan struct{})}
 }
 
 // reader passes requests on as bytes, and reads of a response what a thin client wants of it, in place.
