@@ -248,10 +248,8 @@ func (t *TokenReview) enter(ctx context.Context, key [sha256.Size]byte) (share, 
 	if node || t.nodes.At != nil && t.nodes.At(from) {
 		s = t.reserved
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	timer := t.clock.AfterFunc(reviewWait, func() { cancel(errLate) })
-	defer timer.Stop()
+	ctx, cancel := clock.WithTimeout(ctx, t.clock, reviewWait, errLate)
+	defer cancel()
 	leave, err := s.turns.Enter(ctx, from)
 	if err != nil {
 		return s, nil, fmt.Errorf("review token: %w", err)

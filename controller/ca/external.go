@@ -91,10 +91,8 @@ type lifetimes struct{ asked, longest time.Duration }
 
 // sign has a request signed and returns the chain, leaf first and root last. id is the one SPIFFE ID that the leaf may name.
 func (e *External) sign(ctx context.Context, pem, id string, public crypto.PublicKey, life lifetimes, roots []*x509.Certificate) ([]*x509.Certificate, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	limit := e.clock.AfterFunc(e.wait, func() { cancel(fmt.Errorf("no certificate within %s", e.wait)) })
-	defer limit.Stop()
+	ctx, cancel := clock.WithTimeout(ctx, e.clock, e.wait, fmt.Errorf("no certificate within %s", e.wait))
+	defer cancel()
 	select {
 	case e.slots <- struct{}{}:
 		defer func() { <-e.slots }()
@@ -162,10 +160,8 @@ func (e *External) request(ctx context.Context, pem string, ttl time.Duration) (
 
 // remove outlives the request, whose time may be up. What it leaves behind Kubernetes' own cleaner takes within a day.
 func (e *External) remove(ctx context.Context, name string) {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ctx, cancel := clock.WithTimeout(context.WithoutCancel(ctx), e.clock, cleanupLimit, nil)
 	defer cancel()
-	limit := e.clock.AfterFunc(cleanupLimit, cancel)
-	defer limit.Stop()
 	_ = e.client.Delete(ctx, name, metav1.DeleteOptions{})
 }
 

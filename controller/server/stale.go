@@ -45,10 +45,8 @@ func (s *staleness) age() time.Duration {
 // run asks until ctx ends.
 func (s *staleness) run(ctx context.Context) error {
 	for {
-		bounded, cancel := context.WithCancel(ctx)
-		limit := s.clock.AfterFunc(probeLimit, cancel)
+		bounded, cancel := clock.WithTimeout(ctx, s.clock, probeLimit, nil)
 		err := s.probe(bounded)
-		limit.Stop()
 		cancel()
 		switch {
 		case ctx.Err() != nil:

@@ -180,10 +180,8 @@ func (h *History) timer(d time.Duration) (stop func(), over <-chan struct{}) {
 // look asks the API server how far the kinds are. It returns those that are older there than what was seen, and has the
 // others listed again.
 func (h *History) look(ctx context.Context, behind map[model.Kind]uint64) (older []model.Kind) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := clock.WithTimeout(ctx, h.clock, patience, nil)
 	defer cancel()
-	limit := h.clock.AfterFunc(patience, cancel)
-	defer limit.Stop()
 	for kind, v := range behind {
 		h.mu.Lock()
 		f := h.follows[kind]

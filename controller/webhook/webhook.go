@@ -7,7 +7,6 @@
 package webhook
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -113,10 +112,8 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) {
 		h.unreadable(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	ctx, cancel := context.WithCancelCause(r.Context())
-	defer cancel(nil)
-	timer := h.clock.AfterFunc(reviewPeriod, func() { cancel(errBusy) })
-	defer timer.Stop()
+	ctx, cancel := clock.WithTimeout(r.Context(), h.clock, reviewPeriod, errBusy)
+	defer cancel()
 	leave, err := h.turns.Enter(ctx, from)
 	if err != nil {
 		h.busy(w, err)

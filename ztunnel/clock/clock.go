@@ -37,6 +37,17 @@ func Pause(ctx context.Context, c Clock, d time.Duration) bool {
 	}
 }
 
+// WithTimeout is context.WithTimeoutCause on the clock; a nil cause is context.DeadlineExceeded. The context ends as canceled:
+// context.Cause tells that it was the time. It has no deadline to ask for.
+func WithTimeout(ctx context.Context, c Clock, d time.Duration, cause error) (context.Context, context.CancelFunc) {
+	if cause == nil {
+		cause = context.DeadlineExceeded
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	t := c.AfterFunc(d, func() { cancel(cause) })
+	return ctx, func() { t.Stop(); cancel(nil) }
+}
+
 // System returns the clock of the machine; inside a testing/synctest bubble that is the clock of the bubble.
 func System() Clock { return system{} }
 

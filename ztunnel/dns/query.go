@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
 const (
@@ -75,10 +77,8 @@ func (r *Resolver) queryType(ctx context.Context, name string, t dnsmessage.Type
 
 // exchange asks one server, over TCP when the answer is too long for UDP.
 func (r *Resolver) exchange(ctx context.Context, server netip.AddrPort, name string, t dnsmessage.Type) (answer, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	timer := r.cfg.Clock.AfterFunc(r.cfg.Timeout, func() { cancel(context.DeadlineExceeded) })
-	defer timer.Stop()
+	ctx, cancel := clock.WithTimeout(ctx, r.cfg.Clock, r.cfg.Timeout, nil)
+	defer cancel()
 	id := r.cfg.ID()
 	question, err := pack(id, name, t)
 	if err != nil {

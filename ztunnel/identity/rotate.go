@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
 const defaultTTL = 24 * time.Hour
@@ -113,12 +115,8 @@ func (m *Manager) issue(ctx context.Context, e *entry) (*Certificate, error) {
 	if ttl <= 0 {
 		ttl = defaultTTL
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	limit := m.cfg.Clock.AfterFunc(m.cfg.IssueLimit, func() {
-		cancel(fmt.Errorf("no answer within %s", m.cfg.IssueLimit))
-	})
-	defer limit.Stop()
+	ctx, cancel := clock.WithTimeout(ctx, m.cfg.Clock, m.cfg.IssueLimit, fmt.Errorf("no answer within %s", m.cfg.IssueLimit))
+	defer cancel()
 	answer, err := m.cfg.Issuer.Issue(ctx, Request{Identity: e.id, CSR: csr, TTL: ttl})
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {

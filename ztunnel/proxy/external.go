@@ -10,6 +10,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
 // Names resolves the hostnames of workloads that have no address, in the cluster's view; dns.Resolver is the real one.
@@ -108,7 +109,7 @@ func (s *session) resolve(r *route, w *client.Workload, port uint16) (*client.Wo
 		return w, refusedf(reason.NoEndpoint, "host %s leads to a name again", w.GetHostname())
 	}
 	r.resolved = true
-	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.ConnectTimeout)
+	ctx, cancel := clock.WithTimeout(s.ctx, s.p.cfg.Clock, s.p.cfg.ConnectTimeout, nil)
 	defer cancel()
 	addrs, err := s.p.cfg.Names.Lookup(ctx, w.GetHostname())
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
 )
 
@@ -36,7 +37,7 @@ func (s *session) inbound() error {
 
 // deliver connects to the pod's application at addr, from the client's address.
 func (s *session) deliver(addr netip.AddrPort) (net.Conn, error) {
-	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.ConnectTimeout)
+	ctx, cancel := clock.WithTimeout(s.ctx, s.p.cfg.Clock, s.p.cfg.ConnectTimeout, nil)
 	defer cancel()
 	up, err := s.pod.cfg.Sockets.Deliver(ctx, s.src.Addr(), addr)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
 )
 
@@ -214,7 +215,7 @@ func (s *session) dialOne(addrs []netip.AddrPort, dial func(context.Context, net
 	var failed []error
 	for i, addr := range addrs {
 		left := end.Sub(s.p.cfg.Clock.Now())
-		ctx, cancel := s.p.timeout(s.ctx, left/time.Duration(len(addrs)-i))
+		ctx, cancel := clock.WithTimeout(s.ctx, s.p.cfg.Clock, left/time.Duration(len(addrs)-i), nil)
 		s.line.Dst = addr
 		up, err := dial(ctx, addr)
 		cancel()

@@ -13,6 +13,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
 // Kind is what a listener of a pod is for.
@@ -235,7 +236,7 @@ func (pod *Pod) Run(ctx context.Context) error {
 
 	done := make(chan struct{})
 	go func() { r.wg.Wait(); close(done) }()
-	waited, cancel := pod.p.timeout(context.WithoutCancel(ctx), grace)
+	waited, cancel := clock.WithTimeout(context.WithoutCancel(ctx), pod.p.cfg.Clock, grace, nil)
 	defer cancel()
 	if why == reason.PodRemoved {
 		stop := context.AfterFunc(ctx, cancel) // the whole proxy ends: no grace of an hour
@@ -278,9 +279,7 @@ func (pod *Pod) accept(r *run, ln *listener) {
 		// out of descriptors or memory: the backlog holds what comes meanwhile
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 		pod.p.cfg.Log.Warn("accept failed", "pod", pod.cfg.Namespace+"/"+pod.cfg.Name, "listener", ln.kind.String(), "err", err, "dur", pause)
-		wait, cancel := pod.p.timeout(r.accepting, pause)
-		<-wait.Done()
-		cancel()
+		_ = clock.Pause(r.accepting, pod.p.cfg.Clock, pause)
 	}
 }
 

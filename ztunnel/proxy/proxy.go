@@ -5,9 +5,9 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/hbone"
 )
 
@@ -91,7 +91,7 @@ func (p *Proxy) await(ctx context.Context, ready func(*client.Snapshot) bool) bo
 	if try() {
 		return true
 	}
-	ctx, cancel := p.timeout(ctx, p.cfg.HoldTimeout)
+	ctx, cancel := clock.WithTimeout(ctx, p.cfg.Clock, p.cfg.HoldTimeout, nil)
 	defer cancel()
 	for {
 		next := p.nextChange()
@@ -104,13 +104,6 @@ func (p *Proxy) await(ctx context.Context, ready func(*client.Snapshot) bool) bo
 			return false
 		}
 	}
-}
-
-// timeout is context.WithTimeout on the Proxy's clock.
-func (p *Proxy) timeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	t := p.cfg.Clock.AfterFunc(d, func() { cancel(context.DeadlineExceeded) })
-	return ctx, func() { t.Stop(); cancel(nil) }
 }
 
 // pod returns the pod of this node that is the workload, nil when it is not served here.

@@ -13,6 +13,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/hbone"
 	"github.com/undermesh/undermesh/ztunnel/identity"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
@@ -59,7 +60,7 @@ func (s *session) drainOnExpiry(peer *identity.Peer, srv *hbone.Server) (stop fu
 // handshake does TLS. A client has one of the pod's places only while nothing but its own answers are missing: its
 // ClientHello, the pod's identity and certificate come before.
 func (s *session) handshake() (api.Identity, *tls.Conn, error) {
-	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.HandshakeTimeout)
+	ctx, cancel := clock.WithTimeout(s.ctx, s.p.cfg.Clock, s.p.cfg.HandshakeTimeout, nil)
 	defer cancel()
 	ctx, cut := context.WithCancelCause(ctx)
 	defer cut(nil)
@@ -75,7 +76,7 @@ func (s *session) handshake() (api.Identity, *tls.Conn, error) {
 	}
 	defer s.pod.gate.leave(v)
 	s.describeInbound(s.dst, api.Identity{}, "", telemetry.NoTLS)
-	brief, done := s.p.timeout(ctx, helloTimeout)
+	brief, done := clock.WithTimeout(ctx, s.p.cfg.Clock, helloTimeout, nil)
 	hello, err := readHello(brief, s.client)
 	done()
 	if err != nil {
@@ -95,7 +96,7 @@ func (s *session) handshake() (api.Identity, *tls.Conn, error) {
 	if !s.pod.gate.wait(ctx, v) {
 		return fail(reason.Overload, errCrowded)
 	}
-	brief, done = s.p.timeout(ctx, s.p.cfg.HandshakeTimeout*2/3) // a place is not for those that only hold it
+	brief, done = clock.WithTimeout(ctx, s.p.cfg.Clock, s.p.cfg.HandshakeTimeout*2/3, nil) // a place is not for those that only hold it
 	defer done()
 	tr := hbone.NewTransport(s.client)
 	tr.Prepend(hello)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/reason"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/hbone"
 	"github.com/undermesh/undermesh/ztunnel/identity"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
@@ -88,7 +89,7 @@ func (s *session) tunnelOut(r *route) error {
 	s.label(r, w, telemetry.MutualTLS)
 	tunnelAddr := netip.AddrPortFrom(r.addr.Addr(), r.path.TunnelPort)
 	s.line.Dst, s.line.HBONE = tunnelAddr, r.addr
-	ctx, cancel := s.p.timeout(s.ctx, s.p.cfg.ConnectTimeout)
+	ctx, cancel := clock.WithTimeout(s.ctx, s.p.cfg.Clock, s.p.cfg.ConnectTimeout, nil)
 	defer cancel()
 	b := s.p.buffers.get()
 	first, err := readNow(s.client, (*b)[:hbone.MaxFirst])

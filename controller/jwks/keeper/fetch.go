@@ -102,10 +102,8 @@ func (f *Fetcher) dial(ctx context.Context, network, address string) (net.Conn, 
 // Fetch returns the public keys of a source in the form of RFC 7517, sorted. The error says what went wrong without
 // anything of the answer.
 func (f *Fetcher) Fetch(ctx context.Context, source string) (keys string, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	timer := f.cfg.Clock.AfterFunc(f.cfg.Timeout, func() { cancel(fmt.Errorf("no answer within %s", f.cfg.Timeout)) })
-	defer timer.Stop()
+	ctx, cancel := clock.WithTimeout(ctx, f.cfg.Clock, f.cfg.Timeout, fmt.Errorf("no answer within %s", f.cfg.Timeout))
+	defer cancel()
 	body, err := f.get(ctx, source)
 	if err != nil {
 		return "", err
