@@ -47,7 +47,7 @@ func called(q PathQuery) (*client.Service, uint16) {
 		namespace, host, _ := strings.Cut(key, "/")
 		svc := q.Snapshot.ServiceByHost(namespace, host)
 		if svc == nil || len(svc.GetAddresses()) > 0 || svc.Settings.GetDeclared() ||
-			svc.GetNamespace() != q.Destination.GetNamespace() || !exportedTo(svc, q.Source) || best != nil && best.GetHostname() < host {
+			svc.GetNamespace() != q.Destination.GetNamespace() || !exported(svc.Settings.GetExportTo(), q.Source.GetNamespace()) || best != nil && best.GetHostname() < host {
 			continue
 		}
 		for _, p := range ports.GetPorts() {
@@ -57,11 +57,6 @@ func called(q PathQuery) (*client.Service, uint16) {
 		}
 	}
 	return best, at
-}
-
-func exportedTo(svc *client.Service, caller *client.Workload) bool {
-	to := svc.Settings.GetExportTo()
-	return len(to) == 0 || slices.Contains(to, caller.GetNamespace())
 }
 
 // mayServe is secure naming (MT-15): a service that lists subject names is served by those alone, and what the caller's

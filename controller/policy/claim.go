@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"net/netip"
+	"slices"
 
 	"github.com/undermesh/undermesh/controller/client"
 )
@@ -63,18 +64,8 @@ func (v View) ServiceAt(s *client.Snapshot, network string, addr netip.AddrPort)
 	if kubernetes || len(seen) == 0 {
 		return nil
 	}
-	first := seen[0]
-	for _, svc := range seen {
-		if v.compare(CalleeOf(svc), CalleeOf(first)) < 0 {
-			first = svc
-		}
-	}
-	for _, svc := range seen {
-		if svc.GetNamespace() == first.GetNamespace() {
-			return svc
-		}
-	}
-	return first
+	first := slices.MinFunc(seen, func(a, b *client.Service) int { return v.compare(CalleeOf(a), CalleeOf(b)) })
+	return seen[slices.IndexFunc(seen, func(svc *client.Service) bool { return svc.GetNamespace() == first.GetNamespace() })]
 }
 
 // Prefers reports whether callers of the view take the first service rather than the second, which may be nil, for one name of DNS

@@ -29,13 +29,18 @@ type Callee struct {
 
 // Sees reports whether the service is exported to the view's namespace and in its scope on the port (SR-16, IN-36).
 func (v View) Sees(s Callee, port uint32) bool {
-	if len(s.ExportTo) > 0 && !slices.Contains(s.ExportTo, v.Namespace) {
+	if !exported(s.ExportTo, v.Namespace) {
 		return false
 	}
 	if len(v.Scope.GetEgress()) == 0 {
 		return true
 	}
 	return v.imports(v.egress(port).GetHosts(), s)
+}
+
+// exported reports whether a list of export_to, which is empty for everybody, names the namespace.
+func exported(to []string, namespace string) bool {
+	return len(to) == 0 || slices.Contains(to, namespace)
 }
 
 // CalleeOf is a service of a snapshot as it may be seen.
