@@ -265,11 +265,7 @@ func address(ctx context.Context) netip.Addr {
 	if !ok || p.Addr == nil {
 		return netip.Addr{}
 	}
-	at, err := netip.ParseAddrPort(p.Addr.String())
-	if err != nil {
-		return netip.Addr{}
-	}
-	return at.Addr().Unmap()
+	return quota.Addr(p.Addr.String())
 }
 
 func (t *TokenReview) recall(key [sha256.Size]byte) (review, bool) {

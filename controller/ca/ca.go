@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -136,7 +137,7 @@ func (c Config) Validate() error {
 type Authority struct {
 	cfg     Config
 	metrics *metrics
-	lines   *quota.Lines // about refusals, by address
+	lines   *quota.Lines[netip.Addr] // about refusals, by address
 
 	syncing  sync.Mutex          // one Sync at a time, protects below; order: syncing before mu
 	wanted   *issuer             // what the Secrets ask for: the last that was good
@@ -174,7 +175,7 @@ func (p publication) since(roots []byte) time.Time {
 // New returns an authority that cannot sign before Load.
 func New(cfg Config) *Authority {
 	cfg = cfg.withDefaults()
-	return &Authority{cfg: cfg, metrics: newMetrics(), lines: quota.NewLines(cfg.Clock)}
+	return &Authority{cfg: cfg, metrics: newMetrics(), lines: quota.NewLines[netip.Addr](cfg.Clock)}
 }
 
 // Load reads the plugged-in certificates, or reads the self-signed root from the Store and makes it there when there is

@@ -82,8 +82,8 @@ func (s service) CreateCertificate(ctx context.Context, req *securityv1.IstioCer
 			code = r.code
 		}
 		s.a.metrics.answered(q.reached, code)
-		said := cut(err.Error(), maxSaid)
-		if left, ok := s.a.lines.Take(quota.Host(from)); ok {
+		said := quota.Cut(err.Error(), maxSaid)
+		if left, ok := s.a.lines.Take(quota.Addr(from)); ok {
 			log.Warn("certificate refused", "reason", code.String(), "left_out", left, "err", said)
 		}
 		return nil, status.Errorf(code, "caller %s, requested identity %s: %s", q.caller, q.identity, said)
@@ -240,14 +240,6 @@ func parseCSR(text, id string) (*x509.CertificateRequest, error) {
 		return nil, fmt.Errorf("subject alternative name: %q, want %q", csr.URIs[0], id)
 	}
 	return csr, nil
-}
-
-// cut bounds a text of which a caller chose a part.
-func cut(text string, limit int) string {
-	if len(text) <= limit {
-		return text
-	}
-	return strings.ToValidUTF8(text[:limit], "") + "…"
 }
 
 func bearer(ctx context.Context) string {

@@ -11,8 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
+	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -149,15 +150,15 @@ func (a *Amounts[K]) Give(key K, n int) {
 const (
 	linesEach   = 5
 	linesPeriod = 10 * time.Second
-	linesKeys   = 4096 // remembered; beyond that all new ones share the lines of one
+	linesKeys   = 4096 // remembered; beyond that all new ones share the lines of the zero one
 )
 
 // Lines says which lines are written; nil: all.
-type Lines struct {
+type Lines[K comparable] struct {
 	clock clock.Clock
 
 	mu    sync.Mutex // protects below
-	seen  map[string]*period
+	seen  map[K]*period
 	swept time.Time // when what is over was forgotten last
 }
 
@@ -168,10 +169,12 @@ type period struct {
 }
 
 // NewLines returns Lines that have written nothing yet.
-func NewLines(c clock.Clock) *Lines { return &Lines{clock: c, seen: map[string]*period{}} }
+func NewLines[K comparable](c clock.Clock) *Lines[K] {
+	return &Lines[K]{clock: c, seen: map[K]*period{}}
+}
 
 // Take reports whether a line about the key is written, and how many were left out before it.
-func (l *Lines) Take(key string) (left int, ok bool) {
+func (l *Lines[K]) Take(key K) (left int, ok bool) {
 	if l == nil {
 		return 0, true
 	}
@@ -182,11 +185,11 @@ func (l *Lines) Take(key string) (left int, ok bool) {
 	if p == nil && len(l.seen) >= linesKeys {
 		if now.Sub(l.swept) >= linesPeriod {
 			l.swept = now
-			maps.DeleteFunc(l.seen, func(_ string, old *period) bool { return now.Sub(old.since) >= linesPeriod })
+			maps.DeleteFunc(l.seen, func(_ K, old *period) bool { return now.Sub(old.since) >= linesPeriod })
 		}
 		if len(l.seen) >= linesKeys {
-			key = ""
-			p = l.seen[key]
+			var shared K
+			key, p = shared, l.seen[shared]
 		}
 	}
 	if p == nil {
@@ -205,10 +208,20 @@ func (l *Lines) Take(key string) (left int, ok bool) {
 	return left, true
 }
 
-// Host is the address of "ADDRESS:PORT", by which strangers are told apart; what is none is returned as it is.
-func Host(peer string) string {
-	if host, _, err := net.SplitHostPort(peer); err == nil {
-		return host
+// Addr is the address of "ADDRESS:PORT", by which strangers are told apart; the zero value when there is none, as in a test:
+// such peers are counted together. An IPv4 address in the form of IPv6 is the IPv4 address.
+func Addr(peer string) netip.Addr {
+	at, err := netip.ParseAddrPort(peer)
+	if err != nil {
+		return netip.Addr{}
 	}
-	return peer
+	return at.Addr().Unmap()
+}
+
+// Cut is the text, or of one that is longer than limit bytes the beginning, valid UTF-8, and "…".
+func Cut(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit], "") + "…"
 }

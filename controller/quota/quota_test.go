@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -96,7 +97,7 @@ func TestAmounts(t *testing.T) {
 
 func TestLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := NewLines(clock.System())
+		l := NewLines[string](clock.System())
 		count := func(key string, times int) (written, left int) {
 			for range times {
 				if n, ok := l.Take(key); ok {
@@ -128,4 +129,27 @@ func TestLines(t *testing.T) {
 			t.Error("what is over is not forgotten")
 		}
 	})
+}
+
+func TestAddr(t *testing.T) {
+	for peer, want := range map[string]netip.Addr{
+		"10.0.0.1:80": netip.MustParseAddr("10.0.0.1"), "[::ffff:10.0.0.1]:80": netip.MustParseAddr("10.0.0.1"),
+		"[fd00::1]:80": netip.MustParseAddr("fd00::1"), "bufconn": {}, "": {},
+	} {
+		if got := Addr(peer); got != want {
+			t.Errorf("%q is of %v, want %v", peer, got, want)
+		}
+	}
+}
+
+func TestCut(t *testing.T) {
+	for _, c := range []struct {
+		text  string
+		limit int
+		want  string
+	}{{"abc", 3, "abc"}, {"abcd", 3, "abc…"}, {"aéb", 2, "a…"}, {"", 0, ""}} {
+		if got := Cut(c.text, c.limit); got != c.want {
+			t.Errorf("%q within %d bytes is %q, want %q", c.text, c.limit, got, c.want)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -178,7 +179,7 @@ func (a *authority) keepDNS(ctx context.Context, mesh func() *model.Mesh) error 
 // mesh: it is for the proxies of nodes, and nobody else connects.
 func (a *authority) options(loaded *ca.Authority) []grpc.ServerOption {
 	creds := credentials.NewTLS(a.tls(loaded))
-	auth := xds.StreamAuth(xds.Auth{Log: a.log, Lines: quota.NewLines(a.clock), Accounts: a.cfg.TrustedNodeAccounts, BadToken: ca.ErrBadToken,
+	auth := xds.StreamAuth(xds.Auth{Log: a.log, Lines: quota.NewLines[netip.Addr](a.clock), Accounts: a.cfg.TrustedNodeAccounts, BadToken: ca.ErrBadToken,
 		Authenticate: func(ctx context.Context, token string) (xds.Caller, error) {
 			caller, err := a.cfg.Authenticator.Authenticate(ctx, token)
 			out := xds.Caller{Account: caller.String(), Node: caller.Node, Place: cmp.Or(caller.PodName, caller.Node), Expires: caller.Expires}

@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/undermesh/undermesh/controller/quota"
 )
 
 // doorBounds are how many connections a door has at once. Places that strangers may not have are for nodes: connections from a
@@ -53,10 +55,7 @@ func (b *bounded) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		var from netip.Addr // what has no address, as in a test, is counted together
-		if ap, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
-			from = ap.Addr().Unmap()
-		}
+		from := quota.Addr(c.RemoteAddr().String())
 		stranger, why := b.enter(from, b.isNode(from))
 		if why != "" {
 			b.refused.WithLabelValues(b.bounds.name, why).Inc()

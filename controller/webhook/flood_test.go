@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -74,7 +75,7 @@ func TestHalfSentReviews(t *testing.T) {
 		if code := ask(h, "10.0.0.0", strings.NewReader(string(good))); code != http.StatusOK {
 			t.Errorf("when they are gone it gets %d", code)
 		}
-		if !h.bytes.Take("x", bytesEach) {
+		if !h.bytes.Take(netip.Addr{}, bytesEach) {
 			t.Error("what was taken is not given back")
 		}
 	})
@@ -86,7 +87,7 @@ func TestReviewsTakeTurns(t *testing.T) {
 		h := handler(t)
 		var leaves []func()
 		for i := range reviewsNow {
-			leave, err := h.turns.Enter(t.Context(), fmt.Sprint(i/reviewsEach))
+			leave, err := h.turns.Enter(t.Context(), netip.AddrFrom4([4]byte{10, byte(i / reviewsEach)}))
 			if err != nil {
 				t.Fatal(err)
 			}

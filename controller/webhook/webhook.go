@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -65,8 +66,8 @@ type Handler struct {
 	mux       *http.ServeMux
 	reviews   *prometheus.CounterVec
 	clock     clock.Clock
-	bytes     *quota.Amounts[string]
-	turns     *quota.Turns[string]
+	bytes     *quota.Amounts[netip.Addr]
+	turns     *quota.Turns[netip.Addr]
 }
 
 // New returns a Handler.
@@ -83,7 +84,7 @@ func New(cfg Config) (*Handler, error) {
 	h := &Handler{catalogue: cfg.Catalogue, log: cfg.Log, mux: http.NewServeMux(), reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "galley_validation_total", Help: "Objects that admission judged, by result: passed, warned, failed, unreadable, or busy.",
 	}, []string{"result"}), clock: cfg.Clock,
-		bytes: quota.NewAmounts[string](maxBytes, bytesEach), turns: quota.NewTurns[string](reviewsNow, reviewsEach, reviewsWait)}
+		bytes: quota.NewAmounts[netip.Addr](maxBytes, bytesEach), turns: quota.NewTurns[netip.Addr](reviewsNow, reviewsEach, reviewsWait)}
 	if cfg.Metrics != nil {
 		if err := cfg.Metrics.Register(h.reviews); err != nil {
 			return nil, fmt.Errorf("register metrics of admission: %w", err)
@@ -97,7 +98,7 @@ func New(cfg Config) (*Handler, error) {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
 
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request) {
-	from := quota.Host(r.RemoteAddr)
+	from := quota.Addr(r.RemoteAddr)
 	body, held, err := h.read(http.MaxBytesReader(w, r.Body, maxBody), from)
 	defer h.bytes.Give(from, held)
 	var tooLarge *http.MaxBytesError
@@ -138,7 +139,7 @@ var errBusy = errors.New("too many reviews at once")
 
 // read reads a body into memory that is counted before it is taken; held is to be given back. Returns errBusy when there is no
 // more of it.
-func (h *Handler) read(r io.Reader, from string) (body []byte, held int, err error) {
+func (h *Handler) read(r io.Reader, from netip.Addr) (body []byte, held int, err error) {
 	for next := firstBytes; ; next = min(2*cap(body), maxBody+1) {
 		if !h.bytes.Take(from, next-held) {
 			return nil, held, errBusy

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +23,7 @@ import (
 type Auth struct {
 	Log *slog.Logger
 	// Lines says which refusals are written, by address; nil: all.
-	Lines *quota.Lines
+	Lines *quota.Lines[netip.Addr]
 	// Authenticate returns whose token it is. Its error is logged and not told to the caller.
 	Authenticate func(ctx context.Context, token string) (Caller, error)
 	// BadToken is in the chain of Authenticate's error when the token proves nothing; other errors are no verdict.
@@ -78,8 +79,8 @@ var errNoNode = errors.New("no account of a node")
 // refused writes a few lines of each address in a while, and how many it did not write.
 func (a Auth) refused(ctx context.Context, method, caller string, err error) {
 	from := peerAddr(ctx)
-	if left, ok := a.Lines.Take(quota.Host(from)); ok {
-		a.Log.Warn("stream refused", "method", cut(method, maxName), "peer", from, "caller", caller, "left_out", left, "err", err)
+	if left, ok := a.Lines.Take(quota.Addr(from)); ok {
+		a.Log.Warn("stream refused", "method", quota.Cut(method, maxName), "peer", from, "caller", caller, "left_out", left, "err", err)
 	}
 }
 

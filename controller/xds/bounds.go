@@ -7,6 +7,8 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/undermesh/undermesh/controller/quota"
 )
 
 // Bounds of what one client may say. A text that it chose is logged or kept.
@@ -100,10 +102,10 @@ func (c *conn) charge(typ string) error {
 // checkType tells, once, of a type that is not served; who goes on asking for such is refused.
 func (c *conn) checkType(typ string) error {
 	if c.unknown++; c.unknown == 1 {
-		c.srv.cfg.Log.Warn("subscription to an unknown type", "client", c.status.ID, "type", cut(typ, maxName))
+		c.srv.cfg.Log.Warn("subscription to an unknown type", "client", c.status.ID, "type", quota.Cut(typ, maxName))
 	}
 	if c.unknown > maxUnknown {
-		return status.Errorf(codes.InvalidArgument, "subscribe to %s: the type is not served, nor were %d before", cut(typ, maxName), maxUnknown)
+		return status.Errorf(codes.InvalidArgument, "subscribe to %s: the type is not served, nor were %d before", quota.Cut(typ, maxName), maxUnknown)
 	}
 	return nil
 }
@@ -118,12 +120,4 @@ func (c *conn) answers(sub *subscription, nonce string) bool {
 	}
 	sub.acked = n
 	return true
-}
-
-// cut bounds a text that a client chose.
-func cut(s string, limit int) string {
-	if len(s) <= limit {
-		return s
-	}
-	return strings.ToValidUTF8(s[:limit], "") + "…"
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/quota"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
@@ -179,7 +180,7 @@ func (c *conn) acknowledge(sub *subscription, req *discovery.DeltaDiscoveryReque
 		c.progress()
 		c.converged()
 	}
-	said := cut(detail.GetMessage(), maxDetail)
+	said := quota.Cut(detail.GetMessage(), maxDetail)
 	c.mu.Lock()
 	t := c.status.Types[sub.typ]
 	if detail == nil {
