@@ -227,9 +227,7 @@ func (c *collector) condition(cond *securitybeta.Condition, namespace, at string
 	switch Condition(cond.GetKey()) {
 	case ConditionUnknown:
 		c.add(Error, at+".key", "unknown key %q", cond.GetKey())
-		if meant := closest(strings.TrimRight(cond.GetKey(), "[]"), conditionKeys); meant != "" {
-			c.hint("did you mean %s?", meant)
-		}
+		c.suggest(strings.TrimRight(cond.GetKey(), "[]"), conditionKeys)
 	case ConditionHTTP:
 		c.add(Warning, at+".key", "%q %s", cond.GetKey(), tcpMeaning)
 	case ConditionUnsupported:

@@ -288,9 +288,7 @@ func (c *Catalogue) unknownKind(w *walker, n *yaml.Node, gvk kschema.GroupVersio
 		return true
 	case groupKnown:
 		w.add(Error, "kind", "%s has no kind %q", gvk.GroupVersion(), gvk.Kind)
-		if meant := closest(gvk.Kind, names); meant != "" {
-			w.hint("did you mean %s?", meant)
-		} else if len(versions) > 0 {
+		if !w.suggest(gvk.Kind, names) && len(versions) > 0 {
 			w.hint("it is in %s", strings.Join(versions, " or "))
 		}
 		return true
@@ -299,7 +297,7 @@ func (c *Catalogue) unknownKind(w *walker, n *yaml.Node, gvk kschema.GroupVersio
 		if len(versions) > 0 {
 			w.hint("%s is in %s", gvk.Kind, strings.Join(versions, " or "))
 		} else {
-			w.hint("did you mean %s?", closest(gvk.Group, groups))
+			w.suggest(gvk.Group, groups)
 		}
 		return true
 	}

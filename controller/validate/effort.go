@@ -128,20 +128,24 @@ func scanKeys(n *yaml.Node, path string) (at int, key string) {
 	return at, key
 }
 
+// mentioned is how many of a list a message names.
+const mentioned = 10
+
 // someOf joins the first of many texts with commas.
 func someOf(list []string) string {
-	const most = 10
-	if len(list) <= most {
+	if len(list) <= mentioned {
 		return strings.Join(list, ", ")
 	}
-	return strings.Join(list[:most], ", ") + fmt.Sprintf(" and %d more", len(list)-most)
+	return strings.Join(list[:mentioned], ", ") + fmt.Sprintf(" and %d more", len(list)-mentioned)
 }
 
 // some lists the first of many values for a message, as fmt prints a list: a message is not as long as the file.
-func some[T any](list []T) string {
-	const most = 10
-	if len(list) <= most {
+func some[T any](list []T) string { return someOfMany(list[:min(len(list), mentioned)], len(list)) }
+
+// someOfMany lists values of which there are so many in all.
+func someOfMany[T any](list []T, all int) string {
+	if all <= len(list) {
 		return fmt.Sprint(list)
 	}
-	return strings.TrimSuffix(fmt.Sprint(list[:most]), "]") + fmt.Sprintf(" and %d more]", len(list)-most)
+	return strings.TrimSuffix(fmt.Sprint(list), "]") + fmt.Sprintf(" and %d more]", all-len(list))
 }

@@ -18,10 +18,7 @@ func (c *collector) protocol(text, field string) {
 	if text == "" || slices.Contains(protocols, strings.ToUpper(text)) {
 		return // required is said elsewhere
 	}
-	c.add(Error, field, "%q is not one of %s", text, strings.Join(protocols, ", "))
-	if meant := closest(text, protocols); meant != "" {
-		c.hint("did you mean %s?", meant)
-	}
+	c.oneOf(Error, text, protocols, field)
 }
 
 func gatewayRules(c *collector, spec *networking.Gateway) {
@@ -117,9 +114,7 @@ func (c *collector) cipherSuites(list []string, at string) {
 		for name := range strings.SplitSeq(strings.Trim(s, "[]"), "|") {
 			if !slices.Contains(suites, name) {
 				c.add(Warning, indexed(at, i), "%q is not a cipher suite: it is left out", name)
-				if meant := closest(name, suites); meant != "" {
-					c.hint("did you mean %s?", meant)
-				}
+				c.suggest(name, suites)
 			}
 		}
 		if seen[s] {

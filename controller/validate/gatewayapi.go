@@ -119,10 +119,7 @@ func (c *collector) listenerTLS(l *gatewayv1.Listener, at string) {
 	default:
 		known := []string{"HTTP", "HTTPS", "TLS", "TCP", "UDP"}
 		if !strings.Contains(string(l.Protocol), "/") { // others have a domain
-			c.add(Error, at+".protocol", "%q is not one of %s", l.Protocol, strings.Join(known, ", "))
-			if meant := closest(string(l.Protocol), known); meant != "" {
-				c.hint("did you mean %s?", meant)
-			}
+			c.oneOf(Error, string(l.Protocol), known, at+".protocol")
 		}
 	}
 }
@@ -161,10 +158,7 @@ func (c *collector) routeMatch(m *gatewayv1.HTTPRouteMatch, at string) {
 				c.add(Error, at+".path.value", "%q does not begin with \"/\"", value)
 			}
 		default:
-			c.add(Error, at+".path.type", "%q is not one of %s", kind, strings.Join(known, ", "))
-			if meant := closest(string(kind), known); meant != "" {
-				c.hint("did you mean %s?", meant)
-			}
+			c.oneOf(Error, string(kind), known, at+".path.type")
 		}
 	}
 	for i, h := range m.Headers {
@@ -183,35 +177,36 @@ func (c *collector) routeMatch(m *gatewayv1.HTTPRouteMatch, at string) {
 	}
 }
 
+// part of an object that is there when its type says so.
+type part struct {
+	name string
+	set  bool
+}
+
+// filter checks that a filter has what its type says, by type.
+func (c *collector) filter(typ string, parts map[string]part, at string) {
+	switch want, known := parts[typ]; {
+	case typ == "":
+		c.add(Error, at+".type", "is required")
+	case !known:
+		c.oneOf(Error, typ, sortedKeys(parts), at+".type")
+	case !want.set:
+		c.add(Error, at+"."+want.name, "is required with type %s", typ)
+	}
+}
+
 // routeFilter checks that a filter has what its type says, and returns whether it redirects.
 func (c *collector) routeFilter(f *gatewayv1.HTTPRouteFilter, at string) (redirect bool) {
-	need := map[gatewayv1.HTTPRouteFilterType]struct {
-		name string
-		set  bool
-	}{
-		gatewayv1.HTTPRouteFilterRequestHeaderModifier:  {"requestHeaderModifier", f.RequestHeaderModifier != nil},
-		gatewayv1.HTTPRouteFilterResponseHeaderModifier: {"responseHeaderModifier", f.ResponseHeaderModifier != nil},
-		gatewayv1.HTTPRouteFilterRequestMirror:          {"requestMirror", f.RequestMirror != nil},
-		gatewayv1.HTTPRouteFilterRequestRedirect:        {"requestRedirect", f.RequestRedirect != nil},
-		gatewayv1.HTTPRouteFilterURLRewrite:             {"urlRewrite", f.URLRewrite != nil},
-		gatewayv1.HTTPRouteFilterCORS:                   {"cors", f.CORS != nil},
-		gatewayv1.HTTPRouteFilterExtensionRef:           {"extensionRef", f.ExtensionRef != nil},
-	}
-	var names []string
-	for _, k := range sortedKeys(need) {
-		names = append(names, string(k))
-	}
-	switch want, known := need[f.Type]; {
-	case f.Type == "":
-		c.add(Error, at+".type", "is required")
-	case !known && f.Type == "ExternalAuth":
-	case !known:
-		c.add(Error, at+".type", "%q is not one of %s", f.Type, strings.Join(names, ", "))
-		if meant := closest(string(f.Type), names); meant != "" {
-			c.hint("did you mean %s?", meant)
-		}
-	case !want.set:
-		c.add(Error, at+"."+want.name, "is required with type %s", f.Type)
+	if f.Type != "ExternalAuth" {
+		c.filter(string(f.Type), map[string]part{
+			string(gatewayv1.HTTPRouteFilterRequestHeaderModifier):  {"requestHeaderModifier", f.RequestHeaderModifier != nil},
+			string(gatewayv1.HTTPRouteFilterResponseHeaderModifier): {"responseHeaderModifier", f.ResponseHeaderModifier != nil},
+			string(gatewayv1.HTTPRouteFilterRequestMirror):          {"requestMirror", f.RequestMirror != nil},
+			string(gatewayv1.HTTPRouteFilterRequestRedirect):        {"requestRedirect", f.RequestRedirect != nil},
+			string(gatewayv1.HTTPRouteFilterURLRewrite):             {"urlRewrite", f.URLRewrite != nil},
+			string(gatewayv1.HTTPRouteFilterCORS):                   {"cors", f.CORS != nil},
+			string(gatewayv1.HTTPRouteFilterExtensionRef):           {"extensionRef", f.ExtensionRef != nil},
+		}, at)
 	}
 	return f.Type == gatewayv1.HTTPRouteFilterRequestRedirect
 }

@@ -168,28 +168,12 @@ func (c *collector) grpcMethod(m *gatewayv1.GRPCMethodMatch, at string) {
 }
 
 func (c *collector) grpcFilter(f *gatewayv1.GRPCRouteFilter, at string) {
-	need := map[gatewayv1.GRPCRouteFilterType]struct {
-		name string
-		set  bool
-	}{
-		gatewayv1.GRPCRouteFilterRequestHeaderModifier:  {"requestHeaderModifier", f.RequestHeaderModifier != nil},
-		gatewayv1.GRPCRouteFilterResponseHeaderModifier: {"responseHeaderModifier", f.ResponseHeaderModifier != nil},
-		gatewayv1.GRPCRouteFilterRequestMirror:          {"requestMirror", f.RequestMirror != nil},
-		gatewayv1.GRPCRouteFilterExtensionRef:           {"extensionRef", f.ExtensionRef != nil},
-	}
-	var names []string
-	for _, k := range sortedKeys(need) {
-		names = append(names, string(k))
-	}
-	switch want, known := need[f.Type]; {
-	case !known:
-		c.add(Error, at+".type", "%q is not one of %s", f.Type, strings.Join(names, ", "))
-		if meant := closest(string(f.Type), names); meant != "" {
-			c.hint("did you mean %s?", meant)
-		}
-	case !want.set:
-		c.add(Error, at+"."+want.name, "is required with type %s", f.Type)
-	}
+	c.filter(string(f.Type), map[string]part{
+		string(gatewayv1.GRPCRouteFilterRequestHeaderModifier):  {"requestHeaderModifier", f.RequestHeaderModifier != nil},
+		string(gatewayv1.GRPCRouteFilterResponseHeaderModifier): {"responseHeaderModifier", f.ResponseHeaderModifier != nil},
+		string(gatewayv1.GRPCRouteFilterRequestMirror):          {"requestMirror", f.RequestMirror != nil},
+		string(gatewayv1.GRPCRouteFilterExtensionRef):           {"extensionRef", f.ExtensionRef != nil},
+	}, at)
 }
 
 func referenceGrantRules(c *collector, o *gatewayv1.ReferenceGrant) {
@@ -203,31 +187,17 @@ func referenceGrantRules(c *collector, o *gatewayv1.ReferenceGrant) {
 		at := indexed("spec.from", i)
 		if f.Kind == "" {
 			c.add(Error, at+".kind", "is required")
+		} else if f.Group == groupGateway {
+			c.oneOf(Warning, string(f.Kind), []string{"Gateway", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "ListenerSet"}, at+".kind")
 		}
 		c.must(at+".namespace", label1123(string(f.Namespace)))
-		if kinds := []string{"Gateway", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "ListenerSet"}; f.Group == groupGateway {
-			c.oneOf(string(f.Kind), kinds, at+".kind")
-		}
 	}
 	for i, t := range o.Spec.To {
 		if t.Kind == "" {
 			c.add(Error, indexed("spec.to", i)+".kind", "is required")
 		} else if t.Group == "" {
-			c.oneOf(string(t.Kind), []string{"Service", "Secret", "ConfigMap"}, indexed("spec.to", i)+".kind")
+			c.oneOf(Warning, string(t.Kind), []string{"Service", "Secret", "ConfigMap"}, indexed("spec.to", i)+".kind")
 		}
-	}
-}
-
-// oneOf warns of a kind that nothing of the mesh refers to.
-func (c *collector) oneOf(text string, known []string, at string) {
-	for _, k := range known {
-		if k == text || text == "" {
-			return
-		}
-	}
-	c.add(Warning, at, "%q is not one of %s", text, strings.Join(known, ", "))
-	if meant := closest(text, known); meant != "" {
-		c.hint("did you mean %s?", meant)
 	}
 }
 

@@ -91,9 +91,7 @@ func (c *collector) fault(f *networking.HTTPFaultInjection, at string) {
 		case *networking.HTTPFaultInjection_Abort_GrpcStatus:
 			if !slices.Contains(grpcStatuses, e.GrpcStatus) {
 				c.add(Error, at+".abort.grpcStatus", "%q is not a status of gRPC", e.GrpcStatus)
-				if meant := closest(e.GrpcStatus, grpcStatuses); meant != "" {
-					c.hint("did you mean %s?", meant)
-				}
+				c.suggest(e.GrpcStatus, grpcStatuses)
 			}
 		case *networking.HTTPFaultInjection_Abort_Http2Error:
 			c.add(Error, at+".abort.http2Error", "is not supported")

@@ -57,9 +57,7 @@ func (w *walker) tags(meta map[string]any, kind, at string) {
 	w.revision(flat["istio.io/rev"], Warning, at+".labels.istio.io/rev")
 	if v, set := flat["istio-injection"]; set && v != "enabled" && v != "disabled" {
 		w.add(Warning, at+".labels.istio-injection", "%q is neither enabled nor disabled: the label says nothing", v)
-		if meant := closest(v, []string{"enabled", "disabled"}); meant != "" {
-			w.hint("did you mean %s?", meant)
-		}
+		w.suggest(v, []string{"enabled", "disabled"})
 	}
 	for k := range labels {
 		w.known(k, known, at+".labels."+k, "label")
@@ -101,7 +99,5 @@ func (w *walker) known(key string, names []string, at, what string) {
 	if !w.effort.guess(len(names)) {
 		return
 	}
-	if meant := closest(key, names); meant != "" {
-		w.hint("did you mean %s?", meant)
-	}
+	w.suggest(key, names)
 }

@@ -96,9 +96,7 @@ func (w *walker) enum(n *yaml.Node, s *schema, path, kind string) any {
 		return n.Value
 	}
 	w.bad(path, "%q is not one of %s", n.Value, strings.Join(s.enum, ", "))
-	if meant := closest(n.Value, s.enum); meant != "" {
-		w.hint("did you mean %s?", meant)
-	}
+	w.suggest(n.Value, s.enum)
 	return nil
 }
 

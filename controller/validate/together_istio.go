@@ -124,17 +124,13 @@ func (v *view) sharedCertificates() {
 
 // someOthers names the first of many objects beside one of them.
 func someOthers(all []*member, m *member) string {
-	const enough = 12 // more than a message takes
 	var names []string
-	for _, o := range all[:min(len(all), enough)] {
-		if o != m {
+	for _, o := range all[:min(len(all), mentioned+1)] {
+		if o != m && len(names) < mentioned {
 			names = append(names, o.String())
 		}
 	}
-	if more := len(all) - 1 - len(names); more > 0 {
-		return strings.TrimSuffix(fmt.Sprint(names), "]") + fmt.Sprintf(" and %d more]", more)
-	}
-	return some(names)
+	return someOfMany(names, len(all)-1)
 }
 
 // claimRouting reports routes by claims of tokens that nobody looks at (IST0149).

@@ -15,9 +15,11 @@ import (
 
 // noPods reports a selector that no workload has. It returns the workloads.
 func (v *view) noPods(m *member, labels map[string]string, field string) []*workload {
-	found := v.selected(m.namespace, labels)
+	var found []*workload
 	if m.namespace == v.cfg.RootNamespace && m.group != groupNetworking { // a policy for the whole mesh
 		found = v.everywhere(labels)
+	} else {
+		found = v.selected(m.namespace, labels)
 	}
 	if len(found) == 0 && len(labels) > 0 && !v.unread("", "Pod") {
 		v.add(m, Warning, CodeNoWorkloads, field, "No matching workloads for this resource with the following labels: %s", labelText(labels))

@@ -223,15 +223,11 @@ func (v *view) destinationPort(m *member, d place, h *host) {
 
 // someNumbers is the numbers of ports for a message.
 func someNumbers(ports []hostPort) string {
-	const enough = 20 // more than a message takes
 	var numbers []uint32
-	for _, p := range ports[:min(len(ports), enough)] {
+	for _, p := range ports[:min(len(ports), mentioned)] {
 		numbers = append(numbers, p.number)
 	}
-	if more := len(ports) - len(numbers); more > 0 {
-		return strings.TrimSuffix(fmt.Sprint(numbers), "]") + fmt.Sprintf(" and %d more]", more)
-	}
-	return fmt.Sprint(numbers)
+	return someOfMany(numbers, len(ports))
 }
 
 // keepsPort says whether the VirtualService is for calls in the mesh only, whose destination has the called port.

@@ -163,6 +163,23 @@ func (c *collector) hint(format string, args ...any) {
 	c.found[len(c.found)-1].Hint = fmt.Sprintf(format, args...)
 }
 
+// suggest adds to the last finding what was probably meant, and reports whether there is such a name.
+func (c *collector) suggest(name string, names []string) bool {
+	meant := closest(name, names)
+	if meant != "" {
+		c.hint("did you mean %s?", meant)
+	}
+	return meant != ""
+}
+
+// oneOf reports a text that is none of those that are known.
+func (c *collector) oneOf(severity Severity, text string, known []string, field string) {
+	if !slices.Contains(known, text) {
+		c.add(severity, field, "%q is not one of %s", text, strings.Join(known, ", "))
+		c.suggest(text, known)
+	}
+}
+
 func (c *collector) each(values []string, field string, check func(string) error) {
 	for i, v := range values {
 		c.must(indexed(field, i), check(v))
