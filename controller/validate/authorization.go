@@ -101,18 +101,12 @@ func AuthorizationPolicy(p *securityv1.AuthorizationPolicy, issues []Field) []Fi
 	c := &collector{kind: "AuthorizationPolicy", namespace: p.Namespace, name: p.Name}
 	c.fields(issues)
 	spec := &p.Spec
-	c.selector(spec.GetSelector().GetMatchLabels(), "spec.selector.matchLabels")
-	if (len(spec.GetTargetRefs()) > 0 || spec.GetTargetRef() != nil) && spec.GetSelector() != nil {
-		c.add(Error, "spec.selector", "excludes targetRefs")
-	}
-	if len(spec.GetTargetRefs()) > 0 && spec.GetTargetRef() != nil {
-		c.add(Error, "spec.targetRef", "excludes targetRefs")
-	}
+	c.attached(spec.GetSelector(), spec.GetTargetRef(), spec.GetTargetRefs())
 	if t := spec.GetTargetRef(); t != nil {
-		c.target(t, p.Namespace, "spec.targetRef")
+		c.target(t, "spec.targetRef")
 	}
 	for i, t := range spec.GetTargetRefs() {
-		c.target(t, p.Namespace, indexed("spec.targetRefs", i))
+		c.target(t, indexed("spec.targetRefs", i))
 	}
 	switch spec.GetAction() {
 	case securitybeta.AuthorizationPolicy_ALLOW, securitybeta.AuthorizationPolicy_DENY:
@@ -138,7 +132,7 @@ const NoGateways = "this mesh serves no gateways yet, so that nothing is behind 
 // OfGateway reports whether a target of the kind is for gateways.
 func OfGateway(kind string) bool { return kind == "Gateway" || kind == "GatewayClass" }
 
-func (c *collector) target(t *typebeta.PolicyTargetReference, namespace, at string) {
+func (c *collector) target(t *typebeta.PolicyTargetReference, at string) {
 	if groups, ok := targetGroups[t.GetKind()]; ok && !slices.Contains(groups, t.GetGroup()) {
 		c.add(Error, at+".group", "group %q has no kind %s", t.GetGroup(), t.GetKind())
 		c.hint("it is %q", groups[len(groups)-1])
@@ -149,9 +143,6 @@ func (c *collector) target(t *typebeta.PolicyTargetReference, namespace, at stri
 	}
 	if OfGateway(t.GetKind()) {
 		c.add(Warning, at, "%s %q: %s", t.GetKind(), t.GetName(), NoGateways)
-	}
-	if t.GetNamespace() != "" && t.GetNamespace() != namespace {
-		c.add(Error, at+".namespace", "must be the policy's own namespace")
 	}
 }
 

@@ -60,7 +60,6 @@ func authorizationRules(c *collector, spec *securitybeta.AuthorizationPolicy) {
 
 // policyMeaning warns of what is right as written and does nothing, or not what was meant.
 func (c *collector) policyMeaning(spec *securitybeta.AuthorizationPolicy) {
-	c.emptySelector(spec.GetSelector() != nil, spec.GetSelector().GetMatchLabels(), "spec.selector")
 	if len(spec.GetRules()) == 0 && spec.GetAction() != securitybeta.AuthorizationPolicy_ALLOW {
 		c.add(Warning, "spec.rules", "is empty: a policy with action %s and no rules matches nothing", spec.GetAction())
 		c.hint("for every request write rules: [{}]")
