@@ -204,58 +204,6 @@ func TestFullGate(t *testing.T) {
 	})
 }
 
-func FuzzWholeHello(f *testing.F) {
-	hello := append([]byte{1, 0, 0, 3}, "abc"...)
-	one := append([]byte{22, 3, 1, 0, byte(len(hello))}, hello...)
-	f.Add(one)
-	f.Add(append([]byte{22, 3, 1, 0, 1, 1, 22, 3, 1, 0, byte(len(hello) - 1)}, hello[1:]...))
-	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
-	f.Add(append([]byte{22, 3, 1, 0x40, 0, 1, 0, 0x80, 0}, make([]byte, 100)...))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		done, bad := false, false
-		for n := range len(b) + 1 { // what has been decided stays so
-			whole, err := wholeHello(b[:n])
-			if whole && err != nil || done && !whole && n < maxHello || bad && err == nil {
-				t.Fatalf("%d bytes: %v, %v after %v, %v", n, whole, err, done, bad)
-			}
-			done, bad = whole, err != nil
-		}
-		if len(b) >= maxHello && !bad {
-			t.Errorf("%d bytes were taken", len(b))
-		}
-	})
-}
-
-func TestWholeHelloOfFragments(t *testing.T) {
-	inWorld(t, nil, func(t *testing.T, w *world) {
-		b := w.pod("b", "httpbin", "10.0.1.1")
-		defer w.stop(b)
-		w.apply(client.Resource{Message: workload("foo", "httpbin", b.ip)})
-		hello := capturedHello(t, w)
-		for n := range hello {
-			if whole, err := wholeHello(hello[:n]); whole || err != nil {
-				t.Fatalf("%d of %d bytes: %v, %v", n, len(hello), whole, err)
-			}
-		}
-		if whole, err := wholeHello(hello); !whole || err != nil {
-			t.Fatalf("all: %v, %v", whole, err)
-		}
-		var cut []byte // the same message, a byte in each record
-		for _, x := range hello[recordHeader:] {
-			cut = append(cut, hello[0], hello[1], hello[2], 0, 1, x)
-		}
-		if whole, err := wholeHello(cut); !whole || err != nil {
-			t.Errorf("in records of a byte: %v, %v", whole, err)
-		}
-		for name, b := range map[string]string{"http": "GET", "old TLS": "\x80\x2e\x01", "alert": "\x15\x03\x01\x00\x02", "server hello": "\x16\x03\x01\x00\x04\x02",
-			"too long": "\x16\x03\x01\x40\x00\x01\x01\x00\x00", "empty record": "\x16\x03\x01\x00\x00", "flood": string(make([]byte, maxHello))} {
-			if _, err := wholeHello([]byte(b)); !errors.Is(err, errNotHello) {
-				t.Errorf("%s: %v", name, err)
-			}
-		}
-	})
-}
-
 // startHTTP2 is the preface of a client that is not ours.
 func startHTTP2(t *testing.T, c net.Conn) *http2.Framer {
 	t.Helper()
