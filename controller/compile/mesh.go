@@ -38,6 +38,7 @@ func configured(s *settings.MeshSettings, m model.Mesh) {
 		s.AccessLog.Encoding = settings.AccessLog_ENCODING_TEXT
 	}
 	s.EnableTracing = in.GetEnableTracing()
+	s.ProtocolDetectionTimeout = in.GetProtocolDetectionTimeout()
 	if d := in.GetDefaultConfig(); d != nil {
 		s.DefaultConfig = pack(d)
 	}

@@ -69,6 +69,9 @@ type Config struct {
 	HoldTimeout    time.Duration // how long a connection waits for what decides about it; default 10 s
 	RefuseDelay    time.Duration // how long a refused client may stay silent before its reset; default 100 ms
 	ConnectTimeout time.Duration // of the upstream connection; default 10 s
+	// DetectTimeout is how long a client's first bytes are waited for on a port that declares no protocol, where the mesh does not say;
+	// a server that speaks first is that much later. Default 100 ms.
+	DetectTimeout time.Duration
 	// HandshakeTimeout bounds TLS on the tunnel listener. It includes the wait for the pod's first certificate. Default 15 s.
 	HandshakeTimeout time.Duration
 	ProbeTimeout     time.Duration // until a probe's head was read; default 1 s
@@ -104,7 +107,7 @@ func (c Config) withDefaults() Config {
 		field *time.Duration
 		value time.Duration
 	}{
-		{&c.HoldTimeout, 10 * time.Second}, {&c.RefuseDelay, 100 * time.Millisecond}, {&c.ConnectTimeout, 10 * time.Second},
+		{&c.HoldTimeout, 10 * time.Second}, {&c.RefuseDelay, 100 * time.Millisecond}, {&c.ConnectTimeout, 10 * time.Second}, {&c.DetectTimeout, 100 * time.Millisecond},
 		{&c.HandshakeTimeout, 15 * time.Second}, {&c.ProbeTimeout, time.Second}, {&c.RemovedGrace, time.Hour},
 	} {
 		if *d.field == 0 {
@@ -137,7 +140,7 @@ func (c Config) Validate() error {
 		return errors.New("proxy config: Clock is not set")
 	case c.Telemetry == nil:
 		return errors.New("proxy config: Telemetry is not set")
-	case c.HoldTimeout < 0, c.RefuseDelay < 0, c.ConnectTimeout < 0, c.HandshakeTimeout < 0, c.ProbeTimeout < 0, c.DrainTimeout < 0, c.RemovedGrace < 0:
+	case c.HoldTimeout < 0, c.RefuseDelay < 0, c.ConnectTimeout < 0, c.DetectTimeout < 0, c.HandshakeTimeout < 0, c.ProbeTimeout < 0, c.DrainTimeout < 0, c.RemovedGrace < 0:
 		return errors.New("proxy config: a duration is negative")
 	case c.MaxConns < 0, c.MaxConnsPerPod < 0, c.MaxRefusals < 0, c.MaxHandshakes < 0,
 		c.MaxAffinity < 0, c.MaxAffinityPerPod < 0, c.MaxAffinityPerService < 0:

@@ -28,11 +28,23 @@ func (s *session) inbound() error {
 	if err := s.admit(s.pod, c); err != nil {
 		return err
 	}
+	if _, err := s.detect(s.client, s.p.cfg.Snapshot(), s.declaredHere(s.dst.Port())); err != nil {
+		return err
+	}
 	up, err := s.deliver(s.dst)
 	if err != nil {
 		return err
 	}
 	return s.relay(up)
+}
+
+// declaredHere is what the services that the pod is behind declare of its port.
+func (s *session) declaredHere(port uint16) speaks {
+	snap := s.p.cfg.Snapshot()
+	if own := s.pod.workload(snap); own != nil {
+		return declaredBehind(snap, own, port)
+	}
+	return undeclared
 }
 
 // deliver connects to the pod's application at addr, from the client's address.

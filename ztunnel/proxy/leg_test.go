@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"io"
 	"net/netip"
 	"syscall"
 	"testing"
@@ -25,6 +26,9 @@ func TestLegEndsWithItsDestination(t *testing.T) {
 				w.apply(client.Resource{Message: workload("foo", "sleep", a.ip)}, client.Resource{Message: workload("foo", "httpbin", b.ip)})
 				a.sockets.slow = make(chan struct{})
 				c := a.connect("10.0.0.2:80")
+				if _, err := io.WriteString(c, "\x00"); err != nil { // no HTTP
+					t.Fatal(err)
+				}
 				synctest.Wait()
 				if n := len(w.net.legs); n != 1 {
 					t.Fatalf("%d legs, want one", n)

@@ -42,8 +42,14 @@ func (s *session) outbound() error {
 		return errLoop()
 	}
 	defer release()
-	r, err := s.route()
+	r, err := s.prepare()
 	if err != nil {
+		return err
+	}
+	if _, err := s.detect(s.client, r.snap, s.declared(r)); err != nil {
+		return err
+	}
+	if r, err = s.route(); err != nil {
 		return err
 	}
 	switch r.path.Kind {
@@ -67,8 +73,8 @@ func (s *session) outbound() error {
 	return refusedf(reason.Internal, "path of kind %v", r.path.Kind)
 }
 
-// route waits until the mesh knows the pod, and a destination that is served here, and decides.
-func (s *session) route() (*route, error) {
+// prepare waits until the mesh knows the pod, and a destination that is served here.
+func (s *session) prepare() (*route, error) {
 	if s.pod.meshPort(nil, s.dst.Port()) && s.pod.hasAddr(s.dst.Addr()) {
 		return nil, refusedf(reason.MeshPort, "port %d is the mesh's own", s.dst.Port())
 	}
@@ -89,6 +95,27 @@ func (s *session) route() (*route, error) {
 	s.source(r.source, r.source.Identity)
 	if s.pod.meshPort(r.source, s.dst.Port()) && s.pod.owns(r.source, s.dst.Addr()) {
 		return nil, refusedf(reason.MeshPort, "port %d is the mesh's own", s.dst.Port())
+	}
+	return r, nil
+}
+
+// declared is what the port that was dialled declares.
+func (s *session) declared(r *route) speaks {
+	network := r.source.GetNetwork()
+	if svc := r.view.ServiceAt(r.snap, network, s.dst); svc != nil {
+		return declaredBy(svc, s.dst.Port())
+	}
+	if w := r.snap.WorkloadFor(r.source.GetNamespace(), network, s.dst.Addr()); w != nil {
+		return declaredBehind(r.snap, w, s.dst.Port())
+	}
+	return undeclared
+}
+
+// route decides by the newest snapshot where the connection goes.
+func (s *session) route() (*route, error) {
+	r, err := s.prepare()
+	if err != nil {
+		return nil, err
 	}
 	w, err := s.endpoint(r)
 	s.label(r, w, telemetry.NoTLS)

@@ -30,17 +30,17 @@ func (b *buffers) get() *[]byte {
 
 func (b *buffers) put(p *[]byte) { b.pool.Put(p) }
 
-// copyBoth copies between client and up until both directions have ended, and closes both. A half-close travels either way,
+// copyBoth copies between client and up until both directions have ended, and closes both. What was read of the client early goes first. A half-close travels either way,
 // and so does a reset, which is what the end of s.ctx does to both. It returns nil when both directions ended by a
 // half-close, else the Refusal that the connection ended with, or one for the side that reset it.
 func (s *session) copyBoth(client, up net.Conn) error {
 	stop := context.AfterFunc(s.ctx, func() { reset(client); reset(up) })
 	defer stop()
 	var once sync.Once
-	var first error
-	half := func(dst, src net.Conn, count *atomic.Int64, readSide, writeSide reason.Reason) {
+	var why error
+	half := func(dst, src net.Conn, first []byte, count *atomic.Int64, readSide, writeSide reason.Reason) {
 		err := s.guard(func() error {
-			rerr, werr := s.p.copyHalf(dst, src, count)
+			rerr, werr := s.p.copyHalf(dst, src, first, count)
 			switch {
 			case rerr != nil:
 				return ended(s.ctx, readSide, rerr)
@@ -50,22 +50,29 @@ func (s *session) copyBoth(client, up net.Conn) error {
 			return nil
 		})
 		if err != nil {
-			once.Do(func() { first = err })
+			once.Do(func() { why = err })
 			reset(client)
 			reset(up)
 		}
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { half(client, up, &s.sent, reason.UpstreamReset, reason.DownstreamReset) })
-	half(up, client, &s.received, reason.DownstreamReset, reason.UpstreamReset)
+	wg.Go(func() { half(client, up, nil, &s.sent, reason.UpstreamReset, reason.DownstreamReset) })
+	half(up, client, s.early, &s.received, reason.DownstreamReset, reason.UpstreamReset)
 	wg.Wait()
 	_ = up.Close()
 	_ = client.Close()
-	return first
+	return why
 }
 
-// copyHalf copies from src to dst until src ends, and passes the end on. It tells whose error stopped it.
-func (p *Proxy) copyHalf(dst, src net.Conn, count *atomic.Int64) (rerr, werr error) {
+// copyHalf copies first, and then from src, to dst until src ends, and passes the end on. It tells whose error stopped it.
+func (p *Proxy) copyHalf(dst, src net.Conn, first []byte, count *atomic.Int64) (rerr, werr error) {
+	if len(first) > 0 {
+		n, err := dst.Write(first)
+		count.Add(int64(n))
+		if err != nil {
+			return nil, err
+		}
+	}
 	r := newIdleReader(src, &p.buffers)
 	sp := newSplicer(dst, src, &p.pipes)
 	full := 0 // reads in a row that filled the buffer

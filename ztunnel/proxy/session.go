@@ -26,8 +26,9 @@ type session struct {
 	client   net.Conn       // nil for a stream
 	src, dst netip.AddrPort // of the accepted socket
 	begin    time.Time
-	relayed  bool // the client is in the hands of a relay, which closes it
-	spoke    bool // the client's first bytes were read
+	relayed  bool   // the client is in the hands of a relay, which closes it
+	spoke    bool   // the client's first bytes were read, or waited for long enough
+	early    []byte // of the client, read before it is known where they go
 
 	line           telemetry.Line
 	labels         []telemetry.Labels

@@ -91,17 +91,28 @@ func (s *session) tunnelOut(r *route) error {
 	s.line.Dst, s.line.HBONE = tunnelAddr, r.addr
 	ctx, cancel := clock.WithTimeout(s.ctx, s.p.cfg.Clock, s.p.cfg.ConnectTimeout, nil)
 	defer cancel()
-	b := s.p.buffers.get()
-	first, err := readNow(s.client, (*b)[:hbone.MaxFirst])
-	if err != nil {
-		s.p.buffers.put(b)
-		return ended(s.ctx, reason.DownstreamReset, err)
+	first, rest := s.early[:min(len(s.early), hbone.MaxFirst)], s.early[min(len(s.early), hbone.MaxFirst):]
+	var b *[]byte
+	if len(first) == 0 {
+		b = s.p.buffers.get()
+		var err error
+		if first, err = readNow(s.client, (*b)[:hbone.MaxFirst]); err != nil {
+			s.p.buffers.put(b)
+			return ended(s.ctx, reason.DownstreamReset, err)
+		}
+		s.spoke = s.spoke || len(first) > 0
 	}
-	s.spoke = len(first) > 0
 	stream, err := s.pod.tunnels.connect(ctx, r.source.Identity, r.path.ServerIdentities, tunnelAddr, hbone.Request{
 		Authority: r.addr.String(), Header: s.tunnelHeader(r), First: first,
 	})
-	s.p.buffers.put(b)
+	if b != nil {
+		s.p.buffers.put(b)
+	}
+	if err == nil && len(rest) > 0 {
+		if _, err = stream.Write(rest); err != nil {
+			stream.Reset(hbone.CodeCancel)
+		}
+	}
 	if err != nil {
 		return s.tunnelRefusal(err)
 	}

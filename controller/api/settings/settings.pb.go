@@ -369,8 +369,11 @@ type MeshSettings struct {
 	ExtensionProviders []*anypb.Any `protobuf:"bytes,12,rep,name=extension_providers,json=extensionProviders,proto3" json:"extension_providers,omitempty"`
 	// MeshConfig.defaultProviders: names of extension providers.
 	DefaultProviders *DefaultProviders `protobuf:"bytes,13,opt,name=default_providers,json=defaultProviders,proto3" json:"default_providers,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// How long nodes wait for a client's first bytes on a port that declares no protocol (MeshConfig.protocolDetectionTimeout); 0, or
+	// absent: they choose.
+	ProtocolDetectionTimeout *durationpb.Duration `protobuf:"bytes,40,opt,name=protocol_detection_timeout,json=protocolDetectionTimeout,proto3" json:"protocol_detection_timeout,omitempty"`
+	unknownFields            protoimpl.UnknownFields
+	sizeCache                protoimpl.SizeCache
 }
 
 func (x *MeshSettings) Reset() {
@@ -490,6 +493,13 @@ func (x *MeshSettings) GetExtensionProviders() []*anypb.Any {
 func (x *MeshSettings) GetDefaultProviders() *DefaultProviders {
 	if x != nil {
 		return x.DefaultProviders
+	}
+	return nil
+}
+
+func (x *MeshSettings) GetProtocolDetectionTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.ProtocolDetectionTimeout
 	}
 	return nil
 }
@@ -1365,7 +1375,7 @@ var File_settings_proto protoreflect.FileDescriptor
 
 const file_settings_proto_rawDesc = "" +
 	"\n" +
-	"\x0esettings.proto\x12\fundermesh.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x05\n" +
+	"\x0esettings.proto\x12\fundermesh.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x06\n" +
 	"\fMeshSettings\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x120\n" +
 	"\x14trust_domain_aliases\x18\x02 \x03(\tR\x12trustDomainAliases\x12%\n" +
@@ -1383,7 +1393,8 @@ const file_settings_proto_rawDesc = "" +
 	" \x01(\bR\renableTracing\x12;\n" +
 	"\x0edefault_config\x18\v \x01(\v2\x14.google.protobuf.AnyR\rdefaultConfig\x12E\n" +
 	"\x13extension_providers\x18\f \x03(\v2\x14.google.protobuf.AnyR\x12extensionProviders\x12K\n" +
-	"\x11default_providers\x18\r \x01(\v2\x1e.undermesh.v1.DefaultProvidersR\x10defaultProviders\"\xc1\x01\n" +
+	"\x11default_providers\x18\r \x01(\v2\x1e.undermesh.v1.DefaultProvidersR\x10defaultProviders\x12W\n" +
+	"\x1aprotocol_detection_timeout\x18( \x01(\v2\x19.google.protobuf.DurationR\x18protocolDetectionTimeout\"\xc1\x01\n" +
 	"\tAccessLog\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12<\n" +
 	"\bencoding\x18\x02 \x01(\x0e2 .undermesh.v1.AccessLog.EncodingR\bencoding\x12\x16\n" +
@@ -1543,31 +1554,32 @@ var file_settings_proto_depIdxs = []int32{
 	24, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
 	24, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
 	8,  // 6: undermesh.v1.MeshSettings.default_providers:type_name -> undermesh.v1.DefaultProviders
-	3,  // 7: undermesh.v1.AccessLog.encoding:type_name -> undermesh.v1.AccessLog.Encoding
-	1,  // 8: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
-	2,  // 9: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
-	19, // 10: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
-	23, // 11: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
-	20, // 12: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
-	4,  // 13: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
-	25, // 14: undermesh.v1.ServiceSettings.created:type_name -> google.protobuf.Timestamp
-	5,  // 15: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
-	13, // 16: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
-	21, // 17: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
-	22, // 18: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	25, // 19: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
-	14, // 20: undermesh.v1.CallRule.tls:type_name -> undermesh.v1.ClientTlsPolicy
-	25, // 21: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
-	18, // 22: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
-	0,  // 23: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	2,  // 24: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
-	13, // 25: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
-	14, // 26: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	23, // 7: undermesh.v1.MeshSettings.protocol_detection_timeout:type_name -> google.protobuf.Duration
+	3,  // 8: undermesh.v1.AccessLog.encoding:type_name -> undermesh.v1.AccessLog.Encoding
+	1,  // 9: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
+	2,  // 10: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
+	19, // 11: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
+	23, // 12: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
+	20, // 13: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
+	4,  // 14: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
+	25, // 15: undermesh.v1.ServiceSettings.created:type_name -> google.protobuf.Timestamp
+	5,  // 16: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
+	13, // 17: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
+	21, // 18: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
+	22, // 19: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	25, // 20: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
+	14, // 21: undermesh.v1.CallRule.tls:type_name -> undermesh.v1.ClientTlsPolicy
+	25, // 22: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
+	18, // 23: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
+	0,  // 24: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
+	2,  // 25: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
+	13, // 26: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
+	14, // 27: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_settings_proto_init() }

@@ -45,7 +45,7 @@ var meshConfig = []entry{
 	{"connectTimeout", Carried, L7, "RS-07", ""},
 	{"tcpKeepalive", Accepted, L7, "RS-07", ""},
 	{"h2UpgradePolicy", Accepted, L7, "TR-17", ""},
-	{"protocolDetectionTimeout", Accepted, L7, "SR-12", ""},
+	{"protocolDetectionTimeout", Enforced, "", "SR-12", ""},
 	{"defaultHttpRetryPolicy", Carried, L7, "RS-06", ""},
 	{"defaultTrafficPolicy", Accepted, L7, "RS-07", ""},
 	{"localityLbSetting", Accepted, L7, "LB-08 LB-10", ""},
