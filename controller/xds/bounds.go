@@ -86,7 +86,7 @@ func (c *conn) charge(typ string) error {
 	}
 	now := 0
 	for _, sub := range c.subs {
-		now += nameOverhead*len(sub.names) + sub.bytes - sub.knownBytes()
+		now += nameOverhead*len(sub.names) + sub.nameBytes
 	}
 	switch more := now - c.charged; {
 	case more < 0:

@@ -80,7 +80,7 @@ func (c *conn) take(req *discovery.DeltaDiscoveryRequest) error {
 	c.srv.cfg.Store.drop(sub)
 	total := 0
 	for _, s := range c.subs {
-		total += s.bytes
+		total += s.nameBytes + s.knownBytes
 	}
 	if total > maxNameBytes {
 		return namesError(typ, "bytes of the names of all types", total, maxNameBytes)

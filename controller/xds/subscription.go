@@ -15,22 +15,23 @@ var errLagging = errors.New("the client lags behind the change log")
 
 // subscription is what one client follows of one type. Its stream's goroutine owns it.
 type subscription struct {
-	typ      string
-	wildcard bool
-	short    bool                // the client takes short contents
-	parts    bool                // and an answer in several responses
-	names    nameSet             // asked for: names and aliases
-	sent     map[string]struct{} // on demand only: resources that the client holds
-	asked    map[string]struct{} // names whose answer is due, whatever the client holds
-	known    map[string]string   // initial_resource_versions, until the first answer
-	dropped  []string            // names that the last request ended
-	answered bool                // the first response was sent, maybe empty
-	turned   bool                // to wildcard or to on demand, and nothing was sent since
-	held     []string            // removals that wait until the first response is acknowledged
-	nonce    string              // of the response that is not acknowledged yet, else ""
-	last     uint64              // number in the nonce of the last response
-	acked    uint64              // and of the last one that was answered
-	bytes    int                 // of names, and of known
+	typ        string
+	wildcard   bool
+	short      bool                // the client takes short contents
+	parts      bool                // and an answer in several responses
+	names      nameSet             // asked for: names and aliases
+	sent       map[string]struct{} // on demand only: resources that the client holds
+	asked      map[string]struct{} // names whose answer is due, whatever the client holds
+	known      map[string]string   // initial_resource_versions, until the first answer
+	dropped    []string            // names that the last request ended
+	answered   bool                // the first response was sent, maybe empty
+	turned     bool                // to wildcard or to on demand, and nothing was sent since
+	held       []string            // removals that wait until the first response is acknowledged
+	nonce      string              // of the response that is not acknowledged yet, else ""
+	last       uint64              // number in the nonce of the last response
+	acked      uint64              // and of the last one that was answered
+	nameBytes  int                 // of names
+	knownBytes int                 // of known
 }
 
 func newSubscription(req *discovery.DeltaDiscoveryRequest) *subscription {
@@ -39,21 +40,15 @@ func newSubscription(req *discovery.DeltaDiscoveryRequest) *subscription {
 		known: req.GetInitialResourceVersions(),
 	}
 	sub.wildcard = len(req.GetResourceNamesSubscribe()) == 0
-	sub.bytes = sub.knownBytes()
-	return sub
-}
-
-func (sub *subscription) knownBytes() (n int) {
 	for name, version := range sub.known {
-		n += len(name) + len(version)
+		sub.knownBytes += len(name) + len(version)
 	}
-	return n
+	return sub
 }
 
 // forget drops what the client said that it holds, once that was compared.
 func (sub *subscription) forget() {
-	sub.bytes -= sub.knownBytes()
-	sub.known = nil
+	sub.known, sub.knownBytes = nil, 0
 }
 
 // change takes the subscribe and unsubscribe lists of a request that checkRequest accepted.
@@ -70,7 +65,7 @@ func (sub *subscription) change(req *discovery.DeltaDiscoveryRequest) error {
 			continue
 		}
 		if _, known := sub.names[n]; !known {
-			sub.bytes += len(n)
+			sub.nameBytes += len(n)
 		}
 		sub.names[n] = struct{}{}
 		sub.asked[n] = struct{}{}
@@ -80,7 +75,7 @@ func (sub *subscription) change(req *discovery.DeltaDiscoveryRequest) error {
 			sub.wildcard = false // with "*" subscribed in the same request: on demand from now on
 		}
 		if _, known := sub.names[n]; known {
-			sub.bytes -= len(n)
+			sub.nameBytes -= len(n)
 			sub.dropped = append(sub.dropped, n)
 		}
 		delete(sub.names, n)

@@ -17,7 +17,7 @@ func (sub *subscription) hold(e *entry) {
 	sub.sent[e.name] = struct{}{}
 	if !sub.names.cover(e) {
 		sub.names[e.name] = struct{}{}
-		sub.bytes += len(e.name)
+		sub.nameBytes += len(e.name)
 	}
 }
 
