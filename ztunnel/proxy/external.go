@@ -146,14 +146,17 @@ func (s *session) order(svc *client.Service, addrs []netip.Addr) []netip.Addr {
 // maxDials bounds how many addresses of a name one connection tries.
 const maxDials = 8
 
-// strangers are those of the addresses that nothing of the mesh has.
+// strangers are those of the addresses that nothing of the mesh has, as many as one connection tries after the first.
 func (s *session) strangers(r *route, addrs []netip.Addr, port uint16) []netip.AddrPort {
 	var out []netip.AddrPort
 	for _, a := range addrs {
+		if len(out) == maxDials-1 {
+			break
+		}
 		at := &route{snap: r.snap, source: r.source, addr: netip.AddrPortFrom(a, port)}
 		network := r.source.GetNetwork()
 		kubernetes := slices.ContainsFunc(r.snap.ServicesByIP(network, a), func(svc *client.Service) bool { return !svc.Settings.GetDeclared() })
-		if !kubernetes && r.snap.WorkloadFor(r.source.GetNamespace(), network, a) == nil && s.p.podAt(a) == nil && s.foreignPort(at) == nil && len(out) < maxDials-1 {
+		if !kubernetes && r.snap.WorkloadFor(r.source.GetNamespace(), network, a) == nil && s.p.podAt(a) == nil && s.foreignPort(at) == nil {
 			out = append(out, at.addr)
 		}
 	}
