@@ -34,11 +34,8 @@ type Endpoint struct {
 // labelNoAllocation, when false, asks for no address.
 const labelNoAllocation = "networking.istio.io/enable-autoallocate-ip"
 
-// Pools returns the networks that addresses are assigned from.
-func Pools() []netip.Prefix { return validate.Pools() }
-
 func assignable(ip netip.Addr) bool {
-	return slices.ContainsFunc(Pools(), func(p netip.Prefix) bool { return p.Contains(ip) })
+	return slices.ContainsFunc(validate.Pools(), func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
 func newEntry(o *networkingv1.ServiceEntry, issues []validate.Field) *ServiceEntry {

@@ -163,7 +163,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	entries := func([]model.EntryAddresses) {}
 	if cfg.Addresses != nil {
-		s.assigner = status.NewAllocator(status.AllocatorConfig{Writer: cfg.Addresses, Pools: model.Pools(), Log: cfg.Log, Clock: cfg.Clock})
+		s.assigner = status.NewAllocator(status.AllocatorConfig{Writer: cfg.Addresses, Pools: validate.Pools(), Log: cfg.Log, Clock: cfg.Clock})
 		entries = s.assigner.Update
 	}
 	s.engine = &engine{log: cfg.Log, clock: cfg.Clock, out: publisher{s.store, cfg.Log}, status: report, entries: entries, index: cfg.Index,

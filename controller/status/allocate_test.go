@@ -22,6 +22,7 @@ import (
 
 	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/validate"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
@@ -87,7 +88,7 @@ func (s *apiServer) remove(name string) {
 
 // lead runs an allocator that sees everything, until the function returned is called.
 func (s *apiServer) lead(t *testing.T) (stop func()) {
-	a := NewAllocator(AllocatorConfig{Writer: s, Pools: model.Pools(), Clock: clock.System()})
+	a := NewAllocator(AllocatorConfig{Writer: s, Pools: validate.Pools(), Clock: clock.System()})
 	s.mu.Lock()
 	for _, e := range s.entries {
 		a.Update([]model.EntryAddresses{e})
@@ -121,7 +122,7 @@ func (s *apiServer) all(t *testing.T) map[string]string {
 					t.Errorf("%s is of %s and of %s", ip, h, other)
 				}
 				owner[ip] = h
-				if !model.Pools()[0].Contains(ip) && !model.Pools()[1].Contains(ip) {
+				if !validate.Pools()[0].Contains(ip) && !validate.Pools()[1].Contains(ip) {
 					t.Errorf("%s is of no pool", ip)
 				}
 			}
