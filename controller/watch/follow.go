@@ -22,7 +22,7 @@ type follow struct {
 	kind   model.Kind
 	mark   model.Kind // by which its versions are known
 	lw     cache.ListerWatcher
-	like   runtime.Object                  // of the type that is listed; nil: any
+	like   any                             // of the type that is listed; nil: any
 	slim   cache.TransformFunc             // what is kept of an object
 	event  func(o any) (model.Event, bool) // of an object that is there
 	listed chan struct{}                   // closed when the first list was taken in
@@ -39,7 +39,7 @@ type reader struct {
 }
 
 // newFollow takes the client that r uses, which says whether it can stream lists.
-func (k *Kubernetes) newFollow(kind model.Kind, client any, r reader, like runtime.Object, slim cache.TransformFunc, event func(o any) (model.Event, bool)) *follow {
+func (k *Kubernetes) newFollow(kind model.Kind, client any, r reader, like any, slim cache.TransformFunc, event func(o any) (model.Event, bool)) *follow {
 	f := &follow{k: k, kind: kind, mark: kind, like: like, slim: slim, event: event, listed: make(chan struct{}), anew: make(chan struct{}, 1),
 		names: map[model.Name]uint64{}}
 	f.first = sync.OnceFunc(func() { close(f.listed) })
@@ -74,11 +74,7 @@ func (f *follow) once(ctx context.Context) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		var like any
-		if f.like != nil {
-			like = f.like
-		}
-		cache.NewReflectorWithOptions(f.lw, like, f, cache.ReflectorOptions{Name: string(f.kind)}).RunWithContext(ctx)
+		cache.NewReflectorWithOptions(f.lw, f.like, f, cache.ReflectorOptions{Name: string(f.kind)}).RunWithContext(ctx)
 	}()
 	select {
 	case <-ctx.Done():

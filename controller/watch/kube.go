@@ -131,7 +131,7 @@ func (k *Kubernetes) builtin() []*follow {
 	manual := func(o *metav1.ListOptions) {
 		o.LabelSelector = discoveryv1.LabelManagedBy + "!=" + model.SliceController
 	}
-	typed := func(kind model.Kind, r reader, like runtime.Object) *follow {
+	typed := func(kind model.Kind, r reader, like any) *follow {
 		return k.newFollow(kind, c, r, like, strip, eventOf)
 	}
 	keys := typed(model.KindConfigMap, read(c.CoreV1().ConfigMaps(ns), named(jwks.ConfigMap)), &corev1.ConfigMap{})
