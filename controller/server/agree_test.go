@@ -16,10 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	syaml "sigs.k8s.io/yaml"
 
-	"github.com/undermesh/undermesh/controller/compile"
-	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/validate"
-	"github.com/undermesh/undermesh/controller/watch"
 	"github.com/undermesh/undermesh/controller/webhook"
 	"github.com/undermesh/undermesh/test/corpus"
 )
@@ -79,16 +76,7 @@ func asked(t *testing.T, hook *webhook.Handler, check func(string, metav1.Object
 	answer := hook.Review(&admissionv1.AdmissionRequest{UID: "u", Operation: admissionv1.Create, Name: o.Name, Namespace: o.Namespace,
 		Kind: metav1.GroupVersionKind{Group: gvk.Group, Version: gvk.Version, Kind: gvk.Kind}, Object: runtime.RawExtension{Raw: raw}})
 	out := judged{refused: !answer.Allowed, warned: len(answer.Warnings) > 0, accepted: true}
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "f.yaml"), text, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	view, err := configdir.New(configdir.Config{Dir: dir}).Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := compile.New(compile.Config{})
-	for _, s := range c.Apply(watch.Events(nil, view)).Status {
+	for _, s := range compiled(t, text).Status {
 		if s.Name != o.Name || !strings.HasPrefix(s.Kind, o.Kind) {
 			continue
 		}

@@ -129,6 +129,12 @@ func compiledFrom(t *testing.T, path string) []compile.Resource {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return compiled(t, text).Upserts
+}
+
+// compiled is what a directory with that file alone compiles to.
+func compiled(t *testing.T, text []byte) compile.Delta {
+	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "f.yaml"), text, 0o600); err != nil {
 		t.Fatal(err)
@@ -137,7 +143,7 @@ func compiledFrom(t *testing.T, path string) []compile.Resource {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return compile.New(compile.Config{}).Apply(watch.Events(nil, view)).Upserts
+	return compile.New(compile.Config{}).Apply(watch.Events(nil, view))
 }
 
 // sameBytes encodes what is shown again, and compares it with what was sent.
