@@ -1,0 +1,92 @@
+package route
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/undermesh/undermesh/ztunnel/http/head"
+)
+
+// Input is what is known of a request beside its head. One is for one request at a time; it may be used again for the next,
+// and keeps memory that matching needs.
+type Input struct {
+	Random              uint64         // of this request: runtime fractions and the choice by weight
+	Source, Destination netip.AddrPort // of the downstream connection; Source is what x-forwarded-for says where that is trusted
+	Direct              netip.AddrPort // the downstream peer's own address
+	Upstream            netip.AddrPort // the chosen host; zero before
+	UpstreamLocal       netip.AddrPort
+	Hostname            string         // of the chosen host, for auto_host_rewrite; "" none
+	Cluster             string         // of the chosen host; "" before
+	Start               time.Time      // the request's arrival
+	PeerURI, LocalURI   string         // SPIFFE identities of the downstream connection; "" none
+	SNI                 string         // of the downstream connection; "" none
+	Request             *head.Request  // for operators in response headers
+	Response            *head.Response // for operators in response headers; Route.Response sets it
+	Flags, Details      string         // response flags and code details so far; "" none
+	Attempts            int            // tries so far
+
+	route   string // name of the route that is applied
+	scratch []byte
+}
+
+// VirtualHost is a compiled route.v3.VirtualHost.
+type VirtualHost struct {
+	Name                   string
+	AttemptCount           bool // tell x-envoy-attempt-count upstream
+	AttemptCountOnResponse bool // and downstream
+	Routes                 []*Route
+
+	config       *shared
+	index        index
+	request, say ops
+}
+
+// Route is one compiled route. Exactly one of Forward, Redirect and Direct is set.
+type Route struct {
+	Name      string
+	Object    string // filter_metadata.istio.config: the object that it comes from; "" unknown
+	Operation string // of the decorator; "" none
+	Propagate bool   // tell Operation in x-envoy-decorator-operation
+	Host      *VirtualHost
+
+	Fault    *Fault // nil: none
+	CORS     *CORS  // nil: none
+	Forward  *Forward
+	Redirect *Redirect
+	Direct   *Direct
+
+	match        match
+	request, say ops
+}
+
+// Forward is what a route to clusters has beside them.
+type Forward struct {
+	NotFound    int           // status when the cluster is not known: 503 (Envoy's default), 404 or 500
+	IdleTimeout time.Duration // of a stream; 0 none, -1 not said: that of the connection manager
+	Mirrors     []Mirror
+	BufferLimit int64        // bytes of a body that may be kept for another try; -1 not said
+	Policy      *RetryPolicy // nil: none; Route.Retry applies it
+	AutoHost    bool         // the authority becomes the chosen host's name: Route.HostPicked
+
+	cluster       string
+	clusterHeader name
+	weighted      []weighted
+	total         uint64
+	times         times
+	rewrite       rewrite
+	authority     hostRewrite
+	hash          []hashPolicy
+	upgrades      []upgrade
+}
+
+// Target is the cluster that a request goes to.
+type Target struct {
+	Cluster string // "": cluster_header names none
+	chosen  *weighted
+}
+
+// Direct is an answer that the route gives itself.
+type Direct struct {
+	Status int
+	Body   []byte // of type text/plain; not to be changed
+}
