@@ -35,6 +35,7 @@ func (s *session) inbound() error {
 	if err != nil {
 		return err
 	}
+	tune(up)
 	return s.relay(up)
 }
 

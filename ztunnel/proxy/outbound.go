@@ -12,6 +12,7 @@ import (
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/hbone"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
 )
 
@@ -52,25 +53,19 @@ func (s *session) outbound() error {
 	if r, err = s.route(); err != nil {
 		return err
 	}
-	switch r.path.Kind {
-	case policy.Reject:
-		return refusedf(r.path.Refused, "%s", r.path.Reason)
-	case policy.Tunnel:
-		if r.local == s.pod {
-			return s.proxied(r) // a pod that reaches itself has no wire to protect
-		}
-		return s.tunnelOut(r)
-	case policy.Proxied, policy.Direct:
-		return s.proxied(r)
-	case policy.Passthrough:
-		if r.local != nil {
-			// It is served here, so it is enrolled, whatever the control plane says of its protocol at the moment.
-			s.line.Path = policy.Proxied.String()
-			return s.proxied(r)
-		}
-		return s.passthrough(r)
+	up, release, err := s.open(r)
+	if err != nil {
+		return err
 	}
-	return refusedf(reason.Internal, "path of kind %v", r.path.Kind)
+	defer release()
+	stream, ok := up.(*hbone.Stream)
+	if !ok {
+		return s.relay(up)
+	}
+	s.relayed, s.stream = true, stream
+	s.count()
+	_, err = hbone.Relay(s.ctx, stream, s.client)
+	return s.relayEnd(err, reason.UpstreamReset, reason.DownstreamReset)
 }
 
 // prepare waits until the mesh knows the pod, and a destination that is served here.
@@ -151,8 +146,31 @@ func (s *session) label(r *route, w *client.Workload, security telemetry.Securit
 	}}
 }
 
-// proxied carries a connection to a pod of this node: both sides' work in one pass.
-func (s *session) proxied(r *route) error {
+// open connects to where r leads: what it returns is judged, and reset when s.ctx ends. release is called at its end.
+func (s *session) open(r *route) (up net.Conn, release func(), err error) {
+	switch r.path.Kind {
+	case policy.Reject:
+		return nil, nil, refusedf(r.path.Refused, "%s", r.path.Reason)
+	case policy.Tunnel:
+		if r.local == s.pod {
+			return s.proxied(r) // a pod that reaches itself has no wire to protect
+		}
+		return s.tunnelOut(r)
+	case policy.Proxied, policy.Direct:
+		return s.proxied(r)
+	case policy.Passthrough:
+		if r.local != nil {
+			// It is served here, so it is enrolled, whatever the control plane says of its protocol at the moment.
+			s.line.Path = policy.Proxied.String()
+			return s.proxied(r)
+		}
+		return s.dial(append([]netip.AddrPort{r.addr}, r.others...), s.pod.cfg.Sockets.Dial)
+	}
+	return nil, nil, refusedf(reason.Internal, "path of kind %v", r.path.Kind)
+}
+
+// proxied opens a connection to a pod of this node: both sides' work in one pass.
+func (s *session) proxied(r *route) (net.Conn, func(), error) {
 	w := r.path.Destination
 	security := telemetry.SameNode
 	if r.path.Anonymous {
@@ -163,20 +181,26 @@ func (s *session) proxied(r *route) error {
 	both.Reporter = telemetry.Destination
 	s.labels = append(s.labels, both)
 	if r.local == nil || w == nil {
-		return refusedf(reason.UnknownPod, "%s is not a pod that is served here", r.addr)
+		return nil, nil, refusedf(reason.UnknownPod, "%s is not a pod that is served here", r.addr)
 	}
 	if r.local.meshPort(w, r.addr.Port()) {
-		return refusedf(reason.MeshPort, "port %d is the mesh's own", r.addr.Port())
+		return nil, nil, refusedf(reason.MeshPort, "port %d is the mesh's own", r.addr.Port())
 	}
 	c := policy.Connection{Source: s.judgedSource(r.addr.Addr()), Destination: r.addr, Peer: r.source.Identity}
 	if r.path.Anonymous {
 		c.Peer = api.Identity{}
 	}
-	defer r.local.live.add(c, s.kill)()
+	unwatch := r.local.live.add(c, s.kill)
 	if err := s.admit(r.local, c); err != nil {
-		return err
+		unwatch()
+		return nil, nil, err
 	}
-	return s.relayTo([]netip.AddrPort{r.addr}, func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) { return s.leg(ctx, r.local, addr) })
+	up, release, err := s.dial([]netip.AddrPort{r.addr}, func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) { return s.leg(ctx, r.local, addr) })
+	if err != nil {
+		unwatch()
+		return nil, nil, err
+	}
+	return up, func() { release(); unwatch() }, nil
 }
 
 // leg dials addr of dest, and gives up as soon as dest has lost its place: it was judged by the policies of no other pod.
@@ -218,22 +242,17 @@ func (s *session) judgedSource(dst netip.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(s.pod.cfg.Addrs[0], s.src.Port())
 }
 
-// passthrough carries a connection to where no proxy of the mesh is.
-func (s *session) passthrough(r *route) error {
-	return s.relayTo(append([]netip.AddrPort{r.addr}, r.others...), s.pod.cfg.Sockets.Dial)
-}
-
-// relayTo dials as the pod until one of the addresses answers, and relays.
-func (s *session) relayTo(addrs []netip.AddrPort, dial func(context.Context, netip.AddrPort) (net.Conn, error)) error {
+// dial connects as the pod to the first of the addresses that answers.
+func (s *session) dial(addrs []netip.AddrPort, dial func(context.Context, netip.AddrPort) (net.Conn, error)) (net.Conn, func(), error) {
 	up, err := s.dialOne(addrs, dial)
 	if r := refusalOf(err); r != nil {
-		return r
+		return nil, nil, r
 	}
 	if err != nil {
-		return ended(s.ctx, reason.UpstreamConnect, err)
+		return nil, nil, ended(s.ctx, reason.UpstreamConnect, err)
 	}
-	defer s.pod.loops.dialled(flow{addrPort(up.LocalAddr()), s.line.Dst})()
-	return s.relay(up)
+	tune(up)
+	return up, s.pod.loops.dialled(flow{addrPort(up.LocalAddr()), s.line.Dst}), nil
 }
 
 // dialOne tries the addresses in order and says in the record which one it was. Each has an equal share of the time that is left.
@@ -263,8 +282,7 @@ func (p *Proxy) podAt(a netip.Addr) *Pod {
 
 // relay copies between the client and up until both are closed.
 func (s *session) relay(up net.Conn) error {
-	tune(up)
 	s.relayed = true
-	s.open()
+	s.count()
 	return s.copyBoth(s.client, up)
 }

@@ -37,7 +37,7 @@ func (s *session) probe() error {
 	}
 	tune(up)
 	s.relayed = true
-	s.open()
+	s.count()
 	if _, err := up.Write(head); err != nil {
 		reset(up)
 		return ended(s.ctx, reason.UpstreamReset, err)

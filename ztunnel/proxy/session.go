@@ -132,8 +132,8 @@ func (s *session) finish(err error) {
 	s.p.cfg.Telemetry.Log(s.line)
 }
 
-// open counts the connection as opened; before it a refusal counts as failed.
-func (s *session) open() { s.flow = s.p.cfg.Telemetry.Open(s.bytes, s.labels...) }
+// count counts the connection as opened; before it a refusal counts as failed.
+func (s *session) count() { s.flow = s.p.cfg.Telemetry.Open(s.bytes, s.labels...) }
 
 // bytes returns what came from the client and what went to it. Safe for concurrent use once the session is open.
 func (s *session) bytes() (received, sent uint64) {

@@ -186,7 +186,7 @@ func (s *session) connect(own api.Identity, client *identity.Peer, req *hbone.Se
 		return ended(s.ctx, reason.DownstreamReset, err)
 	}
 	s.stream, s.accepted = stream, true
-	s.open()
+	s.count()
 	_, err = hbone.Relay(s.ctx, stream, up)
 	return s.relayEnd(err, reason.DownstreamReset, reason.UpstreamReset)
 }

@@ -83,8 +83,8 @@ func (t *tunnels) dial(ctx context.Context, key tunnelKey, servers []api.Identit
 // close ends every tunnel and refuses new ones.
 func (t *tunnels) close() { t.pool.Close() }
 
-// tunnelOut carries a connection through a tunnel to its destination's node.
-func (s *session) tunnelOut(r *route) error {
+// tunnelOut opens a stream through a tunnel to the destination's node. What the client said so far goes with it.
+func (s *session) tunnelOut(r *route) (net.Conn, func(), error) {
 	w := r.path.Destination
 	s.label(r, w, telemetry.MutualTLS)
 	tunnelAddr := netip.AddrPortFrom(r.addr.Addr(), r.path.TunnelPort)
@@ -93,12 +93,12 @@ func (s *session) tunnelOut(r *route) error {
 	defer cancel()
 	first, rest := s.early[:min(len(s.early), hbone.MaxFirst)], s.early[min(len(s.early), hbone.MaxFirst):]
 	var b *[]byte
-	if len(first) == 0 {
+	if len(first) == 0 && s.client != nil {
 		b = s.p.buffers.get()
 		var err error
 		if first, err = readNow(s.client, (*b)[:hbone.MaxFirst]); err != nil {
 			s.p.buffers.put(b)
-			return ended(s.ctx, reason.DownstreamReset, err)
+			return nil, nil, ended(s.ctx, reason.DownstreamReset, err)
 		}
 		s.spoke = s.spoke || len(first) > 0
 	}
@@ -109,17 +109,16 @@ func (s *session) tunnelOut(r *route) error {
 		s.p.buffers.put(b)
 	}
 	if err == nil && len(rest) > 0 {
+		stop := context.AfterFunc(s.ctx, func() { stream.Reset(hbone.CodeCancel) })
 		if _, err = stream.Write(rest); err != nil {
 			stream.Reset(hbone.CodeCancel)
 		}
+		stop()
 	}
 	if err != nil {
-		return s.tunnelRefusal(err)
+		return nil, nil, s.tunnelRefusal(err)
 	}
-	s.relayed, s.stream = true, stream
-	s.open()
-	_, err = hbone.Relay(s.ctx, stream, s.client)
-	return s.relayEnd(err, reason.UpstreamReset, reason.DownstreamReset)
+	return stream, func() {}, nil
 }
 
 // tunnelRefusal names why no stream could be opened.
