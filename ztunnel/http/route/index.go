@@ -100,14 +100,20 @@ func (x *index) lists(path []byte, out *[maxLists][]int32) (count int, ok bool) 
 	return count, true
 }
 
-// Match returns the first route that the request matches, or nil. It allocates nothing.
-func (v *VirtualHost) Match(req *head.Request, in *Input) *Route {
+// compared is what of a request's path the routes look at.
+func (v *VirtualHost) compared(req *head.Request) []byte {
 	path := bare(req.Path)
 	if v.config.ignoreParameters {
 		if i := indexString(path, ";"); i >= 0 {
 			path = path[:i]
 		}
 	}
+	return path
+}
+
+// Match returns the first route that the request matches, or nil. It allocates nothing.
+func (v *VirtualHost) Match(req *head.Request, in *Input) *Route {
+	path := v.compared(req)
 	var lists [maxLists][]int32
 	count, ok := 0, v.index.root != nil
 	if ok {
