@@ -1,0 +1,266 @@
+package cluster
+
+import (
+	"math"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/undermesh/undermesh/ztunnel/clock"
+)
+
+// Config is what a Cluster needs. All fields are required.
+type Config struct {
+	Clock clock.Clock
+	Rand  func() uint64 // safe for concurrent use, as math/rand/v2.Uint64
+}
+
+// Cluster is one cluster as one source workload knows it. All methods are safe for concurrent use.
+type Cluster struct {
+	cfg      Config
+	epoch    time.Time
+	state    atomic.Pointer[state]
+	stats    counters
+	breakers [numPriorities]Breakers
+
+	nextSweep atomic.Int64 // of outlier detection, after epoch
+	nextWeigh atomic.Int64 // of slow start, after epoch; math.MaxInt64: no host is young
+
+	mu       sync.Mutex // protects below, and changes of state and of the hosts' monitors
+	original *originals // hosts of OriginalDestination
+	ejected  int
+}
+
+// state is what Pick reads: immutable but for what its pointers lead to.
+type state struct {
+	spec  *Spec
+	hosts *Hosts
+	slots []atomic.Pointer[Host] // by index in hosts; nil: not used yet
+	view  *view
+	down  bitset
+	turns []atomic.Uint64 // see level.turns
+}
+
+// New makes a cluster. It starts nothing: what is to happen later happens when the cluster is used next.
+func New(cfg Config, spec *Spec, hosts *Hosts) *Cluster {
+	c := &Cluster{cfg: cfg, epoch: cfg.Clock.Now()}
+	for i := range c.breakers {
+		c.breakers[i].cluster, c.breakers[i].priority = c, Priority(i)
+	}
+	if spec.Kind == OriginalDestination {
+		hosts = NewHosts(nil)
+	}
+	v := hosts.view(spec)
+	c.state.Store(&state{spec: spec, hosts: hosts, slots: make([]atomic.Pointer[Host], len(hosts.list)), view: v, turns: c.newTurns(nil, v)})
+	c.nextWeigh.Store(math.MaxInt64)
+	if spec.slowStart() != nil {
+		c.nextWeigh.Store(0)
+	}
+	if spec.outlier != nil {
+		c.nextSweep.Store(int64(spec.outlier.interval))
+	}
+	c.stats.inc(MembershipChange)
+	return c
+}
+
+func (s *Spec) slowStart() *slowStartSpec { return s.balance.slowStart }
+
+// Spec returns the configuration in force.
+func (c *Cluster) Spec() *Spec { return c.state.Load().spec }
+
+// Hosts returns the endpoints in force.
+func (c *Cluster) Hosts() *Hosts { return c.state.Load().hosts }
+
+// Name is the cluster's name.
+func (c *Cluster) Name() string { return c.Spec().Name }
+
+// now is the time since the cluster was made.
+func (c *Cluster) now() time.Duration { return c.cfg.Clock.Now().Sub(c.epoch) }
+
+// newTurns makes the counters of a view, which go on where they were; new ones begin anywhere, or all clients would begin with
+// the same host.
+func (c *Cluster) newTurns(old []atomic.Uint64, v *view) []atomic.Uint64 {
+	n := 0
+	for i := range v.levels {
+		n += 1 + len(v.levels[i].places)
+	}
+	if n <= len(old) {
+		return old
+	}
+	turns := make([]atomic.Uint64, n)
+	for i := range turns {
+		if i < len(old) {
+			turns[i].Store(old[i].Load())
+		} else {
+			turns[i].Store(c.cfg.Rand() >> 1)
+		}
+	}
+	return turns
+}
+
+// Update puts another configuration and other endpoints in force. Hosts whose key and address stay keep what they are: their
+// connections, counts, ejection. The others take no new requests; what they attached is told to drain.
+func (c *Cluster) Update(spec *Spec, hosts *Hosts) {
+	for _, h := range c.update(spec, hosts) {
+		h.drain()
+	}
+}
+
+// update returns the hosts that are gone or draining since.
+func (c *Cluster) update(spec *Spec, hosts *Hosts) []*Host {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.state.Load()
+	if spec.Kind == OriginalDestination {
+		hosts = NewHosts(nil)
+	}
+	if old.spec == spec && old.hosts == hosts {
+		return nil
+	}
+	st := &state{spec: spec, hosts: hosts, slots: old.slots, down: old.down}
+	var leave []*Host
+	if old.hosts != hosts {
+		leave = c.moveLocked(old, st)
+		c.stats.inc(MembershipChange)
+	}
+	if spec.Kind != OriginalDestination && c.original != nil {
+		for _, o := range c.original.hosts {
+			o.removed.Store(true)
+			leave = append(leave, o)
+		}
+		c.original = nil
+	}
+	c.state.Store(st)
+	if old.spec != spec {
+		c.outlierChangedLocked(old.spec, st)
+		c.nextWeigh.Store(math.MaxInt64)
+	}
+	if spec.slowStart() != nil {
+		c.nextWeigh.Store(0)
+	}
+	st.turns = old.turns
+	c.rebuildLocked(st)
+	return leave
+}
+
+// moveLocked takes the hosts over into the new list.
+func (c *Cluster) moveLocked(old, st *state) (leave []*Host) {
+	st.slots = make([]atomic.Pointer[Host], len(st.hosts.list))
+	st.down = nil
+	for i := range old.slots {
+		h := old.slots[i].Load()
+		if h == nil {
+			continue
+		}
+		was := h.Endpoint()
+		at, ok := st.hosts.byKey[was.Key]
+		if ok && st.hosts.list[at].Addr == was.Addr {
+			now := &st.hosts.list[at]
+			h.endpoint.Store(now)
+			h.index = uint32(at)
+			st.slots[at].Store(h)
+			if h.monitor.ejected {
+				st.down = st.down.with(uint32(at), true, len(st.hosts.list))
+			}
+			if now.Draining && !was.Draining {
+				leave = append(leave, h)
+			}
+			continue
+		}
+		h.removed.Store(true)
+		if h.monitor.ejected {
+			c.ejected--
+		}
+		leave = append(leave, h)
+	}
+	return leave
+}
+
+// rebuildLocked makes the view anew after a change of what is down, of hosts, or of weights, and puts st in force.
+func (c *Cluster) rebuildLocked(st *state) {
+	next := *st
+	switch {
+	case next.down == nil && c.nextWeigh.Load() == math.MaxInt64:
+		next.view = next.hosts.view(next.spec)
+	default:
+		next.view = viewer{next.spec, next.hosts, next.down, c.weigher(&next)}.build()
+	}
+	next.turns = c.newTurns(st.turns, next.view)
+	c.state.Store(&next)
+}
+
+// host returns the host of an endpoint, which is made when it is used first.
+func (c *Cluster) host(st *state, i uint32) *Host {
+	if h := st.slots[i].Load(); h != nil {
+		return h
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	want := &st.hosts.list[i]
+	now := c.state.Load()
+	at, ok := now.hosts.byKey[want.Key]
+	if !ok || now.hosts.list[at].Addr != want.Addr { // it went while it was chosen
+		h := c.newHost(want, 0)
+		h.removed.Store(true)
+		return h
+	}
+	if h := now.slots[at].Load(); h != nil {
+		return h
+	}
+	h := c.newHost(&now.hosts.list[at], uint32(at))
+	now.slots[at].Store(h)
+	return h
+}
+
+func (c *Cluster) newHost(e *Endpoint, at uint32) *Host {
+	h := &Host{cluster: c, index: at}
+	h.endpoint.Store(e)
+	return h
+}
+
+// originals are the hosts of a cluster of kind OriginalDestination, one for each address that was dialled.
+type originals struct {
+	hosts map[netip.AddrPort]*Host
+	swept time.Duration
+}
+
+// maxOriginals bounds them; beyond, one that is not used is forgotten, and when all are, the new one is not kept.
+const maxOriginals = 4096
+
+// toOriginal returns the host of an address.
+func (c *Cluster) toOriginal(spec *Spec, addr netip.AddrPort) *Host {
+	now := c.now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.original == nil {
+		c.original = &originals{hosts: map[netip.AddrPort]*Host{}, swept: now}
+	}
+	o := c.original
+	if now-o.swept >= spec.cleanup {
+		o.forget(func(h *Host) bool { return h.lastPick <= o.swept })
+		o.swept = now
+	}
+	h := o.hosts[addr]
+	if h == nil {
+		h = c.newHost(&Endpoint{Key: addr.String(), Addr: addr, Healthy: true}, 0)
+		if len(o.hosts) >= maxOriginals {
+			o.forget(func(*Host) bool { return true })
+		}
+		if len(o.hosts) < maxOriginals {
+			o.hosts[addr] = h
+		}
+	}
+	h.lastPick = now
+	return h
+}
+
+// forget drops hosts that nothing is under way at, and of which may says so.
+func (o *originals) forget(may func(*Host) bool) {
+	for a, h := range o.hosts {
+		if h.active.Load() == 0 && h.conns.Load() == 0 && may(h) {
+			h.removed.Store(true)
+			delete(o.hosts, a)
+		}
+	}
+}
