@@ -15,7 +15,7 @@ import (
 )
 
 // Resource is one resource of the mesh. Message is an *Address, *Workload or *Service of workloadapi, an
-// *securityapi.Authorization, or of package settings *MeshSettings, *WorkloadSettings, *Scope, *CallRule or *RouteRule. Name may be
+// *securityapi.Authorization, or of package settings *MeshSettings, *WorkloadSettings, *Scope or *CallRule. Name may be
 // empty, then it is the message's own, except for WorkloadSettings and Scope, which carry none.
 type Resource struct {
 	Name    string
@@ -33,10 +33,8 @@ type parsed struct {
 	mesh     *settings.MeshSettings
 	settings *settings.WorkloadSettings
 	scope    *settings.Scope
-	defaults *CallDefaults // set with mesh
-	rule     *CallRule
-	routes   *RouteRule
-	name     string // of settings, scope, rule or routes
+	rule     *settings.CallRule
+	name     string // of settings, scope or rule
 }
 
 // parse checks one resource. Its errors name the resource and the field.
@@ -63,11 +61,7 @@ func parse(r Resource) (parsed, error) {
 		if m == nil {
 			return parsed{}, fmt.Errorf("parse mesh settings %q: empty", r.Name)
 		}
-		defaults, err := parseDefaults(m)
-		if err != nil {
-			return parsed{}, fmt.Errorf("parse mesh settings %q: call_defaults.%w", r.Name, err)
-		}
-		return parsed{mesh: m, defaults: defaults}, nil
+		return parsed{mesh: m}, nil
 	case *settings.WorkloadSettings:
 		if r.Name == "" || m == nil {
 			return parsed{}, fmt.Errorf("parse workload settings %q: no name or no content", r.Name)
@@ -80,8 +74,6 @@ func parse(r Resource) (parsed, error) {
 		return parseScope(r.Name, m)
 	case *settings.CallRule:
 		return parseRule(r.Name, m)
-	case *settings.RouteRule:
-		return parseRoutes(r.Name, m)
 	}
 	return parsed{}, fmt.Errorf("parse resource %q: unknown message %T", r.Name, r.Message)
 }
@@ -105,6 +97,19 @@ func parseScope(resource string, m *settings.Scope) (parsed, error) {
 		}
 	}
 	return parsed{scope: m, name: resource}, nil
+}
+
+func parseRule(resource string, m *settings.CallRule) (parsed, error) {
+	own := m.GetNamespace() + "/" + m.GetName()
+	switch {
+	case m.GetNamespace() == "" || m.GetName() == "":
+		return parsed{}, fmt.Errorf("parse call rule %q: namespace or name: empty", cmpOr(resource, own))
+	case resource != "" && resource != own:
+		return parsed{}, fmt.Errorf("parse call rule %q: name: differs from the resource name %q", own, resource)
+	case m.GetHost() == "":
+		return parsed{}, fmt.Errorf("parse call rule %q: host: empty", own)
+	}
+	return parsed{rule: m, name: own}, nil
 }
 
 func parseWorkload(resource string, m *workloadapi.Workload) (parsed, error) {
@@ -160,7 +165,7 @@ func parseWorkload(resource string, m *workloadapi.Workload) (parsed, error) {
 	if _, err := extension(m.GetExtensions(), api.WorkloadStateExtension, &state); err != nil {
 		return fail("%w", err)
 	}
-	w.Terminating, w.Labels = state.GetServingTerminating(), state.GetLabels()
+	w.Terminating = state.GetServingTerminating()
 	return parsed{workload: w}, nil
 }
 

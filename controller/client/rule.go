@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"strings"
+
+	"github.com/undermesh/undermesh/controller/api/settings"
 )
 
 // ownOnly is the export_to of a CallRule that counts in its own namespace alone.
@@ -13,7 +15,7 @@ const ownOnly = "~"
 // place that has any for it (SR-17), which are the caller's namespace, the service's and the root namespace; the last two
 // only as far as they are exported to the caller, and the root namespace's own only as the last. They have one host, the most
 // specific. Either those that select the caller, or those for everybody, the oldest first.
-func (s *Snapshot) CallRules(caller *Workload, namespace, host string) []*CallRule {
+func (s *Snapshot) CallRules(caller *Workload, namespace, host string) []*settings.CallRule {
 	if s.rules.size == 0 || caller == nil {
 		return nil
 	}
@@ -34,7 +36,7 @@ func (s *Snapshot) CallRules(caller *Workload, namespace, host string) []*CallRu
 }
 
 // callRulesIn looks under the host and under the patterns that cover it, the longest first.
-func (s *Snapshot) callRulesIn(place string, caller *Workload, host string) []*CallRule {
+func (s *Snapshot) callRulesIn(place string, caller *Workload, host string) []*settings.CallRule {
 	if found := countingRules(s.rulesFor.at(name{place, host}), caller); len(found) > 0 {
 		return found
 	}
@@ -49,8 +51,8 @@ func (s *Snapshot) callRulesIn(place string, caller *Workload, host string) []*C
 	return countingRules(s.rulesFor.at(name{place, "*"}), caller)
 }
 
-func countingRules(all []*CallRule, caller *Workload) []*CallRule {
-	var selecting, rest []*CallRule
+func countingRules(all []*settings.CallRule, caller *Workload) []*settings.CallRule {
+	var selecting, rest []*settings.CallRule
 	for _, r := range all {
 		own := r.GetNamespace() == caller.GetNamespace()
 		switch to := r.GetExportTo(); {
@@ -67,7 +69,7 @@ func countingRules(all []*CallRule, caller *Workload) []*CallRule {
 	return rest
 }
 
-func (b *builder) putRule(r *CallRule) {
+func (b *builder) putRule(r *settings.CallRule) {
 	s, at := b.s, name{r.GetNamespace(), r.GetHost()}
 	s.rules = s.rules.set(b.edit, r.GetNamespace()+"/"+r.GetName(), r)
 	s.rulesFor = s.rulesFor.set(b.edit, at, insert(s.rulesFor.at(at), r, byAge))
@@ -93,6 +95,6 @@ func (b *builder) countPattern(at name, change int) {
 }
 
 // byAge orders rules of one namespace.
-func byAge(a, b *CallRule) int {
+func byAge(a, b *settings.CallRule) int {
 	return cmp.Or(a.GetCreated().AsTime().Compare(b.GetCreated().AsTime()), strings.Compare(a.GetName(), b.GetName()))
 }

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"net"
 	"slices"
 	"strconv"
@@ -144,7 +143,10 @@ func (v View) OutboundPolicy(mesh *settings.MeshSettings) settings.OutboundPolic
 // best first: itself, the service that it is short for, and the patterns that cover it, the longest first. The port that it
 // may carry is left out.
 func (v View) Hosts(authority string) []string {
-	host := hostOf(authority)
+	host := authority
+	if h, _, err := net.SplitHostPort(authority); err == nil {
+		host = h
+	}
 	host = strings.TrimSuffix(strings.ToLower(strings.Trim(host, "[]")), ".")
 	if host == "" {
 		return nil
@@ -168,7 +170,10 @@ func (v View) Hosts(authority string) []string {
 
 // full is the service that a short name means; names that mean no service are returned as they are.
 func (v View) full(host string) string {
-	domain := v.domain()
+	domain := v.ClusterDomain
+	if domain == "" {
+		domain = api.DefaultClusterDomain
+	}
 	labels := strings.Split(host, ".")
 	switch {
 	case net.ParseIP(host) != nil:
@@ -182,8 +187,6 @@ func (v View) full(host string) string {
 	}
 	return host
 }
-
-func (v View) domain() string { return cmp.Or(v.ClusterDomain, api.DefaultClusterDomain) }
 
 // RouteConfigName is Istio's name of the RouteConfiguration that callers of the port go by: the port for declared HTTP, the
 // service and the port where the first bytes decide.

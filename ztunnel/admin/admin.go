@@ -41,9 +41,7 @@ type Config struct {
 	Level    *slog.LevelVar      // required: what /logging reads and sets
 	// Quit ends the process gracefully; required. It must not block.
 	Quit func()
-	// Pod returns a pod that the process serves, nil for others; nil: there are no views of pods.
-	Pod func(namespace, name string) Pod
-	Log *slog.Logger // default: discard
+	Log  *slog.Logger // default: discard
 }
 
 // Admin serves the endpoints of one process.
@@ -67,8 +65,7 @@ func New(cfg Config) (*Admin, error) {
 	return &Admin{cfg: cfg}, nil
 }
 
-// Handler answers on the localhost address: /config_dump, /logging, /quitquitquit, /debug/pprof/, metrics, and what there is per
-// pod below /pods/NAMESPACE/POD/.
+// Handler answers on the localhost address: /config_dump, /logging, /quitquitquit, /debug/pprof/ and metrics.
 func (a *Admin) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /config_dump", a.dump)
@@ -76,7 +73,6 @@ func (a *Admin) Handler() http.Handler {
 	mux.HandleFunc("POST /logging", a.setLevel)
 	mux.HandleFunc("POST /quitquitquit", a.quit)
 	a.addMetrics(mux)
-	a.addPods(mux)
 	mux.HandleFunc("GET /healthz/ready", a.ready)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)

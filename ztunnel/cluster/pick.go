@@ -101,13 +101,15 @@ func (c *Cluster) choose(st *state, in *PickInput, attempt int) (uint32, bool) {
 	}
 	m, turn := &l.all, l.turns
 	if l.places != nil { // their turn is that of the level
-		var p uint32
+		sum := l.placeSums[len(l.placeSums)-1]
+		p := 0
 		if st.spec.Policy == RoundRobin {
-			p = l.place.inTurn(st.turns[l.turns].Add(1) - 1)
+			n := st.turns[l.turns].Add(1) - 1
+			p = indexOf(l.placeSums, scatter(n, sum))
 		} else {
-			p = l.place.at(c.cfg.Rand() % l.place.total())
+			p = indexOf(l.placeSums, c.cfg.Rand()%sum)
 		}
-		m, turn = &l.places[p], l.turns+1+int(p)
+		m, turn = &l.places[p].members, l.turns+1+p
 	}
 	if len(m.list) == 0 {
 		return 0, false

@@ -5,8 +5,6 @@ import (
 	"net"
 	"sync"
 	"syscall"
-
-	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // pumpBuf is a pooled buffer of the way from an application to the tunnel.
@@ -17,7 +15,7 @@ type pumpBuf struct {
 
 // pumpSizes are the buffers that a pump takes: it starts small and goes up while reads fill them. The largest makes a
 // frame of largeFrame.
-var pumpSizes = [3]int{4 << 10, 64 << 10, largeFrame + frame.HeaderLen}
+var pumpSizes = [3]int{4 << 10, 64 << 10, largeFrame + frameHeaderLen}
 
 var pumpPools [len(pumpSizes)]sync.Pool
 
@@ -47,7 +45,7 @@ func (p *pumper) read() (*pumpBuf, int, error) {
 	p.buf, p.n, p.err = nil, 0, nil
 	if p.raw == nil {
 		p.buf = p.get()
-		p.n, p.err = p.app.Read(p.buf.b[frame.HeaderLen:])
+		p.n, p.err = p.app.Read(p.buf.b[frameHeaderLen:])
 	} else if err := p.raw.Read(p.fn); err != nil {
 		p.err = err
 	}
@@ -63,7 +61,7 @@ func (p *pumper) read() (*pumpBuf, int, error) {
 func (p *pumper) readRaw(fd uintptr) bool {
 	b := p.get()
 	for {
-		n, err := syscall.Read(int(fd), b.b[frame.HeaderLen:])
+		n, err := syscall.Read(int(fd), b.b[frameHeaderLen:])
 		switch {
 		case err == syscall.EINTR:
 			continue
@@ -81,7 +79,7 @@ func (p *pumper) readRaw(fd uintptr) bool {
 
 // adapt chooses the next buffer by what the last read brought.
 func (p *pumper) adapt() {
-	switch room := len(p.buf.b) - frame.HeaderLen; {
+	switch room := len(p.buf.b) - frameHeaderLen; {
 	case p.n == room && p.size < len(pumpSizes)-1:
 		p.size++
 	case p.size > 0 && p.n <= pumpSizes[p.size-1]/2:

@@ -8,8 +8,6 @@ import (
 	"net"
 	"sync"
 	"syscall"
-
-	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // inlineMax is the largest payload that the read loop writes to an application's socket itself, in bytes; what the
@@ -26,7 +24,7 @@ func Relay(ctx context.Context, s *Stream, app net.Conn) (Stats, error) {
 	k := newSink(s, app)
 	stop := context.AfterFunc(ctx, func() {
 		k.fail(context.Cause(ctx))
-		s.Reset(frame.CodeCancel)
+		s.Reset(CodeCancel)
 		k.abort(context.Cause(ctx))
 	})
 	defer stop()
@@ -36,7 +34,7 @@ func Relay(ctx context.Context, s *Stream, app net.Conn) (Stats, error) {
 	err := pump(s, app)
 	if err != nil {
 		k.fail(err)
-		s.Reset(frame.CodeConnect)
+		s.Reset(CodeConnect)
 		k.abort(err)
 	}
 	<-k.done
@@ -182,7 +180,7 @@ func (k *sink) closeWrite() {
 // failed: the application's socket takes no more.
 func (k *sink) failed(err error) {
 	k.fail(err)
-	k.s.Reset(frame.CodeConnect) // comes back by abort
+	k.s.Reset(CodeConnect) // comes back by abort
 	k.abort(err)
 }
 

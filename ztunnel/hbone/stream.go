@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/undermesh/undermesh/ztunnel/clock"
-	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // Stats counts the payload bytes of a stream so far.
@@ -127,9 +126,9 @@ func (s *Stream) Read(p []byte) (int, error) {
 func (s *Stream) Write(p []byte) (int, error) {
 	sent := 0
 	for sent < len(p) {
-		part := p[sent:min(len(p), sent+largeChunk-frame.HeaderLen)]
-		c := getChunk(len(part) + frame.HeaderLen)
-		n := copy(c.b[frame.HeaderLen:], part)
+		part := p[sent:min(len(p), sent+largeChunk-frameHeaderLen)]
+		c := getChunk(len(part) + frameHeaderLen)
+		n := copy(c.b[frameHeaderLen:], part)
 		err := s.sendBuffer(c.b, n)
 		c.free()
 		if err != nil {
@@ -143,11 +142,11 @@ func (s *Stream) Write(p []byte) (int, error) {
 // sendBuffer sends n bytes of b after its header room, as credit allows. b's content is lost.
 func (s *Stream) sendBuffer(b []byte, n int) error {
 	for off := 0; off < n; {
-		k, size, err := s.reserve(n - off)
+		k, frame, err := s.reserve(n - off)
 		if err != nil {
 			return err
 		}
-		if err := s.c.w.sendData(s, b[off:], k, size); err != nil {
+		if err := s.c.w.sendData(s, b[off:], k, frame); err != nil {
 			if errors.Is(err, errGone) {
 				s.c.mu.Lock()
 				s.c.refundLocked(k)
@@ -192,7 +191,7 @@ func (s *Stream) Close() error {
 	finished := s.endSent && s.remoteDone || s.err != nil
 	s.c.mu.Unlock()
 	if !finished {
-		s.Reset(frame.CodeCancel)
+		s.Reset(CodeCancel)
 	}
 	s.rmu.Lock()
 	n := s.q.drop()
@@ -217,7 +216,7 @@ func stopTimer(t clock.Timer) {
 
 // Reset sends RST_STREAM with code; both directions fail with a *StreamError. It never blocks. A stream that has
 // ended is left alone.
-func (s *Stream) Reset(code frame.Code) {
+func (s *Stream) Reset(code ErrCode) {
 	s.c.mu.Lock()
 	ended := s.err != nil || s.endSent && s.remoteDone
 	s.c.mu.Unlock()
@@ -225,7 +224,7 @@ func (s *Stream) Reset(code frame.Code) {
 		return
 	}
 	if !s.gone.Swap(true) {
-		s.c.postOrEnd(frame.AppendRST(make([]byte, 0, 13), s.id, code))
+		s.c.postOrEnd(appendRST(make([]byte, 0, 13), s.id, code))
 	}
 	s.terminate(&StreamError{Code: code})
 }
@@ -252,7 +251,7 @@ func (s *Stream) terminate(err error) {
 	c.w.wake()
 
 	var se *StreamError
-	harmless := errors.As(err, &se) && se.Remote && se.Code == frame.CodeNo
+	harmless := errors.As(err, &se) && se.Remote && se.Code == CodeNo
 	dropped := 0
 	s.rmu.Lock()
 	if !(harmless && s.eof) {
@@ -304,7 +303,7 @@ func (s *Stream) deliver(p []byte, own *chunk) (done int, kept bool) {
 	}
 	if s.q.size+len(p) > minHeld && s.c.cfg.Budget.spent() {
 		s.rmu.Unlock()
-		s.Reset(frame.CodeCalm)
+		s.Reset(CodeCalm)
 		return all, false
 	}
 	if s.q.size+len(p) > int(s.window/2) {
@@ -374,7 +373,7 @@ func (s *Stream) consumedLocked(n int) {
 	if inc >= enough {
 		s.owed -= inc
 		s.avail += inc
-		s.c.postOrEndLater(frame.AppendWindow(make([]byte, 0, 13), s.id, uint32(inc)))
+		s.c.postOrEndLater(appendWindowUpdate(make([]byte, 0, 13), s.id, uint32(inc)))
 	}
 }
 

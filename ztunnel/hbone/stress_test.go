@@ -14,8 +14,6 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
-
-	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // TestRelayInMemory runs the path of connections that are no TCP sockets, as the simulation does.
@@ -87,7 +85,7 @@ func TestChaos(t *testing.T) {
 		}
 		if rand.IntN(4) == 0 {
 			_, _ = io.CopyN(s, struct{ io.Reader }{s}, rand.Int64N(1<<16))
-			s.Reset(frame.CodeConnect)
+			s.Reset(CodeConnect)
 			return
 		}
 		_, _ = io.Copy(s, struct{ io.Reader }{s})
@@ -162,7 +160,7 @@ func chaosStream(t *testing.T, cl *Client) {
 		_, _ = io.Copy(io.Discard, s)
 	}
 	if rand.IntN(2) == 0 {
-		s.Reset(frame.CodeCancel)
+		s.Reset(CodeCancel)
 	}
 	_ = s.Close()
 	wg.Wait()

@@ -1,0 +1,234 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/cluster"
+	"github.com/undermesh/undermesh/ztunnel/http/h1"
+	"github.com/undermesh/undermesh/ztunnel/http/head"
+)
+
+// link is a connection of HTTP/1.1 to a host. One exchange at a time has it.
+type link struct {
+	made  *Conn
+	sock  *socket
+	in    reader
+	at    netip.AddrPort // its own address
+	uses  int
+	since int64 // when it was put back
+}
+
+func (l *link) close() {
+	l.in.drop()
+	_ = l.sock.Close()
+}
+
+// fresh is how long a connection is taken for alive without looking.
+const fresh = 50 * time.Millisecond
+
+// alive reports whether an idle connection can be used, as far as can be seen.
+func (l *link) alive(now int64, method []byte) bool {
+	if l.sock.raw == nil || now-l.since < int64(fresh) && string(method) == "GET" {
+		return true
+	}
+	return l.sock.raw.alive()
+}
+
+// client is the host's side of one exchange over HTTP/1.1.
+type client struct {
+	x      *exchange
+	l      *link
+	lease  cluster.Lease[*link]
+	w      writer
+	toHead bool
+	closes bool // the connection ends after the answer
+	came   bool // a byte of the answer did
+	tube   bool // it is a tunnel
+}
+
+// connect gets a connection to the host and puts it into x.up.
+func (x *exchange) connect(h *cluster.Host) *failure {
+	pool := x.e.http1(h)
+	x.waiter = waiter{x.ctx, x.g}
+	for {
+		lease, err := pool.Acquire(&x.waiter)
+		switch {
+		case errors.Is(err, cluster.ErrOverflow):
+			return overflow()
+		case err != nil:
+			return x.unconnected(err)
+		case lease.MustDial():
+			l, fail := x.dial(h)
+			if fail != nil {
+				err := errors.New(fail.reason)
+				if fail.cause != noCause {
+					err = nil
+				}
+				lease.Failed(err, fail.reason == "connection timeout")
+				return fail
+			}
+			if lease, err = lease.Connected(l, 1); err != nil {
+				return overflow()
+			}
+			x.e.reap(h)
+			x.use(lease)
+			return nil
+		}
+		if l := lease.Conn().Conn; !l.alive(x.e.now(), x.req.Method) {
+			lease.Stale()
+			continue
+		}
+		x.use(lease)
+		return nil
+	}
+}
+
+func (x *exchange) use(lease cluster.Lease[*link]) {
+	l := lease.Conn().Conn
+	l.uses++
+	x.client = client{x: x, l: l, lease: lease, w: writer{sock: l.sock, out: x.upOut[:0]}}
+	x.up = &x.client
+}
+
+// dial makes a connection.
+func (x *exchange) dial(h *cluster.Host) (*link, *failure) {
+	spec := x.cluster.Spec()
+	ctx, cancel := clock.WithTimeout(x.ctx, x.e.cfg.Clock, spec.ConnectTimeout, errConnectTimeout)
+	defer cancel()
+	if x.g.aim(canceler(cancel)) != noCause {
+		cancel()
+	}
+	c, err := x.f.Upstreams.Dial(ctx, x.cluster, h)
+	why := x.g.aim(nil)
+	if err == nil && why != noCause {
+		_ = c.Net.Close()
+		err = context.Canceled
+	}
+	if err != nil {
+		if errors.Is(context.Cause(ctx), errConnectTimeout) {
+			err = errConnectTimeout
+		}
+		return nil, x.unconnected(err)
+	}
+	h.Report(cluster.Connected, 0)
+	x.cluster.Inc(cluster.CxHTTP1)
+	l := &link{made: c, sock: newSocket(c.Net, nil), at: addrOf(c)}
+	l.in = reader{sock: l.sock, free: &x.e.free, tenant: x.f.Workload}
+	return l, nil
+}
+
+func addrOf(c *Conn) netip.AddrPort {
+	if a, ok := c.Net.LocalAddr().(interface{ AddrPort() netip.AddrPort }); ok {
+		p := a.AddrPort()
+		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+	}
+	return netip.AddrPort{}
+}
+
+// waiter is the context of waiting for a connection: nothing is made until something is waited for.
+type waiter struct {
+	context.Context
+	g *guard
+}
+
+// Done is called once, when the wait begins.
+func (w *waiter) Done() <-chan struct{} {
+	over := make(chan struct{})
+	if w.g.aim(canceler(func() { close(over) })) != noCause {
+		close(over)
+	}
+	return over
+}
+
+// Err is asked for when the wait has ended.
+func (w *waiter) Err() error { return context.Canceled }
+
+// Value hides the cause of the context within, which has not ended.
+func (w *waiter) Value(any) any { return nil }
+
+func (c *client) protocol() Protocol    { return HTTP1 }
+func (c *client) conn() *Conn           { return c.l.made }
+func (c *client) local() netip.AddrPort { return c.l.at }
+func (c *client) answered() bool        { return c.came }
+func (c *client) reused() bool          { return c.l.uses > 1 }
+func (c *client) interrupt()            { c.l.sock.interrupt() }
+
+func (c *client) request(r *head.Request, end bool) error {
+	c.toHead = string(r.Method) == "HEAD"
+	closes := r.Close
+	r.Close = false
+	c.w.chunked = r.Body < 0
+	c.w.out = h1.AppendRequest(c.w.out, r)
+	r.Close = closes
+	if end || c.x.tunnel {
+		return c.w.flush()
+	}
+	return nil
+}
+
+// response passes over 1xx: we have told the client to go on ourselves, and other hints are not passed on, as Envoy does not.
+func (c *client) response(into *head.Response) (*head.Response, error) {
+	x := c.x
+	l := &x.e.cfg.Limits
+	limits := h1.Limits{Bytes: l.ResponseHeadBytes, Fields: l.HeadFields}
+	for {
+		var framing h1.Framing
+		err := c.l.in.head(limits.Bytes, func(b []byte) (int, error) {
+			c.came = true
+			n, f, err := h1.ParseResponse(b, into, c.toHead, limits)
+			framing = f
+			return n, err
+		}, nil)
+		if err != nil {
+			return nil, err
+		}
+		if into.Status == 101 && c.x.tunnel && len(c.x.req.Protocol) > 0 || into.Status >= 200 {
+			c.closes = into.Close
+			c.l.in.begin(framing, into.Body)
+			return into, nil
+		}
+		if into.Status == 101 {
+			return nil, errUnasked
+		}
+	}
+}
+
+// errUnasked is a refusal of what a host says.
+var errUnasked = &h1.Error{Detail: "http1.codec_error"}
+
+func (c *client) next() ([]byte, bool, error) { return c.l.in.next() }
+func (c *client) ready() bool                 { return c.l.in.ready() }
+func (c *client) trailers() *head.Fields      { return nil }
+func (c *client) flush() error                { return c.w.flush() }
+
+func (c *client) write(p []byte, end bool) error {
+	if err := c.w.write(p, end); err != nil || !end || !c.tube {
+		return err
+	}
+	return c.l.sock.closeWrite()
+}
+
+func (c *client) finish(*head.Fields) error { return c.write(nil, true) }
+
+func (c *client) tunnel() {
+	c.tube = true
+	c.w.chunked = false
+	c.l.in.begin(h1.UntilClose, 0)
+}
+
+func (c *client) release(keep bool) {
+	l, x := c.l, c.x
+	x.upOut = c.w.out[:0]
+	keep = keep && l.in.done && !c.closes && !l.in.rest() && l.in.framing != h1.UntilClose
+	l.since = x.e.now()
+	lease, remote := c.lease, c.closes
+	if keep {
+		l.in.end()
+	}
+	*c = client{}
+	lease.Release(keep, remote)
+}

@@ -1,0 +1,165 @@
+package http
+
+import (
+	"context"
+	"time"
+
+	"github.com/undermesh/undermesh/ztunnel/cluster"
+	"github.com/undermesh/undermesh/ztunnel/http/head"
+	"github.com/undermesh/undermesh/ztunnel/http/route"
+)
+
+// exchange is one request on its way, from its head to its log entry. Exchanges are used again.
+type exchange struct {
+	e    *Engine
+	f    *Flow
+	g    *guard
+	down downstream
+	ctx  context.Context
+
+	req      *head.Request  // own, or that of a stream of HTTP/2
+	resp     *head.Response // what the client is answered; nil: nothing yet
+	own      head.Request
+	answer   head.Response // own answers, and those of HTTP/1.1
+	in       route.Input
+	entry    Entry
+	began    int64 // arrival
+	sentAt   int64 // when the request was at its end; 0: it is not
+	random   uint64
+	idle     time.Duration // without a byte, at most; 0: any
+	origin   []byte        // of CORS
+	target   route.Target
+	times    route.Timeouts
+	retry    route.Retry
+	hash     route.Hash
+	cluster  *cluster.Cluster
+	tried    []*cluster.Host
+	retrying bool // counts among the retries of the cluster
+	tunnel   bool // an upgrade or CONNECT
+	counted  bool // among the tenant's requests
+
+	body body
+	up   upstream // that answers; nil: none
+
+	pathBuf, upOut, downOut, idBuf, valueBuf []byte
+	client                                   client
+	waiter                                   waiter
+}
+
+// exchange returns one for a request of a flow.
+func (e *Engine) exchange(f *Flow, down downstream, g *guard) *exchange {
+	x, ok := e.exchanges.Get().(*exchange)
+	if !ok {
+		x = &exchange{e: e, upOut: make([]byte, 0, 2<<10), downOut: make([]byte, 0, 2<<10)}
+		x.body.ended = make(chan struct{}, 1)
+	}
+	x.f, x.g, x.down, x.req = f, g, down, &x.own
+	return x
+}
+
+// put takes an exchange back.
+func (e *Engine) put(x *exchange) {
+	x.body.reset(x)
+	if x.counted {
+		x.f.Workload.requests.Add(-1)
+	}
+	x.client = client{}
+	in := x.in
+	x.own.Reset(nil)
+	x.answer.Reset(nil)
+	in.Request, in.Response, in.Flags, in.Details = nil, nil, "", ""
+	const most = 64 << 10
+	if cap(x.upOut) > most || cap(x.downOut) > most || cap(x.pathBuf) > most {
+		return
+	}
+	*x = exchange{
+		e: e, own: x.own, answer: x.answer, in: in, body: body{ended: x.body.ended, replay: x.body.replay}, tried: x.tried[:0],
+		pathBuf: x.pathBuf, upOut: x.upOut[:0], downOut: x.downOut[:0], idBuf: x.idBuf, valueBuf: x.valueBuf,
+	}
+	e.exchanges.Put(x)
+}
+
+// start notes the arrival.
+func (x *exchange) start(now int64) {
+	x.began = now
+	x.random = x.e.cfg.Random()
+	x.entry = Entry{Flow: x.f, Request: x.req, Protocol: x.down.protocol(), Start: x.e.epoch.Add(time.Duration(now)), ServiceTime: -1, GRPCStatus: -1}
+	f := x.f
+	x.in.Random, x.in.Source, x.in.Direct, x.in.Destination, x.in.SNI, x.in.Start = x.random, f.Source, f.Source, f.Destination, f.SNI, x.entry.Start
+	x.in.PeerURI, x.in.LocalURI = "", ""
+	if f.Peer != nil {
+		x.in.PeerURI, x.in.LocalURI = f.Peer.URI, f.Peer.By
+	}
+	x.in.Request, x.in.Attempts = x.req, 0
+}
+
+// run takes a request whose head was read to its end.
+func (x *exchange) run(ctx context.Context) {
+	x.ctx = ctx
+	x.in.Request, x.entry.Request = x.req, x.req
+	x.body.done = x.req.Body == 0
+	x.tunnel = len(x.req.Protocol) > 0 || string(x.req.Method) == "CONNECT"
+	if x.body.done {
+		x.requested()
+	} else {
+		x.g.after(slowRequest, x.began, x.e.cfg.Limits.Request)
+	}
+	if x.admit() && x.prepare() && x.decide() {
+		x.forward()
+	}
+	x.finish()
+}
+
+// admit counts the request among those of the tenant.
+func (x *exchange) admit() bool {
+	t := x.f.Workload
+	t.counts.requests.Add(1)
+	if t.requests.Add(1) > int64(t.limits.Requests) {
+		t.requests.Add(-1)
+		t.counts.requestsRefused.Add(1)
+		x.entry.Flags.Add(OverloadManager)
+		x.reply(503, "the workload has as many requests under way as it may", "overload")
+		return false
+	}
+	x.counted = true
+	return true
+}
+
+// requested is called when the request was read to its end: timeouts begin, and the client may be looked for.
+func (x *exchange) requested() {
+	now := x.e.now()
+	x.sentAt = now
+	g := x.g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.at[slowRequest] = 0
+	g.at[watchTimer] = now + int64(100*time.Millisecond)
+	if x.times.Global > 0 {
+		g.at[slowResponse] = now + int64(x.times.Global)
+	}
+	if x.times.PerTry > 0 {
+		g.at[slowTry] = now + int64(x.times.PerTry)
+	}
+	g.rearmLocked()
+}
+
+// finish ends the request: what is open is closed, and what is known of it is told.
+func (x *exchange) finish() {
+	x.body.stop(x)
+	x.g.aim(nil)
+	if x.up != nil {
+		x.up.release(false)
+		x.up = nil
+	}
+	if x.retrying {
+		x.cluster.Breakers(0).DoneRetry()
+		x.retrying = false
+	}
+	e := &x.entry
+	e.Response = x.resp
+	e.Duration = time.Duration(x.e.now() - x.began)
+	e.BytesReceived = x.body.received
+	if x.f.Record != nil {
+		x.f.Record(e)
+	}
+}

@@ -1,0 +1,77 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"syscall"
+
+	"github.com/undermesh/undermesh/ztunnel/cluster"
+	"github.com/undermesh/undermesh/ztunnel/http/h1"
+	"github.com/undermesh/undermesh/ztunnel/http/route"
+)
+
+// isMalformed reports that bytes of the peer were against the protocol.
+func isMalformed(err error) bool {
+	var e *h1.Error
+	return errors.As(err, &e)
+}
+
+// underscored is a text as details have it.
+func underscored(s string) string { return strings.ReplaceAll(s, " ", "_") }
+
+// lost is what became of a request whose answer could not be read.
+func (x *exchange) lost(err error) *failure {
+	if isMalformed(err) {
+		x.cluster.Inc(cluster.CxProtocolError)
+		x.entry.Host.Report(cluster.Answered, 502)
+		return &failure{kind: route.FailedReset, flag: UpstreamProtocolError, status: 502, reason: "protocol error"}
+	}
+	x.cluster.Inc(cluster.RqRxReset)
+	x.entry.Host.Report(cluster.ConnectFailed, 0)
+	return &failure{kind: route.FailedReset, flag: UpstreamConnectionTermination, status: 503, reason: "connection termination"}
+}
+
+// overflow is a circuit breaker that is open.
+func overflow() *failure {
+	return &failure{kind: route.FailedOverflow, flag: UpstreamOverflow, status: 503, reason: "overflow"}
+}
+
+// errConnectTimeout is why a connection was given up.
+var errConnectTimeout = errors.New("the connection was not made in time")
+
+// unconnected is a connection that could not be made.
+func (x *exchange) unconnected(err error) *failure {
+	if c := x.g.why(); c != noCause {
+		return x.timedOut(c)
+	}
+	var refused *Refused
+	f := &failure{kind: route.FailedConnect, flag: UpstreamConnectionFailure, status: 503, reason: "remote connection failure"}
+	switch {
+	case errors.As(err, &refused):
+		f.body, f.detail = refused.Body, refused.Detail
+		if refused.Status != 0 {
+			f.status = refused.Status
+		}
+		f.transport = underscored(refused.Err.Error())
+	case errors.Is(err, errConnectTimeout):
+		f.reason = "connection timeout"
+		x.entry.Host.Report(cluster.TimedOut, 0)
+	case errors.Is(err, context.Canceled):
+		f.cause = stopped
+	default:
+		f.transport = underscored(transportText(err))
+		x.entry.Host.Report(cluster.ConnectFailed, 0)
+	}
+	return f
+}
+
+// transportText is what Envoy says of an error of connecting.
+func transportText(err error) string {
+	var no syscall.Errno
+	if !errors.As(err, &no) {
+		return err.Error()
+	}
+	text := no.Error()
+	return "delayed connect error: " + strings.ToUpper(text[:1]) + text[1:]
+}

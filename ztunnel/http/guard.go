@@ -1,0 +1,205 @@
+package http
+
+import (
+	"sync"
+	"time"
+
+	"github.com/undermesh/undermesh/ztunnel/clock"
+)
+
+// cause is why something that blocks was made to return. Those up to lastTimer are deadlines that passed.
+type cause uint8
+
+const (
+	noCause      cause = iota
+	slowResponse       // the route's timeout
+	slowTry            // the timeout of one try
+	idleTry            // its idle timeout
+	idleStream         // no byte in either direction
+	longStream         // the whole took too long
+	slowRequest        // the request's body did not come in time
+	slowHead           // its head did not
+	idleClient         // no request came
+	watchTimer         // not a cause: time to look whether the client is still there
+	slowClose          // the client did not read the last answer
+	lastTimer          = slowClose
+	clientGone   cause = iota // it closed the connection, or reset the stream
+	badRequest                // the request's body is malformed
+	draining                  // the connection was idle and is not to be used longer
+	stopped                   // the flow's context ended
+)
+
+// interrupter makes what blocks return with an error. It is called from any goroutine, with the guard's lock held, so that it
+// is not called once something else is aimed at: it must not block.
+type interrupter interface{ interrupt() }
+
+// guard interrupts one goroutine: when a deadline passes, or because somebody says so. There is one timer, which is set only when
+// an earlier deadline comes, so that a deadline that is taken back before costs two stores.
+type guard struct {
+	e     *Engine
+	timer clock.Timer
+	watch func() // at watchTimer
+
+	mu     sync.Mutex // protects below
+	fires  int64      // when the timer does; 0: it does not
+	at     [lastTimer + 1]int64
+	cause  cause
+	idle   bool        // what blocks waits for a request
+	target interrupter // what blocks; nil: nothing does
+}
+
+// set puts a deadline, in the engine's time; 0: none.
+func (g *guard) set(c cause, at int64) {
+	g.mu.Lock()
+	g.at[c] = at
+	if at != 0 && (g.fires == 0 || at < g.fires) {
+		g.armLocked(at)
+	}
+	g.mu.Unlock()
+}
+
+// after is set with a duration from now; one of 0 or less is none.
+func (g *guard) after(c cause, now int64, d time.Duration) {
+	if d > 0 {
+		g.set(c, now+int64(d))
+	} else {
+		g.set(c, 0)
+	}
+}
+
+func (g *guard) armLocked(at int64) {
+	g.fires = at
+	d := time.Duration(at - g.e.now())
+	if g.timer == nil {
+		g.timer = g.e.cfg.Clock.AfterFunc(d, g.fire)
+	} else {
+		g.timer.Reset(d)
+	}
+}
+
+func (g *guard) fire() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.fires = 0
+	now, next := g.e.now(), int64(0)
+	for c := range g.at {
+		switch at := g.at[c]; {
+		case at == 0:
+		case at > now:
+			if next == 0 || at < next {
+				next = at
+			}
+		default:
+			g.at[c] = 0
+			if cause(c) == watchTimer {
+				if g.watch != nil {
+					g.watch()
+				}
+			} else {
+				g.stopLocked(cause(c))
+			}
+		}
+	}
+	if next != 0 {
+		g.armLocked(next)
+	}
+}
+
+// stop interrupts; the first cause stays.
+func (g *guard) stop(c cause) {
+	g.mu.Lock()
+	g.stopLocked(c)
+	g.mu.Unlock()
+}
+
+func (g *guard) stopLocked(c cause) {
+	if g.cause != noCause {
+		return
+	}
+	g.cause = c
+	if g.target != nil {
+		g.target.interrupt()
+	}
+}
+
+// aim says what is to be interrupted from now on; nil: nothing. It returns the cause when there is one already: then nothing
+// may block any more.
+func (g *guard) aim(t interrupter) cause {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.target, g.idle = t, false
+	return g.cause
+}
+
+// aimIdle is aim for what waits for a request: stopIdle ends it.
+func (g *guard) aimIdle(t interrupter) {
+	g.mu.Lock()
+	g.target, g.idle = t, true
+	g.mu.Unlock()
+}
+
+// stopIdle is stop, unless a request is under way.
+func (g *guard) stopIdle(c cause) {
+	g.mu.Lock()
+	if g.idle {
+		g.stopLocked(c)
+	}
+	g.mu.Unlock()
+}
+
+// why returns the cause.
+func (g *guard) why() cause {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.cause
+}
+
+// retry forgets the cause, if it concerned one try only.
+func (g *guard) retry() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.at[slowTry], g.at[idleTry] = 0, 0
+	if g.cause == slowTry || g.cause == idleTry {
+		g.cause = noCause
+	}
+	return g.cause == noCause
+}
+
+// reset forgets everything, at the end of a request, and returns the cause.
+func (g *guard) reset() cause {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c := g.cause
+	g.cause, g.target, g.idle = noCause, nil, false
+	g.at = [lastTimer + 1]int64{}
+	return c
+}
+
+// closed stops the timer, for good.
+func (g *guard) closed() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.at, g.target = [lastTimer + 1]int64{}, nil
+	if g.timer != nil {
+		g.timer.Stop()
+		g.fires = 0
+	}
+}
+
+// canceler interrupts what waits for a context.
+type canceler func()
+
+func (c canceler) interrupt() { c() }
+
+// rearmLocked sets the timer to the next deadline, if it does not fire before.
+func (g *guard) rearmLocked() {
+	next := int64(0)
+	for _, at := range g.at {
+		if at != 0 && (next == 0 || at < next) {
+			next = at
+		}
+	}
+	if next != 0 && (g.fires == 0 || next < g.fires) {
+		g.armLocked(next)
+	}
+}

@@ -1,0 +1,4 @@
+package http
+
+// mirror sends the copies of the request that its route asks for.
+func (x *exchange) mirror() {}

@@ -1,0 +1,87 @@
+package http
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// TenantLimits bound what the connections of one workload may hold together. Zero means the default.
+type TenantLimits struct {
+	Connections int   // downstream; default 20,000; beyond: closed at once
+	Requests    int   // in flight; default 10,000; beyond: 503, OM
+	Bytes       int64 // of heads beyond the first 8 KiB, and of bodies kept for another try; default 64 MiB; beyond: 431, no other try
+	Mirrors     int   // copies in flight; default 256; beyond: none is sent
+}
+
+// Tenant is one workload of this node, to the engine: its limits, what is in flight, and the way to drain it. All methods are
+// safe for concurrent use.
+type Tenant struct {
+	limits   TenantLimits
+	requests atomic.Int64
+	bytes    atomic.Int64
+	mirrors  atomic.Int64
+	counts   tenantCounts
+	draining atomic.Bool
+
+	mu    sync.Mutex // protects below
+	conns map[*server]struct{}
+}
+
+type tenantCounts struct {
+	connections, connectionsRefused, requests, requestsRefused, mirrorsRefused, panics atomic.Uint64
+}
+
+// TenantStats are counters since the tenant was made, and gauges.
+type TenantStats struct {
+	Connections, ConnectionsRefused, Requests, RequestsRefused, MirrorsRefused, Panics uint64
+	ActiveConnections, ActiveRequests, HeldBytes, ActiveMirrors                        int64
+}
+
+// NewTenant returns a tenant.
+func NewTenant(limits TenantLimits) *Tenant {
+	if limits.Connections <= 0 {
+		limits.Connections = 20_000
+	}
+	if limits.Requests <= 0 {
+		limits.Requests = 10_000
+	}
+	if limits.Bytes <= 0 {
+		limits.Bytes = 64 << 20
+	}
+	if limits.Mirrors <= 0 {
+		limits.Mirrors = 256
+	}
+	return &Tenant{limits: limits, conns: map[*server]struct{}{}}
+}
+
+// Stats reads the counters.
+func (t *Tenant) Stats() TenantStats {
+	t.mu.Lock()
+	active := int64(len(t.conns))
+	t.mu.Unlock()
+	c := &t.counts
+	return TenantStats{
+		Connections: c.connections.Load(), ConnectionsRefused: c.connectionsRefused.Load(), Requests: c.requests.Load(),
+		RequestsRefused: c.requestsRefused.Load(), MirrorsRefused: c.mirrorsRefused.Load(), Panics: c.panics.Load(),
+		ActiveConnections: active, ActiveRequests: t.requests.Load(), HeldBytes: t.bytes.Load(), ActiveMirrors: t.mirrors.Load(),
+	}
+}
+
+// Drain is Engine.Drain for the connections of the tenant.
+func (t *Tenant) Drain() {
+	t.draining.Store(true)
+	t.wake()
+}
+
+// wake makes the connections see that they are to end.
+func (t *Tenant) wake() {
+	t.mu.Lock()
+	list := make([]*server, 0, len(t.conns))
+	for s := range t.conns {
+		list = append(list, s)
+	}
+	t.mu.Unlock()
+	for _, s := range list {
+		s.drain()
+	}
+}
