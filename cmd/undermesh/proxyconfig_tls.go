@@ -61,7 +61,7 @@ type callTLS struct {
 func (m *servedMesh) tlsOf(v sight) []callTLS {
 	out := []callTLS{}
 	m.seen(v.View, func(s servedService, p *workloadapi.Port) {
-		tls, rule := policy.CallTLS(v.held, v.caller, &client.Service{Service: s.Service}, uint16(p.GetServicePort()))
+		tls, rule := policy.CallTLS(v.held, v.caller, &client.Service{Service: s.Service}, uint16(p.GetServicePort()), "")
 		line := callTLS{Service: s.GetHostname(), Port: p.GetServicePort(), Rule: rule,
 			Mode: strings.TrimPrefix(tls.GetMode().String(), "MODE_")}
 		if tls.GetMode() != settings.ClientTls_MODE_AUTO {

@@ -52,7 +52,7 @@ func (m *servedMesh) clustersOf(v sight) []*clusterv3.Cluster {
 	}
 	m.seen(v.View, func(s servedService, p *workloadapi.Port) {
 		if c := m.clusters[api.ClusterKey(s.GetNamespace(), p.GetServicePort(), "", s.GetHostname())]; c != nil {
-			_, rule := policy.CallTLS(v.held, v.caller, &client.Service{Service: s.Service}, uint16(p.GetServicePort()))
+			_, rule := policy.CallTLS(v.held, v.caller, &client.Service{Service: s.Service}, uint16(p.GetServicePort()), "")
 			out = append(out, ruled(c, rule))
 		}
 	})

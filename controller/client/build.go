@@ -48,11 +48,13 @@ func empty() *Snapshot {
 	seed := maphash.MakeSeed()
 	return &Snapshot{
 		mesh:       meshDefaults(nil),
+		defaults:   noDefaults(),
 		workloads:  newPmap[string, *Workload](seed),
 		byIP:       newPmap[ipKey, []*Workload](seed),
 		byName:     newPmap[name, []*Workload](seed),
 		byHostname: newPmap[string, []*Workload](seed),
 		services:   newPmap[name, *Service](seed),
+		byHost:     newPmap[string, []*Service](seed),
 		byVIP:      newPmap[ipKey, []*Service](seed),
 		networks:   newPmap[netKey, []*Service](seed),
 		members:    newPmap[name, *members](seed),
@@ -61,9 +63,11 @@ func empty() *Snapshot {
 		scopes:     newPmap[string, *settings.Scope](seed),
 		policies:   newPmap[name, *securityapi.Authorization](seed),
 		nsPolicies: newPmap[string, []*securityapi.Authorization](seed),
-		rules:      newPmap[string, *settings.CallRule](seed),
-		rulesFor:   newPmap[name, []*settings.CallRule](seed),
+		rules:      newPmap[string, *CallRule](seed),
+		rulesFor:   newPmap[name, []*CallRule](seed),
 		patterns:   newPmap[string, int](seed),
+		routes:     newPmap[string, *RouteRule](seed),
+		routesFor:  newPmap[string, []*RouteRule](seed),
 	}
 }
 
@@ -105,6 +109,7 @@ func (b *builder) put(p parsed) {
 		b.putPolicy(p.policy)
 	case p.mesh != nil:
 		b.setMesh(p.mesh)
+		b.setDefaults(p.defaults)
 	case p.settings != nil:
 		b.s.settings = b.s.settings.set(b.edit, p.name, p.settings)
 		b.refreshUsers(p.name)
@@ -113,6 +118,8 @@ func (b *builder) put(p parsed) {
 	case p.rule != nil:
 		b.removeRule(p.name)
 		b.putRule(p.rule)
+	case p.routes != nil:
+		b.putRoutes(p.routes)
 	}
 }
 
@@ -129,6 +136,7 @@ func (b *builder) remove(k Key) {
 	case api.MeshSettingsType:
 		if k.Name == api.MeshSettingsName {
 			b.setMesh(nil)
+			b.setDefaults(noDefaults())
 		}
 	case api.WorkloadSettingsType:
 		b.s.settings = b.s.settings.delete(b.edit, k.Name)
@@ -137,6 +145,8 @@ func (b *builder) remove(k Key) {
 		b.s.scopes = b.s.scopes.delete(b.edit, k.Name)
 	case api.CallRuleType:
 		b.removeRule(k.Name)
+	case api.RouteRuleType:
+		b.removeRoutes(k.Name)
 	}
 }
 
@@ -273,6 +283,7 @@ func (b *builder) putService(svc *Service) {
 	b.removeService(n)
 	s, e := b.s, b.edit
 	s.services = s.services.set(e, n, svc)
+	s.byHost = s.byHost.set(e, n.name, insert(s.byHost.at(n.name), svc, byHost))
 	for _, k := range vipKeys(svc) {
 		s.byVIP = s.byVIP.set(e, k, insert(s.byVIP.at(k), svc, byClaim))
 	}
@@ -286,6 +297,7 @@ func (b *builder) removeService(n name) {
 		return
 	}
 	s.services = s.services.delete(e, n)
+	s.byHost = put(s.byHost, e, n.name, drop(s.byHost.at(n.name), svc))
 	for _, k := range vipKeys(svc) {
 		s.byVIP = put(s.byVIP, e, k, drop(s.byVIP.at(k), svc))
 	}

@@ -77,7 +77,7 @@ func TestSnapshotWaitsForEveryType(t *testing.T) {
 	c := New(Config{})
 	changed, stop := c.Watch()
 	defer stop()
-	for i, typ := range []string{api.AddressType, api.CallRuleType, api.AuthorizationType, api.ScopeType, api.WorkloadSettingsType, api.MeshSettingsType} {
+	for i, typ := range []string{api.AddressType, api.CallRuleType, api.RouteRuleType, api.AuthorizationType, api.ScopeType, api.WorkloadSettingsType, api.MeshSettingsType} {
 		if c.Snapshot() != nil {
 			t.Fatalf("there is a snapshot after %d types", i)
 		}

@@ -15,7 +15,7 @@ import (
 )
 
 // Resource is one resource of the mesh. Message is an *Address, *Workload or *Service of workloadapi, an
-// *securityapi.Authorization, or of package settings *MeshSettings, *WorkloadSettings, *Scope or *CallRule. Name may be
+// *securityapi.Authorization, or of package settings *MeshSettings, *WorkloadSettings, *Scope, *CallRule or *RouteRule. Name may be
 // empty, then it is the message's own, except for WorkloadSettings and Scope, which carry none.
 type Resource struct {
 	Name    string
@@ -33,8 +33,10 @@ type parsed struct {
 	mesh     *settings.MeshSettings
 	settings *settings.WorkloadSettings
 	scope    *settings.Scope
-	rule     *settings.CallRule
-	name     string // of settings, scope or rule
+	defaults *CallDefaults // set with mesh
+	rule     *CallRule
+	routes   *RouteRule
+	name     string // of settings, scope, rule or routes
 }
 
 // parse checks one resource. Its errors name the resource and the field.
@@ -61,7 +63,11 @@ func parse(r Resource) (parsed, error) {
 		if m == nil {
 			return parsed{}, fmt.Errorf("parse mesh settings %q: empty", r.Name)
 		}
-		return parsed{mesh: m}, nil
+		defaults, err := parseDefaults(m)
+		if err != nil {
+			return parsed{}, fmt.Errorf("parse mesh settings %q: call_defaults.%w", r.Name, err)
+		}
+		return parsed{mesh: m, defaults: defaults}, nil
 	case *settings.WorkloadSettings:
 		if r.Name == "" || m == nil {
 			return parsed{}, fmt.Errorf("parse workload settings %q: no name or no content", r.Name)
@@ -74,6 +80,8 @@ func parse(r Resource) (parsed, error) {
 		return parseScope(r.Name, m)
 	case *settings.CallRule:
 		return parseRule(r.Name, m)
+	case *settings.RouteRule:
+		return parseRoutes(r.Name, m)
 	}
 	return parsed{}, fmt.Errorf("parse resource %q: unknown message %T", r.Name, r.Message)
 }
@@ -97,19 +105,6 @@ func parseScope(resource string, m *settings.Scope) (parsed, error) {
 		}
 	}
 	return parsed{scope: m, name: resource}, nil
-}
-
-func parseRule(resource string, m *settings.CallRule) (parsed, error) {
-	own := m.GetNamespace() + "/" + m.GetName()
-	switch {
-	case m.GetNamespace() == "" || m.GetName() == "":
-		return parsed{}, fmt.Errorf("parse call rule %q: namespace or name: empty", cmpOr(resource, own))
-	case resource != "" && resource != own:
-		return parsed{}, fmt.Errorf("parse call rule %q: name: differs from the resource name %q", own, resource)
-	case m.GetHost() == "":
-		return parsed{}, fmt.Errorf("parse call rule %q: host: empty", own)
-	}
-	return parsed{rule: m, name: own}, nil
 }
 
 func parseWorkload(resource string, m *workloadapi.Workload) (parsed, error) {
@@ -165,7 +160,7 @@ func parseWorkload(resource string, m *workloadapi.Workload) (parsed, error) {
 	if _, err := extension(m.GetExtensions(), api.WorkloadStateExtension, &state); err != nil {
 		return fail("%w", err)
 	}
-	w.Terminating = state.GetServingTerminating()
+	w.Terminating, w.Labels = state.GetServingTerminating(), state.GetLabels()
 	return parsed{workload: w}, nil
 }
 

@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"slices"
 	"strings"
-
-	"github.com/undermesh/undermesh/controller/api/settings"
 )
 
 // ownOnly is the export_to of a CallRule that counts in its own namespace alone.
@@ -15,7 +13,7 @@ const ownOnly = "~"
 // place that has any for it (SR-17), which are the caller's namespace, the service's and the root namespace; the last two
 // only as far as they are exported to the caller, and the root namespace's own only as the last. They have one host, the most
 // specific. Either those that select the caller, or those for everybody, the oldest first.
-func (s *Snapshot) CallRules(caller *Workload, namespace, host string) []*settings.CallRule {
+func (s *Snapshot) CallRules(caller *Workload, namespace, host string) []*CallRule {
 	if s.rules.size == 0 || caller == nil {
 		return nil
 	}
@@ -36,7 +34,7 @@ func (s *Snapshot) CallRules(caller *Workload, namespace, host string) []*settin
 }
 
 // callRulesIn looks under the host and under the patterns that cover it, the longest first.
-func (s *Snapshot) callRulesIn(place string, caller *Workload, host string) []*settings.CallRule {
+func (s *Snapshot) callRulesIn(place string, caller *Workload, host string) []*CallRule {
 	if found := countingRules(s.rulesFor.at(name{place, host}), caller); len(found) > 0 {
 		return found
 	}
@@ -51,8 +49,8 @@ func (s *Snapshot) callRulesIn(place string, caller *Workload, host string) []*s
 	return countingRules(s.rulesFor.at(name{place, "*"}), caller)
 }
 
-func countingRules(all []*settings.CallRule, caller *Workload) []*settings.CallRule {
-	var selecting, rest []*settings.CallRule
+func countingRules(all []*CallRule, caller *Workload) []*CallRule {
+	var selecting, rest []*CallRule
 	for _, r := range all {
 		own := r.GetNamespace() == caller.GetNamespace()
 		switch to := r.GetExportTo(); {
@@ -69,7 +67,7 @@ func countingRules(all []*settings.CallRule, caller *Workload) []*settings.CallR
 	return rest
 }
 
-func (b *builder) putRule(r *settings.CallRule) {
+func (b *builder) putRule(r *CallRule) {
 	s, at := b.s, name{r.GetNamespace(), r.GetHost()}
 	s.rules = s.rules.set(b.edit, r.GetNamespace()+"/"+r.GetName(), r)
 	s.rulesFor = s.rulesFor.set(b.edit, at, insert(s.rulesFor.at(at), r, byAge))
@@ -95,6 +93,6 @@ func (b *builder) countPattern(at name, change int) {
 }
 
 // byAge orders rules of one namespace.
-func byAge(a, b *settings.CallRule) int {
+func byAge(a, b *CallRule) int {
 	return cmp.Or(a.GetCreated().AsTime().Compare(b.GetCreated().AsTime()), strings.Compare(a.GetName(), b.GetName()))
 }

@@ -25,6 +25,8 @@ type Workload struct {
 	Addrs    []netip.Addr               // unmapped
 	Settings *settings.WorkloadSettings // never nil; the default when none are named or arrived
 	Identity api.Identity               // trust domain of the mesh and account "default" filled in
+	// Labels are those that some rule asks for, and nil without any.
+	Labels map[string]string
 	// Terminating: it is being deleted and still serves. Its status is UNHEALTHY.
 	Terminating bool
 
@@ -69,12 +71,14 @@ type members struct {
 type Snapshot struct {
 	generation uint64
 	mesh       *settings.MeshSettings
+	defaults   *CallDefaults
 
 	workloads  pmap[string, *Workload]
 	byIP       pmap[ipKey, []*Workload]  // sorted by preference; host-network workloads are not listed
 	byName     pmap[name, []*Workload]   // sorted by uid
 	byHostname pmap[string, []*Workload] // sorted by uid
 	services   pmap[name, *Service]
+	byHost     pmap[string, []*Service] // by hostname, sorted by namespace
 	byVIP      pmap[ipKey, []*Service]  // sorted by claim
 	networks   pmap[netKey, []*Service] // sorted as byVIP
 	lengths    []length                 // of networks, longest first
@@ -87,9 +91,12 @@ type Snapshot struct {
 	nsPolicies pmap[string, []*securityapi.Authorization] // scope NAMESPACE, sorted by name
 	global     []*securityapi.Authorization               // scope GLOBAL, sorted by namespace/name
 
-	rules    pmap[string, *settings.CallRule] // by namespace/name
-	rulesFor pmap[name, []*settings.CallRule] // by namespace of the rule and host
-	patterns pmap[string, int]                // how many rules of a namespace are for a host that begins with "*"
+	rules    pmap[string, *CallRule] // by namespace/name
+	rulesFor pmap[name, []*CallRule] // by namespace of the rule and host
+	patterns pmap[string, int]       // how many rules of a namespace are for a host that begins with "*"
+
+	routes    pmap[string, *RouteRule]   // by namespace/name
+	routesFor pmap[string, []*RouteRule] // by host, sorted by age
 }
 
 // Generation counts the controller's compiled snapshots; connections are logged with it.
@@ -131,6 +138,10 @@ func (s *Snapshot) ServiceByIP(network string, ip netip.Addr) *Service {
 func (s *Snapshot) ServiceByHost(namespace, hostname string) *Service {
 	return s.services.at(name{namespace, hostname})
 }
+
+// ServicesByHost returns the services of that full hostname, which several namespaces may declare, sorted by namespace. The slice
+// is shared.
+func (s *Snapshot) ServicesByHost(hostname string) []*Service { return s.byHost.at(hostname) }
 
 // Endpoints returns all members of a service, of any status, sorted by uid. The slice is shared.
 func (s *Snapshot) Endpoints(svc *Service) []*Workload {

@@ -146,6 +146,8 @@ func newMessage(typ string) proto.Message {
 		return &settings.Scope{}
 	case api.CallRuleType:
 		return &settings.CallRule{}
+	case api.RouteRuleType:
+		return &settings.RouteRule{}
 	}
 	return nil
 }

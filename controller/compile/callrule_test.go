@@ -11,12 +11,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/model"
 )
 
-func ruleNames(all []*settings.CallRule) string {
+func ruleNames(all []*client.CallRule) string {
 	var out []string
 	for _, r := range all {
 		out = append(out, r.GetNamespace()+"/"+r.GetName())

@@ -9,29 +9,48 @@ import (
 	"github.com/undermesh/undermesh/controller/client"
 )
 
-// CallTLS returns what the DestinationRules that count for the caller say of TLS to a port of a service, and the rule that
-// says it, "" for none; nil stands for MODE_AUTO. A port's settings count before the host's.
-func CallTLS(s *client.Snapshot, caller *client.Workload, svc *client.Service, port uint16) (tls *settings.ClientTls, rule string) {
+// CallTLS returns what the DestinationRules that count for the caller say of TLS to a port of a service, or of a subset of it, and
+// the rule that says it, "" for none; nil stands for MODE_AUTO. What a port says counts before what its level says, and a
+// subset's before the host's.
+func CallTLS(s *client.Snapshot, caller *client.Workload, svc *client.Service, port uint16, subset string) (tls *settings.ClientTls, rule string) {
 	if svc == nil || caller == nil {
 		return nil, ""
 	}
-	all := s.CallRules(caller, svc.GetNamespace(), svc.GetHostname())
+	return clientTLS(s.CallRules(caller, svc.GetNamespace(), svc.GetHostname()), port, subset)
+}
+
+func clientTLS(all []*client.CallRule, port uint16, subset string) (tls *settings.ClientTls, rule string) {
+	if len(all) == 0 {
+		return nil, ""
+	}
+	if all[0].GetSelective() { // it alone counts, whatever it says
+		all = all[:1]
+	}
+	name := func(r *client.CallRule) string { return r.GetNamespace() + "/" + r.GetName() }
+	if subset != "" {
+		for _, r := range all { // the first that makes the subset
+			if !slices.ContainsFunc(r.Subsets, func(s client.Subset) bool { return s.Name == subset }) {
+				continue
+			}
+			if tls := levelTLS(r.GetTls().GetSubsets()[subset], port); tls != nil {
+				return tls, name(r)
+			}
+			break
+		}
+	}
 	for _, r := range all {
-		rule = r.GetNamespace() + "/" + r.GetName()
-		if tls, ok := r.GetTls().GetPorts()[uint32(port)]; ok {
-			return tls, rule
-		}
-		if r.GetTls().GetHost() != nil {
-			return r.GetTls().GetHost(), rule
-		}
-		if r.GetSelective() { // it alone counts, whatever it says
-			return nil, rule
+		if tls := levelTLS(r.GetTls(), port); tls != nil {
+			return tls, name(r)
 		}
 	}
-	if len(all) > 0 {
-		rule = all[0].GetNamespace() + "/" + all[0].GetName()
+	return nil, name(all[0])
+}
+
+func levelTLS(p *settings.ClientTlsPolicy, port uint16) *settings.ClientTls {
+	if tls, ok := p.GetPorts()[uint32(port)]; ok {
+		return tls
 	}
-	return nil, rule
+	return p.GetHost()
 }
 
 // called returns the service whose rules count for the connection and its port of it: the one that was dialled, or a

@@ -138,7 +138,7 @@ func TestCallRulesByPlace(t *testing.T) {
 	} {
 		w := endpoint("src", "n1", func(w *workloadapi.Workload) { w.Namespace = "caller" })
 		s, svc := build(t, append(tc.rules, w, service(nil))...)
-		if tls, rule := CallTLS(s, s.WorkloadByName("caller", "src"), svc, 80); tls.GetMode() != tc.want {
+		if tls, rule := CallTLS(s, s.WorkloadByName("caller", "src"), svc, 80, ""); tls.GetMode() != tc.want {
 			t.Errorf("%s: %s by %q, want %s", name, tls.GetMode(), rule, tc.want)
 		}
 	}

@@ -64,6 +64,7 @@ type PathQuery struct {
 	Source, Destination *client.Workload // nil: not known to the mesh
 	Service             *client.Service  // the service that was dialled; nil for an address of a pod
 	ServicePort         uint16           // the port of Service that was dialled
+	Subset              string           // of Service that a rule leads to; "" for none
 	Address             netip.AddrPort   // of the destination, after Pick
 	Local               bool             // the destination pod is served by this node's ztunnel
 	// Captured: the source is served by this node's ztunnel, so that it is enrolled whatever the control plane says of it at
@@ -87,7 +88,7 @@ func PathFor(q PathQuery) Path {
 		return reject(reason.NotReady, "no snapshot of the mesh yet")
 	}
 	svc, port := called(q)
-	tls, rule := CallTLS(q.Snapshot, q.Source, svc, port)
+	tls, rule := CallTLS(q.Snapshot, q.Source, svc, port, q.Subset)
 	if tls.GetMode() != settings.ClientTls_MODE_AUTO {
 		p.Rule = rule
 	}

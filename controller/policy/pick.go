@@ -112,27 +112,37 @@ func (p *picker) target(w *client.Workload) uint16 {
 // rank is -1 for an endpoint that does not qualify, 0 for one that is terminating, else one more than the number of leading
 // scopes that it shares with the source.
 func (p *picker) rank(w *client.Workload) int {
+	switch {
+	case !p.offers(w):
+		return -1
+	case !p.ready(w):
+		return 0
+	case p.svc.GetLoadBalancing().GetMode() == workloadapi.LoadBalancing_UNSPECIFIED_MODE:
+		return 1
+	}
+	return 1 + p.sharedScopes(w)
+}
+
+func (p *picker) ready(w *client.Workload) bool {
+	return w.GetStatus() == workloadapi.WorkloadStatus_HEALTHY || p.svc.GetLoadBalancing().GetHealthPolicy() == workloadapi.LoadBalancing_ALLOW_ALL
+}
+
+// offers reports whether the service lets the source have the endpoint, be it ready or terminating.
+func (p *picker) offers(w *client.Workload) bool {
 	lb := p.svc.GetLoadBalancing()
-	ready := w.GetStatus() == workloadapi.WorkloadStatus_HEALTHY || lb.GetHealthPolicy() == workloadapi.LoadBalancing_ALLOW_ALL
 	switch {
 	case len(w.Addrs) == 0 && w.GetHostname() == "" || weight(w) == 0 || p.target(w) == 0:
-		return -1
-	case !ready && !w.Terminating:
-		return -1
+		return false
+	case !p.ready(w) && !w.Terminating:
+		return false
 	case p.source != nil && p.source.GetNetwork() != w.GetNetwork():
-		return -1
+		return false
 	}
-	shared := 0
-	if lb.GetMode() != workloadapi.LoadBalancing_UNSPECIFIED_MODE {
-		shared = p.sharedScopes(w)
-		if lb.GetMode() != workloadapi.LoadBalancing_FAILOVER && shared < len(lb.GetRoutingPreference()) {
-			return -1 // STRICT, and what this build does not know is not taken for less than STRICT
-		}
+	switch lb.GetMode() {
+	case workloadapi.LoadBalancing_UNSPECIFIED_MODE, workloadapi.LoadBalancing_FAILOVER:
+		return true
 	}
-	if !ready {
-		return 0
-	}
-	return 1 + shared
+	return p.sharedScopes(w) == len(lb.GetRoutingPreference()) // STRICT, and what this build does not know is no less
 }
 
 // sharedScopes counts the leading scopes of the service that the source and w have in common.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"net"
 	"slices"
 	"strconv"
@@ -143,10 +144,7 @@ func (v View) OutboundPolicy(mesh *settings.MeshSettings) settings.OutboundPolic
 // best first: itself, the service that it is short for, and the patterns that cover it, the longest first. The port that it
 // may carry is left out.
 func (v View) Hosts(authority string) []string {
-	host := authority
-	if h, _, err := net.SplitHostPort(authority); err == nil {
-		host = h
-	}
+	host := hostOf(authority)
 	host = strings.TrimSuffix(strings.ToLower(strings.Trim(host, "[]")), ".")
 	if host == "" {
 		return nil
@@ -170,10 +168,7 @@ func (v View) Hosts(authority string) []string {
 
 // full is the service that a short name means; names that mean no service are returned as they are.
 func (v View) full(host string) string {
-	domain := v.ClusterDomain
-	if domain == "" {
-		domain = api.DefaultClusterDomain
-	}
+	domain := v.domain()
 	labels := strings.Split(host, ".")
 	switch {
 	case net.ParseIP(host) != nil:
@@ -187,6 +182,8 @@ func (v View) full(host string) string {
 	}
 	return host
 }
+
+func (v View) domain() string { return cmp.Or(v.ClusterDomain, api.DefaultClusterDomain) }
 
 // RouteConfigName is Istio's name of the RouteConfiguration that callers of the port go by: the port for declared HTTP, the
 // service and the port where the first bytes decide.

@@ -25,9 +25,14 @@ var (
 // nodeOf places the namespaces' pods.
 var nodeOf = map[string]string{"foo": "node1", "bar": "node2", "legacy": "node1"}
 
-// Sample reads a sample's manifest and pins its pods to a node ("" for any).
+// Sample reads a sample's manifest and pins its pods to a node ("" for any). A name is a directory of deploy/samples, whose manifest
+// has its name, or the path of one below that.
 func (w *World) Sample(name, node string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(w.Root, "deploy/samples", name, name+".yaml"))
+	file := name
+	if !strings.Contains(name, "/") {
+		file = filepath.Join(name, name)
+	}
+	b, err := os.ReadFile(filepath.Join(w.Root, "deploy/samples", file+".yaml"))
 	if err != nil {
 		return "", fmt.Errorf("read sample: %w", err)
 	}

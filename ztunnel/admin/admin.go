@@ -41,7 +41,9 @@ type Config struct {
 	Level    *slog.LevelVar      // required: what /logging reads and sets
 	// Quit ends the process gracefully; required. It must not block.
 	Quit func()
-	Log  *slog.Logger // default: discard
+	// Pod returns a pod that the process serves, nil for others; nil: there are no views of pods.
+	Pod func(namespace, name string) Pod
+	Log *slog.Logger // default: discard
 }
 
 // Admin serves the endpoints of one process.
@@ -65,7 +67,8 @@ func New(cfg Config) (*Admin, error) {
 	return &Admin{cfg: cfg}, nil
 }
 
-// Handler answers on the localhost address: /config_dump, /logging, /quitquitquit, /debug/pprof/ and metrics.
+// Handler answers on the localhost address: /config_dump, /logging, /quitquitquit, /debug/pprof/, metrics, and what there is per
+// pod below /pods/NAMESPACE/POD/.
 func (a *Admin) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /config_dump", a.dump)
@@ -73,6 +76,7 @@ func (a *Admin) Handler() http.Handler {
 	mux.HandleFunc("POST /logging", a.setLevel)
 	mux.HandleFunc("POST /quitquitquit", a.quit)
 	a.addMetrics(mux)
+	a.addPods(mux)
 	mux.HandleFunc("GET /healthz/ready", a.ready)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)

@@ -27,6 +27,12 @@ func (b *Breakers) limit(st *state, r resource) int64 {
 	return max(int64(busy*s.budgetPercent/100), int64(s.budgetMin))
 }
 
+// Limits are those in force: of connections, pending requests, requests and retries at a time. A retry budget is not in them.
+func (b *Breakers) Limits() (cx, pendingRequests, rq, retry uint32) {
+	l := &b.spec(b.cluster.state.Load()).limits
+	return l[connections], l[pending], l[requests], l[retries]
+}
+
 // take counts one more, if the limit allows it.
 func (b *Breakers) take(r resource) bool {
 	limit := b.limit(b.cluster.state.Load(), r)
@@ -70,6 +76,7 @@ func (b *Breakers) TryConnection(h *Host) bool {
 // connected counts a connection that begins; connections are taken already.
 func (b *Breakers) connected(h *Host) {
 	h.conns.Add(1)
+	h.made.Add(1)
 	b.cluster.stats.inc(CxTotal)
 	b.cluster.stats.inc(CxActive)
 }

@@ -15,6 +15,8 @@ type Host struct {
 	active             atomic.Int64 // requests, or connections of TCP
 	conns              atomic.Int64 // connections
 	requests, failures atomic.Uint64
+	successes, late    atomic.Uint64 // good answers, and those that did not come in time
+	made, notMade      atomic.Uint64 // connections since the host is there
 
 	attach   sync.Mutex // protects attached
 	attached any
@@ -75,6 +77,8 @@ type HostStatus struct {
 	Active             int64
 	Connections        int64
 	Requests, Failures uint64
+	Successes, Late    uint64 // answers below 500; those that did not come in time
+	Made, NotMade      uint64 // connections so far, and those of requests that failed
 }
 
 // Status tells about all endpoints, in order of priority, locality and key.
@@ -106,5 +110,6 @@ func (h *Host) statusLocked() HostStatus {
 	return HostStatus{
 		Endpoint: h.Endpoint(), Used: true, Ejected: h.monitor.ejected, Ejections: h.monitor.ejections, Active: h.active.Load(),
 		Connections: h.conns.Load(), Requests: h.requests.Load(), Failures: h.failures.Load(),
+		Successes: h.successes.Load(), Late: h.late.Load(), Made: h.made.Load(), NotMade: h.notMade.Load(),
 	}
 }

@@ -65,6 +65,12 @@ func (h *Host) Report(r Result, status int) {
 	if r != Connected && (r == ConnectFailed || r == TimedOut || r == RequestFailed || status >= statusServerError) {
 		h.failures.Add(1)
 	}
+	if r == TimedOut {
+		h.late.Add(1)
+	}
+	if r == RequestDone || r == Answered && status < statusServerError {
+		h.successes.Add(1)
+	}
 	c := h.cluster
 	st := c.settled()
 	o := st.spec.outlier

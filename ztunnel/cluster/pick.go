@@ -101,15 +101,13 @@ func (c *Cluster) choose(st *state, in *PickInput, attempt int) (uint32, bool) {
 	}
 	m, turn := &l.all, l.turns
 	if l.places != nil { // their turn is that of the level
-		sum := l.placeSums[len(l.placeSums)-1]
-		p := 0
+		var p uint32
 		if st.spec.Policy == RoundRobin {
-			n := st.turns[l.turns].Add(1) - 1
-			p = indexOf(l.placeSums, scatter(n, sum))
+			p = l.place.inTurn(st.turns[l.turns].Add(1) - 1)
 		} else {
-			p = indexOf(l.placeSums, c.cfg.Rand()%sum)
+			p = l.place.at(c.cfg.Rand() % l.place.total())
 		}
-		m, turn = &l.places[p].members, l.turns+1+p
+		m, turn = &l.places[p], l.turns+1+int(p)
 	}
 	if len(m.list) == 0 {
 		return 0, false

@@ -254,6 +254,7 @@ func (l Lease[C]) Failed(err error, timeout bool) {
 		return
 	}
 	s.inc(CxConnectFail)
+	p.host.notMade.Add(1)
 	if timeout {
 		s.inc(CxConnectTimeout)
 	}

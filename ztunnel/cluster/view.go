@@ -18,20 +18,19 @@ type view struct {
 type level struct {
 	any       uint32 // one of its endpoints
 	panicking bool
-	health    uint32  // 0 to 100, see Envoy's overprovisioning factor
-	all       members // what is available, or everybody in a panic
-	places    []place // localities with weights; nil: they do not count
-	placeSums []uint64
-	table     *table // of the hash policies
-	turns     int    // index of the first of its turns: one for the level, one for each place
+	health    uint32    // 0 to 100, see Envoy's overprovisioning factor
+	all       members   // what is available, or everybody in a panic
+	places    []members // by locality; nil: localities do not count
+	place     members   // the indexes of places, by the weights of the localities
+	table     *table    // of the hash policies
+	turns     int       // index of the first of its turns: one for the level, one for each place
 }
-
-type place struct{ members }
 
 // members are endpoints, by their index in Hosts, with the running sums of their weights. sums is nil when all weigh the same.
 type members struct {
 	list []uint32
 	sums []uint64
+	step uint64 // stride of the total
 }
 
 func (m *members) total() uint64 {
@@ -60,12 +59,13 @@ func (m *members) inTurn(n uint64) uint32 {
 	if m.sums == nil {
 		return m.list[n%total]
 	}
-	return m.at(scatter(n, total))
+	return m.at(scatter(n, total, m.step))
 }
 
-// scatter maps each run of total numbers to the numbers below total, those that follow each other far apart.
-func scatter(n, total uint64) uint64 {
-	hi, lo := bits.Mul64(n%total, stride(total))
+// scatter maps each run of total numbers to the numbers below total, those that follow each other far apart. step is the stride of
+// total.
+func scatter(n, total, step uint64) uint64 {
+	hi, lo := bits.Mul64(n%total, step)
 	_, at := bits.Div64(hi%total, lo, total)
 	return at
 }
@@ -110,6 +110,7 @@ func newMembers(list []uint32, weight func(uint32) uint64) members {
 		sum += weight(e) / common
 		m.sums[i] = sum
 	}
+	m.step = stride(sum)
 	return m
 }
 
@@ -290,7 +291,8 @@ func (b viewer) fill(l *level) {
 
 // fillPlaces splits a level into its localities; the list is in their order.
 func (b viewer) fillPlaces(l *level, everybody, in []uint32) {
-	var sum uint64
+	var weights []uint64
+	var list []uint32
 	for start := 0; start < len(everybody); {
 		first := &b.hosts.list[everybody[start]]
 		total := 0
@@ -308,10 +310,11 @@ func (b viewer) fillPlaces(l *level, everybody, in []uint32) {
 		if w == 0 {
 			continue
 		}
-		sum += w
-		l.places = append(l.places, place{newMembers(up, b.weight)})
-		l.placeSums = append(l.placeSums, sum)
+		list = append(list, uint32(len(l.places)))
+		weights = append(weights, w)
+		l.places = append(l.places, newMembers(up, b.weight))
 	}
+	l.place = newMembers(list, func(i uint32) uint64 { return weights[i] })
 }
 
 // placeWeight is the weight of a locality, in thousandths, less when too few of its endpoints are available.

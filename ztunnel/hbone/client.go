@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // Client is one tunnel connection of the side that opens streams. Safe for concurrent use.
@@ -36,7 +38,7 @@ func (cl *Client) Connect(ctx context.Context, req Request) (*Stream, error) {
 	select {
 	case <-s.ready:
 	case <-ctx.Done():
-		s.Reset(CodeCancel)
+		s.Reset(frame.CodeCancel)
 		return nil, fmt.Errorf("open tunnel stream to %s: %w", req.Authority, context.Cause(ctx))
 	}
 	err = s.verdict()
@@ -44,7 +46,7 @@ func (cl *Client) Connect(ctx context.Context, req Request) (*Stream, error) {
 		_, err = s.Write(req.First[early:])
 	}
 	if err != nil {
-		s.Reset(CodeCancel)
+		s.Reset(frame.CodeCancel)
 		return nil, fmt.Errorf("open tunnel stream to %s: %w", req.Authority, err)
 	}
 	return s, nil
@@ -81,16 +83,16 @@ func (c *conn) open(req Request) (*Stream, int, error) {
 	s.ready = make(chan struct{})
 	c.nextID += 2
 	c.streams[s.id] = s
-	frame := c.peer.maxFrame
-	early := int(max(0, min(int64(len(req.First)), s.sendWin, c.sendWin, int64(frame))))
+	size := c.peer.maxFrame
+	early := int(max(0, min(int64(len(req.First)), s.sendWin, c.sendWin, int64(size))))
 	s.sendWin -= int64(early)
 	c.sendWin -= int64(early)
 	c.mu.Unlock()
 
 	block := c.hdr.encode([]HeaderField{{":method", "CONNECT"}, {":authority", req.Authority}}, req.Header)
-	w.q = headerFrames(w.q, block, frame, 0, s.id)
+	w.q = frame.AppendBlock(w.q, block, size, 0, s.id)
 	if early > 0 {
-		w.q = append(appendFrameHeader(w.q, early, frameData, 0, s.id), req.First[:early]...)
+		w.q = append(frame.Append(w.q, early, frame.Data, 0, s.id), req.First[:early]...)
 		s.sent.Add(uint64(early))
 	}
 	// an error of the write ends the connection and with it the stream: the caller hears of it by ready
@@ -106,7 +108,7 @@ func (c *conn) mayOpenLocked(req Request) error {
 		return ErrGoAway
 	case c.draining:
 		return fmt.Errorf("%w: draining", ErrUnusable)
-	case c.nextID > maxStreamID:
+	case c.nextID > frame.MaxStreamID:
 		c.draining = true
 		return fmt.Errorf("%w: out of stream ids", ErrUnusable)
 	case len(c.streams) >= c.peer.maxStreams:
@@ -125,7 +127,7 @@ func (c *conn) mayOpenLocked(req Request) error {
 }
 
 // gotResponse handles HEADERS on the client side.
-func (c *conn) gotResponse(h frameHeader, m *message) error {
+func (c *conn) gotResponse(h frame.Header, m *message) error {
 	s, err := c.lookup(h)
 	if err != nil || s == nil {
 		return err
@@ -136,12 +138,12 @@ func (c *conn) gotResponse(h frameHeader, m *message) error {
 	c.mu.Unlock()
 	switch {
 	case half:
-		s.Reset(CodeStreamClosed)
+		s.Reset(frame.CodeStreamClosed)
 		return nil
 	case again, m.malformed != "", m.tooLarge, bad != nil, len(m.status) != 3, code < 100,
-		m.method != "" || m.authority != "" || m.scheme || m.path || m.protocol, code < 200 && h.has(flagEndStream):
+		m.method != "" || m.authority != "" || m.scheme || m.path || m.protocol, code < 200 && h.Has(frame.EndStream):
 		// no trailers and no second response exist in a CONNECT
-		s.Reset(CodeProtocol)
+		s.Reset(frame.CodeProtocol)
 		return nil
 	case code < 200:
 		return nil
@@ -152,7 +154,7 @@ func (c *conn) gotResponse(h frameHeader, m *message) error {
 		close(s.ready)
 	}
 	c.mu.Unlock()
-	if h.has(flagEndStream) {
+	if h.Has(frame.EndStream) {
 		s.deliverEOF()
 	}
 	return nil

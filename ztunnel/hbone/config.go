@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // Config holds the limits and the injected parts of a connection, client or server. The zero value of every field
@@ -88,11 +89,11 @@ func (c Config) Validate() error {
 		v       int
 		low, up int
 	}{
-		{"StreamWindow", c.StreamWindow, 1, maxWindow},
-		{"StreamWindowMax", c.StreamWindowMax, c.StreamWindow, maxWindow},
-		{"ConnWindow", c.ConnWindow, defaultWindow, maxWindow},
+		{"StreamWindow", c.StreamWindow, 1, frame.MaxWindow},
+		{"StreamWindowMax", c.StreamWindowMax, c.StreamWindow, frame.MaxWindow},
+		{"ConnWindow", c.ConnWindow, frame.DefaultWindow, frame.MaxWindow},
 		{"MaxBuffered", c.MaxBuffered, c.ConnWindow, 1 << 40},
-		{"MaxFrame", c.MaxFrame, minMaxFrame, maxMaxFrame},
+		{"MaxFrame", c.MaxFrame, frame.MinMaxFrame, frame.MaxMaxFrame},
 		{"MaxStreams", c.MaxStreams, 1, 1 << 20},
 		{"MaxHeaderList", c.MaxHeaderList, 1 << 10, 1 << 24},
 	} {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // conn is one tunnel connection, either side. Two goroutines live as long as it does: the read loop and the background
@@ -23,7 +24,7 @@ type conn struct {
 	recv   recvWindow
 	rd     reader
 	// onHeaders handles a decoded header block; the error ends the connection. Called by the read loop.
-	onHeaders func(h frameHeader, m *message) error
+	onHeaders func(h frame.Header, m *message) error
 	// onPingAck is the server's, called by the read loop; nil on the client side.
 	onPingAck func(data [8]byte)
 
@@ -56,9 +57,9 @@ type peerSettings struct {
 
 func newConn(nc net.Conn, cfg Config, client bool) *conn {
 	c := &conn{
-		cfg: cfg, nc: nc, client: client, hdr: newBlock(), nextID: 1, promised: maxStreamID,
-		done: make(chan struct{}), streams: map[uint32]*Stream{}, sendWin: defaultWindow,
-		peer: peerSettings{initialWindow: defaultWindow, maxFrame: minMaxFrame, maxStreams: 100, maxHeaderList: -1},
+		cfg: cfg, nc: nc, client: client, hdr: newBlock(), nextID: 1, promised: frame.MaxStreamID,
+		done: make(chan struct{}), streams: map[uint32]*Stream{}, sendWin: frame.DefaultWindow,
+		peer: peerSettings{initialWindow: frame.DefaultWindow, maxFrame: frame.MinMaxFrame, maxStreams: 100, maxHeaderList: -1},
 	}
 	if tc, ok := nc.(*tls.Conn); ok {
 		c.tr, _ = tc.NetConn().(*Transport)
@@ -76,21 +77,21 @@ func newConn(nc net.Conn, cfg Config, client bool) *conn {
 func (c *conn) start() {
 	var b []byte
 	if c.client {
-		b = append(b, clientPreface...)
+		b = append(b, frame.Preface...)
 	}
-	s := []setting{
-		{settingMaxFrame, uint32(c.cfg.MaxFrame)},
-		{settingInitialWindow, uint32(c.cfg.StreamWindow)},
-		{settingMaxHeaderList, uint32(c.cfg.MaxHeaderList)},
+	s := []frame.Setting{
+		{ID: frame.MaxFrame, Value: uint32(c.cfg.MaxFrame)},
+		{ID: frame.InitialWindow, Value: uint32(c.cfg.StreamWindow)},
+		{ID: frame.MaxHeaderList, Value: uint32(c.cfg.MaxHeaderList)},
 	}
 	if c.client {
-		s = append(s, setting{settingEnablePush, 0})
+		s = append(s, frame.Setting{ID: frame.EnablePush, Value: 0})
 	} else {
-		s = append(s, setting{settingMaxStreams, uint32(c.cfg.MaxStreams)})
+		s = append(s, frame.Setting{ID: frame.MaxStreams, Value: uint32(c.cfg.MaxStreams)})
 	}
-	b = appendSettings(b, s...)
-	if inc := c.cfg.ConnWindow - defaultWindow; inc > 0 {
-		b = appendWindowUpdate(b, 0, uint32(inc))
+	b = frame.AppendSettings(b, s...)
+	if inc := c.cfg.ConnWindow - frame.DefaultWindow; inc > 0 {
+		b = frame.AppendWindow(b, 0, uint32(inc))
 	}
 	_ = c.w.post(b) // a new writer has neither an error nor a full queue
 	c.armKeepalive()
@@ -139,7 +140,7 @@ func (c *conn) end(err error) {
 		return
 	}
 	c.dead = err
-	var ce *ConnError
+	var ce *frame.ConnError
 	local := errors.As(err, &ce) && !ce.Remote
 	// a socket closed with unread bytes is reset, and what it had still to send is lost: the END_STREAM of a drained
 	// connection, the GOAWAY of a broken one
@@ -158,9 +159,9 @@ func (c *conn) end(err error) {
 	switch {
 	case local:
 		c.cfg.Log.Debug("tunnel protocol error", "peer", addrString(c.nc), "err", err)
-		c.w.finish(appendGoAway(nil, last, ce.Code, ce.Reason))
+		c.w.finish(frame.AppendGoAway(nil, last, ce.Code, ce.Reason))
 	case errors.Is(err, ErrClosed):
-		c.w.finish(appendGoAway(nil, last, CodeNo, ""))
+		c.w.finish(frame.AppendGoAway(nil, last, frame.CodeNo, ""))
 	default:
 		c.w.fail(err)
 	}
@@ -280,7 +281,7 @@ func (c *conn) armKeepalive() {
 			return
 		default:
 			asked = true
-			if err := c.w.post(appendPing(nil, 0, pingKeepalive)); err != nil {
+			if err := c.w.post(frame.AppendPing(nil, 0, pingKeepalive)); err != nil {
 				c.end(err)
 				return
 			}

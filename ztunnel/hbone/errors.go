@@ -3,41 +3,9 @@ package hbone
 import (
 	"errors"
 	"fmt"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
-
-// ErrCode is an HTTP/2 error code (RFC 9113 §7), as in RST_STREAM and GOAWAY.
-type ErrCode uint32
-
-// The error codes of RFC 9113 §7 that this package sends or tells apart.
-const (
-	CodeNo                 ErrCode = 0x0
-	CodeProtocol           ErrCode = 0x1
-	CodeInternal           ErrCode = 0x2
-	CodeFlowControl        ErrCode = 0x3
-	CodeStreamClosed       ErrCode = 0x5
-	CodeFrameSize          ErrCode = 0x6
-	CodeRefused            ErrCode = 0x7
-	CodeCancel             ErrCode = 0x8
-	CodeCompression        ErrCode = 0x9
-	CodeConnect            ErrCode = 0xa
-	CodeCalm               ErrCode = 0xb
-	CodeInadequateSecurity ErrCode = 0xc
-)
-
-var codeNames = map[ErrCode]string{
-	CodeNo: "NO_ERROR", CodeProtocol: "PROTOCOL_ERROR", CodeInternal: "INTERNAL_ERROR",
-	CodeFlowControl: "FLOW_CONTROL_ERROR", CodeStreamClosed: "STREAM_CLOSED", CodeFrameSize: "FRAME_SIZE_ERROR",
-	CodeRefused: "REFUSED_STREAM", CodeCancel: "CANCEL", CodeCompression: "COMPRESSION_ERROR",
-	CodeConnect: "CONNECT_ERROR", CodeCalm: "ENHANCE_YOUR_CALM", CodeInadequateSecurity: "INADEQUATE_SECURITY",
-}
-
-// String returns the name of RFC 9113, or the number of a code that it does not define.
-func (c ErrCode) String() string {
-	if n, ok := codeNames[c]; ok {
-		return n
-	}
-	return fmt.Sprintf("code 0x%x", uint32(c))
-}
 
 var (
 	// ErrClosed: the connection or stream was closed on this side.
@@ -77,7 +45,7 @@ func (e *StatusError) Error() string {
 // StreamError is a stream that ended by RST_STREAM.
 type StreamError struct {
 	// Code is the code in the frame.
-	Code ErrCode
+	Code frame.Code
 	// Remote is true when the peer sent it.
 	Remote bool
 }
@@ -92,28 +60,5 @@ func (e *StreamError) Error() string {
 
 // Is makes a REFUSED_STREAM of the peer match ErrRefused.
 func (e *StreamError) Is(target error) bool {
-	return target == ErrRefused && e.Remote && e.Code == CodeRefused
-}
-
-// ConnError is a connection that ended by a protocol error, found here (Remote false, and sent as GOAWAY) or by the peer.
-type ConnError struct {
-	// Code is the code of the GOAWAY.
-	Code ErrCode
-	// Reason says what was wrong, in this side's words or those of the peer's debug data (at most 256 bytes).
-	Reason string
-	// Remote is true when the peer sent it.
-	Remote bool
-}
-
-// Error names the side, the code and the reason.
-func (e *ConnError) Error() string {
-	side := "tunnel protocol error"
-	if e.Remote {
-		side = "tunnel ended by peer"
-	}
-	return fmt.Sprintf("%s: %s: %s", side, e.Code, e.Reason)
-}
-
-func connErr(code ErrCode, format string, args ...any) *ConnError {
-	return &ConnError{Code: code, Reason: fmt.Sprintf(format, args...)}
+	return target == ErrRefused && e.Remote && e.Code == frame.CodeRefused
 }

@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 
 	"golang.org/x/net/http2"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // illegalRequests are complete HEADERS frames that no handler sees.
@@ -39,7 +41,7 @@ func TestIllegalRequestsOfAPeerThatDoesNotRead(t *testing.T) {
 					done := make(chan error, 1)
 					s := NewServer(b, cfg, func(context.Context, *ServerRequest) { t.Error("a handler saw it") })
 					go func() { done <- s.Run(t.Context()) }()
-					_, _ = io.WriteString(a, clientPreface)
+					_, _ = io.WriteString(a, frame.Preface)
 					p := newRawPeer(t, a)
 					p.must(p.fr.WriteSettings())
 					n, most := 0, 0
@@ -51,8 +53,8 @@ func TestIllegalRequestsOfAPeerThatDoesNotRead(t *testing.T) {
 						}
 					}
 					a.Close()
-					var ce *ConnError
-					if err := <-done; !errors.As(err, &ce) || ce.Code != CodeCalm {
+					var ce *frame.ConnError
+					if err := <-done; !errors.As(err, &ce) || ce.Code != frame.CodeCalm {
 						t.Errorf("after %d requests: %v", n, err)
 					}
 					if most > controlCap+1<<10 {

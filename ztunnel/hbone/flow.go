@@ -1,6 +1,10 @@
 package hbone
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
+)
 
 // minCredit is the smallest connection credit worth a frame, in bytes.
 const minCredit = 16 << 10
@@ -20,7 +24,7 @@ type recvWindow struct {
 func (r *recvWindow) init(cfg Config) {
 	r.window, r.budget = int64(cfg.ConnWindow), int64(cfg.MaxBuffered)
 	r.shared = cfg.Budget
-	r.avail = max(r.window, defaultWindow)
+	r.avail = max(r.window, frame.DefaultWindow)
 }
 
 // take accounts a DATA frame of n bytes: they are held from here on, so that a frame that is still arriving counts.
@@ -53,7 +57,7 @@ func (r *recvWindow) release(n int) uint32 {
 // credit lets go of n held bytes and tells the peer when that is worth it. Without locks.
 func (c *conn) credit(n int) {
 	if inc := c.recv.release(n); inc > 0 {
-		c.postOrEnd(appendWindowUpdate(make([]byte, 0, 13), 0, inc))
+		c.postOrEnd(frame.AppendWindow(make([]byte, 0, 13), 0, inc))
 	}
 }
 
@@ -65,7 +69,7 @@ func (c *conn) postOrEnd(b []byte) {
 }
 
 // reserve waits for credit to send up to n bytes on s and takes it. It returns the bytes granted and the frame size.
-func (s *Stream) reserve(n int) (granted, frame int, err error) {
+func (s *Stream) reserve(n int) (granted, size int, err error) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -106,15 +110,15 @@ func (c *conn) addSendWindowLocked(n int64) {
 }
 
 // windowUpdate handles a WINDOW_UPDATE of the peer.
-func (c *conn) windowUpdate(h frameHeader, inc int64) error {
-	if h.id == 0 {
+func (c *conn) windowUpdate(h frame.Header, inc int64) error {
+	if h.ID == 0 {
 		if inc == 0 {
-			return connErr(CodeProtocol, "WINDOW_UPDATE of 0")
+			return frame.Errorf(frame.CodeProtocol, "WINDOW_UPDATE of 0")
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.sendWin+inc > maxWindow {
-			return connErr(CodeFlowControl, "connection window exceeds 2^31-1")
+		if c.sendWin+inc > frame.MaxWindow {
+			return frame.Errorf(frame.CodeFlowControl, "connection window exceeds 2^31-1")
 		}
 		c.addSendWindowLocked(inc)
 		return nil
@@ -124,32 +128,32 @@ func (c *conn) windowUpdate(h frameHeader, inc int64) error {
 		return err
 	}
 	if inc == 0 {
-		s.Reset(CodeProtocol)
+		s.Reset(frame.CodeProtocol)
 		return nil
 	}
 	c.mu.Lock()
-	over := s.sendWin+inc > maxWindow
+	over := s.sendWin+inc > frame.MaxWindow
 	if !over {
 		s.sendWin += inc
 		s.sendCond.Broadcast()
 	}
 	c.mu.Unlock()
 	if over {
-		s.Reset(CodeFlowControl)
+		s.Reset(frame.CodeFlowControl)
 	}
 	return nil
 }
 
 // setInitialWindowLocked applies a change of SETTINGS_INITIAL_WINDOW_SIZE to all streams; windows may become negative.
 func (c *conn) setInitialWindowLocked(v uint32) error {
-	if v > maxWindow {
-		return connErr(CodeFlowControl, "initial window of %d", v)
+	if v > frame.MaxWindow {
+		return frame.Errorf(frame.CodeFlowControl, "initial window of %d", v)
 	}
 	delta := int64(v) - c.peer.initialWindow
 	c.peer.initialWindow = int64(v)
 	for _, s := range c.streams {
-		if s.sendWin+delta > maxWindow {
-			return connErr(CodeFlowControl, "initial window of %d overflows stream %d", v, s.id)
+		if s.sendWin+delta > frame.MaxWindow {
+			return frame.Errorf(frame.CodeFlowControl, "initial window of %d overflows stream %d", v, s.id)
 		}
 		s.sendWin += delta
 		s.sendCond.Broadcast()

@@ -10,23 +10,25 @@ import (
 	"time"
 
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 func FuzzServerConn(f *testing.F) {
-	frame := func(typ, flags byte, id uint32, p []byte) []byte {
-		return append(appendFrameHeader(nil, len(p), typ, flags, id), p...)
+	mkFrame := func(typ, flags byte, id uint32, p []byte) []byte {
+		return append(frame.Append(nil, len(p), typ, flags, id), p...)
 	}
 	var blk bytes.Buffer
 	e := hpack.NewEncoder(&blk)
 	_ = e.WriteField(hpack.HeaderField{Name: ":method", Value: "CONNECT"})
 	_ = e.WriteField(hpack.HeaderField{Name: ":authority", Value: "10.0.0.7:80"})
-	open := append(appendSettings(nil), frame(frameHeaders, flagEndHeaders, 1, blk.Bytes())...)
+	open := append(frame.AppendSettings(nil), mkFrame(frame.Headers, frame.EndHeaders, 1, blk.Bytes())...)
 	f.Add(open)
-	f.Add(append(bytes.Clone(open), frame(frameData, flagEndStream|flagPadded, 1, []byte{2, 'a', 0, 0})...))
-	f.Add(append(bytes.Clone(open), frame(frameSettings, 0, 0, binary.BigEndian.AppendUint32([]byte{0, 4}, 5))...))
-	f.Add(append(bytes.Clone(open), frame(frameRST, 0, 1, []byte{0, 0, 0, 8})...))
-	f.Add(append(bytes.Clone(open), frame(frameGoAway, 0, 0, make([]byte, 12))...))
-	f.Add(append(appendSettings(nil), frame(frameHeaders, flagPriority|flagPadded, 1, []byte{0, 1, 2, 3, 4, 5})...))
+	f.Add(append(bytes.Clone(open), mkFrame(frame.Data, frame.EndStream|frame.Padded, 1, []byte{2, 'a', 0, 0})...))
+	f.Add(append(bytes.Clone(open), mkFrame(frame.Settings, 0, 0, binary.BigEndian.AppendUint32([]byte{0, 4}, 5))...))
+	f.Add(append(bytes.Clone(open), mkFrame(frame.RST, 0, 1, []byte{0, 0, 0, 8})...))
+	f.Add(append(bytes.Clone(open), mkFrame(frame.GoAway, 0, 0, make([]byte, 12))...))
+	f.Add(append(frame.AppendSettings(nil), mkFrame(frame.Headers, frame.HasPriority|frame.Padded, 1, []byte{0, 1, 2, 3, 4, 5})...))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		a, b := bufPipe()
 		cfg := testConfig()
@@ -34,7 +36,7 @@ func FuzzServerConn(f *testing.F) {
 		srv := NewServer(b, cfg, echoHandler)
 		done := make(chan struct{})
 		go func() { defer close(done); _ = srv.Run(context.Background()) }()
-		_, _ = a.Write(append([]byte(clientPreface), in...))
+		_, _ = a.Write(append([]byte(frame.Preface), in...))
 		_ = a.CloseWrite()
 		_, _ = io.Copy(io.Discard, a)
 		<-done
@@ -54,8 +56,8 @@ func FuzzHeaderBlock(f *testing.F) {
 		const limit = 1 << 12
 		m, err := newBlock().decode(in, limit)
 		if err != nil {
-			var ce *ConnError
-			if !errors.As(err, &ce) || ce.Code != CodeCompression {
+			var ce *frame.ConnError
+			if !errors.As(err, &ce) || ce.Code != frame.CodeCompression {
 				t.Fatalf("error %v", err)
 			}
 			return
@@ -78,10 +80,10 @@ func FuzzClientConn(f *testing.F) {
 	var blk bytes.Buffer
 	e := hpack.NewEncoder(&blk)
 	_ = e.WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
-	h := append(appendFrameHeader(appendSettings(nil), blk.Len(), frameHeaders, flagEndHeaders, 1), blk.Bytes()...)
+	h := append(frame.Append(frame.AppendSettings(nil), blk.Len(), frame.Headers, frame.EndHeaders, 1), blk.Bytes()...)
 	f.Add(h)
-	f.Add(append(appendFrameHeader(bytes.Clone(h), 2, frameData, flagEndStream, 1), "ok"...))
-	f.Add(appendGoAway(bytes.Clone(h), 0, CodeNo, "x"))
+	f.Add(append(frame.Append(bytes.Clone(h), 2, frame.Data, frame.EndStream, 1), "ok"...))
+	f.Add(frame.AppendGoAway(bytes.Clone(h), 0, frame.CodeNo, "x"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		a, b := bufPipe()
 		cfg := testConfig()

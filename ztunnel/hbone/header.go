@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // HeaderField is one header: a lower-case name and its value.
@@ -206,10 +208,10 @@ func (b *block) decode(p []byte, limit int) (*message, error) {
 		m.addPseudo(f)
 	})
 	if _, err := b.dec.Write(p); err != nil {
-		return nil, connErr(CodeCompression, "decode header block: %v", err)
+		return nil, frame.Errorf(frame.CodeCompression, "decode header block: %v", err)
 	}
 	if err := b.dec.Close(); err != nil {
-		return nil, connErr(CodeCompression, "decode header block: %v", err)
+		return nil, frame.Errorf(frame.CodeCompression, "decode header block: %v", err)
 	}
 	return m, nil
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // TestServerEndsIdleConnections: also that of a peer which neither answers the PING nor closes.
@@ -24,7 +26,7 @@ func TestServerEndsIdleConnections(t *testing.T) {
 				time.Sleep(10 * time.Minute) // a stream is open
 				p.must(p.fr.WriteData(1, true, nil))
 				next[*http2.DataFrame](p)
-				if f := next[*http2.GoAwayFrame](p); f.LastStreamID != maxStreamID {
+				if f := next[*http2.GoAwayFrame](p); f.LastStreamID != frame.MaxStreamID {
 					t.Errorf("first GOAWAY up to %d", f.LastStreamID)
 				}
 				if d := time.Since(start); d != 15*time.Minute {
@@ -99,7 +101,7 @@ func TestIdleCheckLeavesADrainAlone(t *testing.T) {
 		srv := NewServer(b, cfg, echoHandler)
 		done := make(chan error, 1)
 		go func() { done <- srv.Run(t.Context()) }()
-		_, _ = io.WriteString(a, clientPreface)
+		_, _ = io.WriteString(a, frame.Preface)
 		p := newRawPeer(t, a)
 		p.must(p.fr.WriteSettings())
 		p.connect(1)

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // TestKilledStreamBehindAPeerThatDoesNotRead must let go of its application, although the tunnel takes nothing.
@@ -41,7 +43,7 @@ func TestKilledStreamBehindAPeerThatDoesNotRead(t *testing.T) {
 			ended <- err
 		}
 		go func() { done <- Serve(t.Context(), b, cfg, h) }()
-		_, _ = io.WriteString(a, clientPreface)
+		_, _ = io.WriteString(a, frame.Preface)
 		p := newRawPeer(t, a)
 		p.must(p.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30}))
 		p.must(p.fr.WriteWindowUpdate(0, 1<<30))
@@ -91,7 +93,7 @@ func TestPoolOfAServerWithoutStreams(t *testing.T) {
 			dials.Add(1)
 			a, b := bufPipe()
 			go func() {
-				_, _ = io.ReadFull(b, make([]byte, len(clientPreface)))
+				_, _ = io.ReadFull(b, make([]byte, len(frame.Preface)))
 				fr := http2.NewFramer(b, b)
 				var mu sync.Mutex // one frame at a time
 				_ = fr.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 0})

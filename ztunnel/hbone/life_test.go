@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 func TestClientSeesAnswers(t *testing.T) {
@@ -20,9 +22,9 @@ func TestClientSeesAnswers(t *testing.T) {
 		"503 open":  {func(p *rawPeer, id uint32) { p.headers(id, false, ":status", "503") }, isStatus(503)},
 		"refused":   {func(p *rawPeer, id uint32) { p.must(p.fr.WriteRSTStream(id, http2.ErrCodeRefusedStream)) }, Retryable},
 		"goaway":    {func(p *rawPeer, id uint32) { p.must(p.fr.WriteGoAway(0, http2.ErrCodeNo, nil)) }, Retryable},
-		"reset":     {func(p *rawPeer, id uint32) { p.must(p.fr.WriteRSTStream(id, http2.ErrCodeConnect)) }, isReset(CodeConnect, true)},
-		"bad":       {func(p *rawPeer, id uint32) { p.headers(id, false, ":status", "xyz") }, isReset(CodeProtocol, false)},
-		"data only": {func(p *rawPeer, id uint32) { p.must(p.fr.WriteData(id, false, []byte("x"))) }, isReset(CodeProtocol, false)},
+		"reset":     {func(p *rawPeer, id uint32) { p.must(p.fr.WriteRSTStream(id, http2.ErrCodeConnect)) }, isReset(frame.CodeConnect, true)},
+		"bad":       {func(p *rawPeer, id uint32) { p.headers(id, false, ":status", "xyz") }, isReset(frame.CodeProtocol, false)},
+		"data only": {func(p *rawPeer, id uint32) { p.must(p.fr.WriteData(id, false, []byte("x"))) }, isReset(frame.CodeProtocol, false)},
 		"lost":      {func(p *rawPeer, id uint32) { p.c.Close() }, func(err error) bool { return err != nil && !Retryable(err) }},
 		"100 then 200": {func(p *rawPeer, id uint32) {
 			p.headers(id, false, ":status", "103")
@@ -57,7 +59,7 @@ func isStatus(code int) func(error) bool {
 	}
 }
 
-func isReset(code ErrCode, remote bool) func(error) bool {
+func isReset(code frame.Code, remote bool) func(error) bool {
 	return func(err error) bool {
 		var se *StreamError
 		return errors.As(err, &se) && se.Code == code && se.Remote == remote && !Retryable(err)

@@ -5,6 +5,8 @@ import (
 	"net"
 	"sync"
 	"syscall"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // pumpBuf is a pooled buffer of the way from an application to the tunnel.
@@ -15,7 +17,7 @@ type pumpBuf struct {
 
 // pumpSizes are the buffers that a pump takes: it starts small and goes up while reads fill them. The largest makes a
 // frame of largeFrame.
-var pumpSizes = [3]int{4 << 10, 64 << 10, largeFrame + frameHeaderLen}
+var pumpSizes = [3]int{4 << 10, 64 << 10, largeFrame + frame.HeaderLen}
 
 var pumpPools [len(pumpSizes)]sync.Pool
 
@@ -45,7 +47,7 @@ func (p *pumper) read() (*pumpBuf, int, error) {
 	p.buf, p.n, p.err = nil, 0, nil
 	if p.raw == nil {
 		p.buf = p.get()
-		p.n, p.err = p.app.Read(p.buf.b[frameHeaderLen:])
+		p.n, p.err = p.app.Read(p.buf.b[frame.HeaderLen:])
 	} else if err := p.raw.Read(p.fn); err != nil {
 		p.err = err
 	}
@@ -61,7 +63,7 @@ func (p *pumper) read() (*pumpBuf, int, error) {
 func (p *pumper) readRaw(fd uintptr) bool {
 	b := p.get()
 	for {
-		n, err := syscall.Read(int(fd), b.b[frameHeaderLen:])
+		n, err := syscall.Read(int(fd), b.b[frame.HeaderLen:])
 		switch {
 		case err == syscall.EINTR:
 			continue
@@ -79,7 +81,7 @@ func (p *pumper) readRaw(fd uintptr) bool {
 
 // adapt chooses the next buffer by what the last read brought.
 func (p *pumper) adapt() {
-	switch room := len(p.buf.b) - frameHeaderLen; {
+	switch room := len(p.buf.b) - frame.HeaderLen; {
 	case p.n == room && p.size < len(pumpSizes)-1:
 		p.size++
 	case p.size > 0 && p.n <= pumpSizes[p.size-1]/2:

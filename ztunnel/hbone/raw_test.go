@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // rawPeer speaks frames by x/net's Framer, an implementation that is not ours, at the other end of a pipe.
@@ -75,7 +77,7 @@ func againstServer(t *testing.T, cfg Config, h Handler, f func(p *rawPeer)) (ser
 		a, b := bufPipe()
 		done := make(chan error, 1)
 		go func() { done <- Serve(t.Context(), b, cfg, h) }()
-		_, _ = io.WriteString(a, clientPreface)
+		_, _ = io.WriteString(a, frame.Preface)
 		p := newRawPeer(t, a)
 		p.must(p.fr.WriteSettings())
 		f(p)
@@ -90,8 +92,8 @@ func againstClient(t *testing.T, cfg Config, f func(cl *Client, p *rawPeer)) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := bufPipe()
 		cl := NewClient(a, cfg)
-		pre := make([]byte, len(clientPreface))
-		if _, err := io.ReadFull(b, pre); err != nil || string(pre) != clientPreface {
+		pre := make([]byte, len(frame.Preface))
+		if _, err := io.ReadFull(b, pre); err != nil || string(pre) != frame.Preface {
 			t.Fatalf("preface %q, %v", pre, err)
 		}
 		f(cl, newRawPeer(t, b))
@@ -103,7 +105,7 @@ func againstClient(t *testing.T, cfg Config, f func(cl *Client, p *rawPeer)) {
 // TestProtocolErrors checks the code of the GOAWAY or RST_STREAM for each breach.
 func TestProtocolErrors(t *testing.T) {
 	small := testConfig()
-	small.ConnWindow, small.MaxBuffered, small.StreamWindow, small.MaxFrame = defaultWindow, defaultWindow, 40000, 32<<10
+	small.ConnWindow, small.MaxBuffered, small.StreamWindow, small.MaxFrame = frame.DefaultWindow, frame.DefaultWindow, 40000, 32<<10
 	for _, tc := range []struct {
 		name string
 		cfg  Config
@@ -190,7 +192,7 @@ func TestProtocolErrors(t *testing.T) {
 					t.Errorf("GOAWAY %v, want %v", got, tc.code)
 				}
 			})
-			var ce *ConnError
+			var ce *frame.ConnError
 			if got := errors.As(err, &ce); got == tc.rst {
 				t.Errorf("Serve returned %v", err)
 			}
@@ -201,7 +203,7 @@ func TestProtocolErrors(t *testing.T) {
 func TestPrefaceAndFirstFrame(t *testing.T) {
 	for name, first := range map[string]string{
 		"http1":       "GET / HTTP/1.1\r\nhost: a\r\n\r\n",
-		"no settings": clientPreface + "\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678",
+		"no settings": frame.Preface + "\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678",
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -313,7 +315,7 @@ func TestControlFloodOfAPeerThatDoesNotRead(t *testing.T) {
 		a, b := net.Pipe() // no buffer: the server's answers are stuck
 		done := make(chan error, 1)
 		go func() { done <- Serve(t.Context(), b, testConfig(), echoHandler) }()
-		_, _ = io.WriteString(a, clientPreface)
+		_, _ = io.WriteString(a, frame.Preface)
 		fr := http2.NewFramer(a, nil)
 		_ = fr.WriteSettings()
 		n := 0
@@ -323,8 +325,8 @@ func TestControlFloodOfAPeerThatDoesNotRead(t *testing.T) {
 			}
 		}
 		a.Close()
-		var ce *ConnError
-		if err := <-done; !errors.As(err, &ce) || ce.Code != CodeCalm {
+		var ce *frame.ConnError
+		if err := <-done; !errors.As(err, &ce) || ce.Code != frame.CodeCalm {
 			t.Errorf("after %d pings: %v", n, err)
 		}
 	})

@@ -3,6 +3,8 @@ package hbone
 import (
 	"encoding/binary"
 	"io"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 const (
@@ -22,8 +24,8 @@ type reader struct {
 	first  bool // nothing but SETTINGS may come
 	block  []byte
 	frags  int
-	blockH frameHeader // the HEADERS frame of the block that is open; length unused
-	open   bool        // only CONTINUATION may come
+	blockH frame.Header // the HEADERS frame of the block that is open; length unused
+	open   bool         // only CONTINUATION may come
 }
 
 func (r *reader) init(c *conn) {
@@ -81,65 +83,65 @@ func (r *reader) skip(n int) error {
 // loop reads frames until the connection ends.
 func (r *reader) loop() error {
 	if !r.c.client {
-		p, err := r.need(len(clientPreface))
+		p, err := r.need(len(frame.Preface))
 		if err != nil {
 			return err
 		}
-		if string(p) != clientPreface {
-			return connErr(CodeProtocol, "client preface is missing")
+		if string(p) != frame.Preface {
+			return frame.Errorf(frame.CodeProtocol, "client preface is missing")
 		}
 	}
 	for {
-		b, err := r.need(frameHeaderLen)
+		b, err := r.need(frame.HeaderLen)
 		if err != nil {
 			return err
 		}
-		if err := r.frame(parseFrameHeader(b)); err != nil {
+		if err := r.frame(frame.Parse(b)); err != nil {
 			return err
 		}
 	}
 }
 
-func (r *reader) frame(h frameHeader) error {
-	if h.length > r.c.cfg.MaxFrame {
-		return connErr(CodeFrameSize, "frame of %d bytes exceeds %d", h.length, r.c.cfg.MaxFrame)
+func (r *reader) frame(h frame.Header) error {
+	if h.Length > r.c.cfg.MaxFrame {
+		return frame.Errorf(frame.CodeFrameSize, "frame of %d bytes exceeds %d", h.Length, r.c.cfg.MaxFrame)
 	}
-	if r.first && (h.typ != frameSettings || h.has(flagAck)) {
-		return connErr(CodeProtocol, "first frame is of type %d, not SETTINGS", h.typ)
+	if r.first && (h.Type != frame.Settings || h.Has(frame.Ack)) {
+		return frame.Errorf(frame.CodeProtocol, "first frame is of type %d, not SETTINGS", h.Type)
 	}
 	r.first = false
-	if r.open && (h.typ != frameContinuation || h.id != r.blockH.id) {
-		return connErr(CodeProtocol, "frame of type %d inside the header block of stream %d", h.typ, r.blockH.id)
+	if r.open && (h.Type != frame.Continuation || h.ID != r.blockH.ID) {
+		return frame.Errorf(frame.CodeProtocol, "frame of type %d inside the header block of stream %d", h.Type, r.blockH.ID)
 	}
-	if h.typ != frameData {
+	if h.Type != frame.Data {
 		r.empty = 0
 	}
-	switch h.typ {
-	case frameData:
+	switch h.Type {
+	case frame.Data:
 		return r.data(h)
-	case frameHeaders, frameContinuation:
+	case frame.Headers, frame.Continuation:
 		return r.headers(h)
-	case frameGoAway:
+	case frame.GoAway:
 		return r.goAway(h)
-	case framePriority, frameRST, frameSettings, framePing, frameWindow:
+	case frame.Priority, frame.RST, frame.Settings, frame.Ping, frame.Window:
 		return r.fixed(h)
-	case framePushPromise:
-		return connErr(CodeProtocol, "PUSH_PROMISE is not allowed")
+	case frame.PushPromise:
+		return frame.Errorf(frame.CodeProtocol, "PUSH_PROMISE is not allowed")
 	}
-	return r.skip(h.length)
+	return r.skip(h.Length)
 }
 
 // headers gathers HEADERS and CONTINUATION frames up to END_HEADERS.
-func (r *reader) headers(h frameHeader) error {
-	if h.id == 0 || (h.typ == frameContinuation) != r.open {
-		return connErr(CodeProtocol, "frame of type %d on stream %d out of place", h.typ, h.id)
+func (r *reader) headers(h frame.Header) error {
+	if h.ID == 0 || (h.Type == frame.Continuation) != r.open {
+		return frame.Errorf(frame.CodeProtocol, "frame of type %d on stream %d out of place", h.Type, h.ID)
 	}
 	limit := maxBlock(r.c.cfg.MaxHeaderList)
-	if r.frags++; r.frags > maxFragments || len(r.block)+h.length > limit {
-		return connErr(CodeCalm, "header block of more than %d bytes or %d frames", limit, maxFragments)
+	if r.frags++; r.frags > maxFragments || len(r.block)+h.Length > limit {
+		return frame.Errorf(frame.CodeCalm, "header block of more than %d bytes or %d frames", limit, maxFragments)
 	}
 	start := len(r.block)
-	for n := h.length; n > 0; {
+	for n := h.Length; n > 0; {
 		p, err := r.need(min(n, readBuf))
 		if err != nil {
 			return err
@@ -147,20 +149,20 @@ func (r *reader) headers(h frameHeader) error {
 		r.block = append(r.block, p...)
 		n -= len(p)
 	}
-	if h.typ == frameHeaders {
-		p, err := unpad(h, r.block[start:])
+	if h.Type == frame.Headers {
+		p, err := frame.Unpad(h, r.block[start:])
 		if err != nil {
 			return err
 		}
-		if h.has(flagPriority) {
+		if h.Has(frame.HasPriority) {
 			if len(p) < 5 {
-				return connErr(CodeFrameSize, "HEADERS with priority of %d bytes", len(p))
+				return frame.Errorf(frame.CodeFrameSize, "HEADERS with priority of %d bytes", len(p))
 			}
 			p = p[5:]
 		}
 		r.block, r.blockH, r.open = p, h, true
 	}
-	if !h.has(flagEndHeaders) {
+	if !h.Has(frame.EndHeaders) {
 		return nil
 	}
 	m, err := r.c.hdr.decode(r.block, r.c.cfg.MaxHeaderList)
@@ -172,15 +174,15 @@ func (r *reader) headers(h frameHeader) error {
 }
 
 // data reads a DATA frame and delivers its payload as it comes.
-func (r *reader) data(h frameHeader) error {
-	if h.id == 0 {
-		return connErr(CodeProtocol, "DATA on stream 0")
+func (r *reader) data(h frame.Header) error {
+	if h.ID == 0 {
+		return frame.Errorf(frame.CodeProtocol, "DATA on stream 0")
 	}
 	c := r.c
-	n, pad := h.length, 0
-	if h.has(flagPadded) {
+	n, pad := h.Length, 0
+	if h.Has(frame.Padded) {
 		if n == 0 {
-			return connErr(CodeFrameSize, "padded frame without pad length")
+			return frame.Errorf(frame.CodeFrameSize, "padded frame without pad length")
 		}
 		b, err := r.need(1)
 		if err != nil {
@@ -188,27 +190,27 @@ func (r *reader) data(h frameHeader) error {
 		}
 		n, pad = n-1, int(b[0])
 		if pad > n {
-			return connErr(CodeProtocol, "padding of %d exceeds frame of %d", pad, h.length)
+			return frame.Errorf(frame.CodeProtocol, "padding of %d exceeds frame of %d", pad, h.Length)
 		}
 		n -= pad
 	}
-	if n == 0 && !h.has(flagEndStream) {
+	if n == 0 && !h.Has(frame.EndStream) {
 		if r.empty++; r.empty > maxEmptyData {
-			return connErr(CodeCalm, "more than %d DATA frames without data", maxEmptyData)
+			return frame.Errorf(frame.CodeCalm, "more than %d DATA frames without data", maxEmptyData)
 		}
 	} else {
 		r.empty = 0
 	}
-	if !c.recv.take(h.length) {
-		c.recv.release(h.length)
-		return connErr(CodeFlowControl, "DATA of %d bytes exceeds the connection window", h.length)
+	if !c.recv.take(h.Length) {
+		c.recv.release(h.Length)
+		return frame.Errorf(frame.CodeFlowControl, "DATA of %d bytes exceeds the connection window", h.Length)
 	}
 	s, err := c.lookup(h)
 	if err != nil {
-		c.recv.release(h.length)
+		c.recv.release(h.Length)
 		return err
 	}
-	done := h.length - n // padding
+	done := h.Length - n // padding
 	s = c.accountData(s, h, n)
 	if s == nil {
 		err = r.skip(n)
@@ -221,7 +223,7 @@ func (r *reader) data(h frameHeader) error {
 	if err == nil {
 		err = r.skip(pad)
 	}
-	if err == nil && s != nil && h.has(flagEndStream) {
+	if err == nil && s != nil && h.Has(frame.EndStream) {
 		s.deliverEOF()
 	}
 	c.credit(done)
@@ -229,7 +231,7 @@ func (r *reader) data(h frameHeader) error {
 }
 
 // accountData checks a DATA frame against its stream. It returns nil when the payload is to be thrown away.
-func (c *conn) accountData(s *Stream, h frameHeader, n int) *Stream {
+func (c *conn) accountData(s *Stream, h frame.Header, n int) *Stream {
 	if s == nil {
 		return nil
 	}
@@ -239,16 +241,16 @@ func (c *conn) accountData(s *Stream, h frameHeader, n int) *Stream {
 	c.mu.Unlock()
 	switch {
 	case half:
-		s.Reset(CodeStreamClosed)
+		s.Reset(frame.CodeStreamClosed)
 		return nil
 	case early:
-		s.Reset(CodeProtocol)
+		s.Reset(frame.CodeProtocol)
 		return nil
-	case !s.take(h.length):
-		s.Reset(CodeFlowControl)
+	case !s.take(h.Length):
+		s.Reset(frame.CodeFlowControl)
 		return nil
 	}
-	if over := h.length - n; over > 0 {
+	if over := h.Length - n; over > 0 {
 		s.rmu.Lock()
 		s.consumedLocked(over)
 		s.rmu.Unlock()
@@ -294,52 +296,52 @@ func (r *reader) payload(s *Stream, n int) (done int, err error) {
 func (r *reader) more() bool { return r.c.tr != nil && r.c.tr.buffered() }
 
 // goAway reads a GOAWAY; of its debug data only the beginning is kept.
-func (r *reader) goAway(h frameHeader) error {
-	if h.id != 0 {
-		return connErr(CodeProtocol, "GOAWAY on stream %d", h.id)
+func (r *reader) goAway(h frame.Header) error {
+	if h.ID != 0 {
+		return frame.Errorf(frame.CodeProtocol, "GOAWAY on stream %d", h.ID)
 	}
-	if h.length < 8 {
-		return connErr(CodeFrameSize, "GOAWAY of %d bytes", h.length)
+	if h.Length < 8 {
+		return frame.Errorf(frame.CodeFrameSize, "GOAWAY of %d bytes", h.Length)
 	}
-	k := min(h.length, 8+maxGoAwayDebug)
+	k := min(h.Length, 8+maxGoAwayDebug)
 	p, err := r.need(k)
 	if err != nil {
 		return err
 	}
-	last := binary.BigEndian.Uint32(p) & maxStreamID
-	code := ErrCode(binary.BigEndian.Uint32(p[4:]))
+	last := binary.BigEndian.Uint32(p) & frame.MaxStreamID
+	code := frame.Code(binary.BigEndian.Uint32(p[4:]))
 	debug := string(p[8:])
-	if err := r.skip(h.length - k); err != nil {
+	if err := r.skip(h.Length - k); err != nil {
 		return err
 	}
 	return r.c.gotGoAway(last, code, debug)
 }
 
 // fixed reads the frames whose size is known and handles them.
-func (r *reader) fixed(h frameHeader) error {
+func (r *reader) fixed(h frame.Header) error {
 	want, onStream := 0, false
-	switch h.typ {
-	case framePriority:
+	switch h.Type {
+	case frame.Priority:
 		want, onStream = 5, true
-	case frameRST:
+	case frame.RST:
 		want, onStream = 4, true
-	case framePing:
+	case frame.Ping:
 		want = 8
-	case frameWindow:
-		want, onStream = 4, h.id != 0
-	case frameSettings:
-		if want = h.length; h.length%6 != 0 || h.has(flagAck) && h.length != 0 {
-			return connErr(CodeFrameSize, "SETTINGS of %d bytes", h.length)
+	case frame.Window:
+		want, onStream = 4, h.ID != 0
+	case frame.Settings:
+		if want = h.Length; h.Length%6 != 0 || h.Has(frame.Ack) && h.Length != 0 {
+			return frame.Errorf(frame.CodeFrameSize, "SETTINGS of %d bytes", h.Length)
 		}
-		if h.length > 6*settingsPerFrame {
-			return connErr(CodeCalm, "SETTINGS of %d bytes", h.length)
+		if h.Length > 6*settingsPerFrame {
+			return frame.Errorf(frame.CodeCalm, "SETTINGS of %d bytes", h.Length)
 		}
 	}
-	if (h.id != 0) != onStream {
-		return connErr(CodeProtocol, "frame of type %d on stream %d", h.typ, h.id)
+	if (h.ID != 0) != onStream {
+		return frame.Errorf(frame.CodeProtocol, "frame of type %d on stream %d", h.Type, h.ID)
 	}
-	if h.length != want {
-		return connErr(CodeFrameSize, "frame of type %d has %d bytes", h.typ, h.length)
+	if h.Length != want {
+		return frame.Errorf(frame.CodeFrameSize, "frame of type %d has %d bytes", h.Type, h.Length)
 	}
 	p, err := r.need(want)
 	if err != nil {

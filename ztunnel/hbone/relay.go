@@ -8,6 +8,8 @@ import (
 	"net"
 	"sync"
 	"syscall"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // inlineMax is the largest payload that the read loop writes to an application's socket itself, in bytes; what the
@@ -24,7 +26,7 @@ func Relay(ctx context.Context, s *Stream, app net.Conn) (Stats, error) {
 	k := newSink(s, app)
 	stop := context.AfterFunc(ctx, func() {
 		k.fail(context.Cause(ctx))
-		s.Reset(CodeCancel)
+		s.Reset(frame.CodeCancel)
 		k.abort(context.Cause(ctx))
 	})
 	defer stop()
@@ -34,7 +36,7 @@ func Relay(ctx context.Context, s *Stream, app net.Conn) (Stats, error) {
 	err := pump(s, app)
 	if err != nil {
 		k.fail(err)
-		s.Reset(CodeConnect)
+		s.Reset(frame.CodeConnect)
 		k.abort(err)
 	}
 	<-k.done
@@ -180,7 +182,7 @@ func (k *sink) closeWrite() {
 // failed: the application's socket takes no more.
 func (k *sink) failed(err error) {
 	k.fail(err)
-	k.s.Reset(CodeConnect) // comes back by abort
+	k.s.Reset(frame.CodeConnect) // comes back by abort
 	k.abort(err)
 }
 

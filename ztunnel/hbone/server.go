@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // Handler decides about one CONNECT, in a goroutine of its own. ctx ends when the peer resets the stream, when the
@@ -115,7 +116,7 @@ func (s *Server) Drain() {
 	s.mu.Unlock()
 	// the highest id first, so that streams that are under way are not lost; the answer to the PING shows that the
 	// peer has read it (RFC 9113 §6.8)
-	s.c.postOrEnd(appendPing(appendGoAway(nil, maxStreamID, CodeNo, "draining"), 0, pingDrain))
+	s.c.postOrEnd(frame.AppendPing(frame.AppendGoAway(nil, frame.MaxStreamID, frame.CodeNo, "draining"), 0, pingDrain))
 }
 
 func (s *Server) lastGoAway() {
@@ -131,7 +132,7 @@ func (s *Server) lastGoAway() {
 	c.promised = last
 	c.mu.Unlock()
 	s.mu.Unlock()
-	c.postOrEnd(appendGoAway(nil, last, CodeNo, "draining"))
+	c.postOrEnd(frame.AppendGoAway(nil, last, frame.CodeNo, "draining"))
 	s.endWhenIdle()
 }
 
@@ -191,29 +192,29 @@ func (s *Server) endWhenIdle() {
 }
 
 // request handles HEADERS on the server side. Called by the read loop.
-func (s *Server) request(h frameHeader, m *message) error {
+func (s *Server) request(h frame.Header, m *message) error {
 	c := s.c
 	c.mu.Lock()
-	old, last := c.streams[h.id], c.lastID
+	old, last := c.streams[h.ID], c.lastID
 	c.mu.Unlock()
 	switch {
 	case old != nil: // no trailers exist in a CONNECT
-		old.Reset(CodeProtocol)
+		old.Reset(frame.CodeProtocol)
 		return nil
-	case h.id%2 == 0:
-		return connErr(CodeProtocol, "client opened stream %d", h.id)
-	case h.id <= last: // a block that crossed our reset
+	case h.ID%2 == 0:
+		return frame.Errorf(frame.CodeProtocol, "client opened stream %d", h.ID)
+	case h.ID <= last: // a block that crossed our reset
 		return nil
 	}
 	c.mu.Lock()
-	c.lastID = h.id
-	open, late := len(c.streams), h.id > c.promised
+	c.lastID = h.ID
+	open, late := len(c.streams), h.ID > c.promised
 	c.mu.Unlock()
 	if late { // crossed our GOAWAY: the peer retries elsewhere
 		return nil
 	}
 	if open >= c.cfg.MaxStreams {
-		return s.refuse(h.id)
+		return s.refuse(h.ID)
 	}
 	status := m.badRequest()
 	if m.malformed == "" && status == 0 {
@@ -224,7 +225,7 @@ func (s *Server) request(h frameHeader, m *message) error {
 	}
 	if m.malformed != "" {
 		c.cfg.Log.Debug("tunnel request malformed", "peer", addrString(c.nc), "reason", m.malformed)
-		return c.w.post(appendRST(nil, h.id, CodeProtocol))
+		return c.w.post(frame.AppendRST(nil, h.ID, frame.CodeProtocol))
 	}
 	return s.answerBad(h, status)
 }
@@ -241,13 +242,13 @@ func (m *message) badRequest() int {
 }
 
 // answerBad answers and, when the peer may still send, tells it to stop.
-func (s *Server) answerBad(h frameHeader, status int) error {
+func (s *Server) answerBad(h frame.Header, status int) error {
 	c := s.c
 	c.w.mu.Lock()
 	block := c.hdr.encode([]HeaderField{{":status", strconv.Itoa(status)}}, nil)
-	b := headerFrames(nil, block, minMaxFrame, flagEndStream, h.id)
-	if !h.has(flagEndStream) {
-		b = appendRST(b, h.id, CodeNo)
+	b := frame.AppendBlock(nil, block, frame.MinMaxFrame, frame.EndStream, h.ID)
+	if !h.Has(frame.EndStream) {
+		b = frame.AppendRST(b, h.ID, frame.CodeNo)
 	}
 	// the block must go out in the order of encoding: queue it before another can be encoded
 	err := c.w.postLocked(b)
@@ -260,7 +261,7 @@ func (s *Server) refuse(id uint32) error {
 	if err := s.countRefused(); err != nil {
 		return err
 	}
-	return s.c.w.post(appendRST(nil, id, CodeRefused))
+	return s.c.w.post(frame.AppendRST(nil, id, frame.CodeRefused))
 }
 
 // countRefused cuts off a peer that goes on with requests that no handler sees, those beyond the limit and the illegal
@@ -271,19 +272,19 @@ func (s *Server) countRefused() error {
 	n := s.refused
 	s.mu.Unlock()
 	if n > 4*s.c.cfg.MaxStreams {
-		return connErr(CodeCalm, "%d requests refused in a row, at most %d streams may be open", n, s.c.cfg.MaxStreams)
+		return frame.Errorf(frame.CodeCalm, "%d requests refused in a row, at most %d streams may be open", n, s.c.cfg.MaxStreams)
 	}
 	return nil
 }
 
 // spawn starts the handler. Streams that were reset count until their handler has ended, so that opening and resetting
 // (rapid reset) gains nothing.
-func (s *Server) spawn(h frameHeader, m *message) error {
+func (s *Server) spawn(h frame.Header, m *message) error {
 	c := s.c
 	s.mu.Lock()
 	if s.running >= c.cfg.MaxStreams {
 		s.mu.Unlock()
-		return s.refuse(h.id)
+		return s.refuse(h.ID)
 	}
 	s.running++
 	s.mu.Unlock()
@@ -295,11 +296,11 @@ func (s *Server) spawn(h frameHeader, m *message) error {
 		s.handlerDone()
 		return nil
 	}
-	st := c.newStream(h.id, m.authority)
+	st := c.newStream(h.ID, m.authority)
 	st.cancel = cancel
-	c.streams[h.id] = st
+	c.streams[h.ID] = st
 	c.mu.Unlock()
-	if h.has(flagEndStream) {
+	if h.Has(frame.EndStream) {
 		st.deliverEOF()
 	}
 	s.handlers.Go(func() {
@@ -342,7 +343,7 @@ func (r *ServerRequest) Reject(status int, h Header) {
 	if status < 300 || status > 599 {
 		panic(fmt.Sprintf("reject CONNECT with status %d", status))
 	}
-	if err := r.respond(status, h, flagEndStream); err != nil {
+	if err := r.respond(status, h, frame.EndStream); err != nil {
 		return
 	}
 	r.s.finishRejected()
@@ -369,7 +370,7 @@ func (r *ServerRequest) respond(status int, h Header, flags byte) error {
 		return err
 	}
 	c.mu.Lock()
-	err, frame := st.err, c.peer.maxFrame
+	err, size := st.err, c.peer.maxFrame
 	c.mu.Unlock()
 	if err == nil && st.gone.Load() {
 		err = ErrClosed
@@ -377,7 +378,7 @@ func (r *ServerRequest) respond(status int, h Header, flags byte) error {
 	if err != nil {
 		return err
 	}
-	c.w.q = headerFrames(c.w.q, c.hdr.encode([]HeaderField{{":status", strconv.Itoa(status)}}, h), frame, flags, st.id)
+	c.w.q = frame.AppendBlock(c.w.q, c.hdr.encode([]HeaderField{{":status", strconv.Itoa(status)}}, h), size, flags, st.id)
 	return c.w.flushOwnLocked()
 }
 
@@ -394,6 +395,6 @@ func (s *Stream) finishRejected() {
 	c.mu.Unlock()
 	after()
 	if !half {
-		s.Reset(CodeNo)
+		s.Reset(frame.CodeNo)
 	}
 }

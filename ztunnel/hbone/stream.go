@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // Stats counts the payload bytes of a stream so far.
@@ -126,9 +127,9 @@ func (s *Stream) Read(p []byte) (int, error) {
 func (s *Stream) Write(p []byte) (int, error) {
 	sent := 0
 	for sent < len(p) {
-		part := p[sent:min(len(p), sent+largeChunk-frameHeaderLen)]
-		c := getChunk(len(part) + frameHeaderLen)
-		n := copy(c.b[frameHeaderLen:], part)
+		part := p[sent:min(len(p), sent+largeChunk-frame.HeaderLen)]
+		c := getChunk(len(part) + frame.HeaderLen)
+		n := copy(c.b[frame.HeaderLen:], part)
 		err := s.sendBuffer(c.b, n)
 		c.free()
 		if err != nil {
@@ -142,11 +143,11 @@ func (s *Stream) Write(p []byte) (int, error) {
 // sendBuffer sends n bytes of b after its header room, as credit allows. b's content is lost.
 func (s *Stream) sendBuffer(b []byte, n int) error {
 	for off := 0; off < n; {
-		k, frame, err := s.reserve(n - off)
+		k, size, err := s.reserve(n - off)
 		if err != nil {
 			return err
 		}
-		if err := s.c.w.sendData(s, b[off:], k, frame); err != nil {
+		if err := s.c.w.sendData(s, b[off:], k, size); err != nil {
 			if errors.Is(err, errGone) {
 				s.c.mu.Lock()
 				s.c.refundLocked(k)
@@ -191,7 +192,7 @@ func (s *Stream) Close() error {
 	finished := s.endSent && s.remoteDone || s.err != nil
 	s.c.mu.Unlock()
 	if !finished {
-		s.Reset(CodeCancel)
+		s.Reset(frame.CodeCancel)
 	}
 	s.rmu.Lock()
 	n := s.q.drop()
@@ -216,7 +217,7 @@ func stopTimer(t clock.Timer) {
 
 // Reset sends RST_STREAM with code; both directions fail with a *StreamError. It never blocks. A stream that has
 // ended is left alone.
-func (s *Stream) Reset(code ErrCode) {
+func (s *Stream) Reset(code frame.Code) {
 	s.c.mu.Lock()
 	ended := s.err != nil || s.endSent && s.remoteDone
 	s.c.mu.Unlock()
@@ -224,7 +225,7 @@ func (s *Stream) Reset(code ErrCode) {
 		return
 	}
 	if !s.gone.Swap(true) {
-		s.c.postOrEnd(appendRST(make([]byte, 0, 13), s.id, code))
+		s.c.postOrEnd(frame.AppendRST(make([]byte, 0, 13), s.id, code))
 	}
 	s.terminate(&StreamError{Code: code})
 }
@@ -251,7 +252,7 @@ func (s *Stream) terminate(err error) {
 	c.w.wake()
 
 	var se *StreamError
-	harmless := errors.As(err, &se) && se.Remote && se.Code == CodeNo
+	harmless := errors.As(err, &se) && se.Remote && se.Code == frame.CodeNo
 	dropped := 0
 	s.rmu.Lock()
 	if !(harmless && s.eof) {
@@ -303,7 +304,7 @@ func (s *Stream) deliver(p []byte, own *chunk) (done int, kept bool) {
 	}
 	if s.q.size+len(p) > minHeld && s.c.cfg.Budget.spent() {
 		s.rmu.Unlock()
-		s.Reset(CodeCalm)
+		s.Reset(frame.CodeCalm)
 		return all, false
 	}
 	if s.q.size+len(p) > int(s.window/2) {
@@ -373,7 +374,7 @@ func (s *Stream) consumedLocked(n int) {
 	if inc >= enough {
 		s.owed -= inc
 		s.avail += inc
-		s.c.postOrEndLater(appendWindowUpdate(make([]byte, 0, 13), s.id, uint32(inc)))
+		s.c.postOrEndLater(frame.AppendWindow(make([]byte, 0, 13), s.id, uint32(inc)))
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // TestRelayInMemory runs the path of connections that are no TCP sockets, as the simulation does.
@@ -85,7 +87,7 @@ func TestChaos(t *testing.T) {
 		}
 		if rand.IntN(4) == 0 {
 			_, _ = io.CopyN(s, struct{ io.Reader }{s}, rand.Int64N(1<<16))
-			s.Reset(CodeConnect)
+			s.Reset(frame.CodeConnect)
 			return
 		}
 		_, _ = io.Copy(s, struct{ io.Reader }{s})
@@ -160,7 +162,7 @@ func chaosStream(t *testing.T, cl *Client) {
 		_, _ = io.Copy(io.Discard, s)
 	}
 	if rand.IntN(2) == 0 {
-		s.Reset(CodeCancel)
+		s.Reset(frame.CodeCancel)
 	}
 	_ = s.Close()
 	wg.Wait()

@@ -5,6 +5,8 @@ import (
 	"net"
 	"runtime"
 	"sync"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
 
 // errGone is sendData's answer for a stream that was reset.
@@ -81,7 +83,7 @@ func (w *writer) postLocked(b []byte) error {
 		return w.err
 	}
 	if w.control += len(b); w.control > controlCap {
-		return connErr(CodeCalm, "%d bytes of answers wait to be read", w.control)
+		return frame.Errorf(frame.CodeCalm, "%d bytes of answers wait to be read", w.control)
 	}
 	w.q = append(getOut(w.q), b...)
 	w.kickLocked()
@@ -105,7 +107,7 @@ func (w *writer) sendEnd(s *Stream) error {
 	if s.gone.Load() {
 		return nil
 	}
-	w.q = appendFrameHeader(w.q, 0, frameData, flagEndStream, s.id)
+	w.q = frame.Append(w.q, 0, frame.Data, frame.EndStream, s.id)
 	return w.flushOwnLocked()
 }
 
@@ -142,7 +144,7 @@ func (w *writer) flushOwnLocked() error {
 
 // sendData sends n payload bytes of b, which begin at frameHeaderLen, in frames of at most frame bytes. b's bytes are
 // overwritten by frame headers; b is free again on return. It returns errGone, having sent nothing, after a reset.
-func (w *writer) sendData(s *Stream, b []byte, n, frame int) error {
+func (w *writer) sendData(s *Stream, b []byte, n, size int) error {
 	id := s.id
 	w.mu.Lock()
 	err := w.awaitRoomLocked(s)
@@ -155,9 +157,9 @@ func (w *writer) sendData(s *Stream, b []byte, n, frame int) error {
 	}
 	if w.busy || n < directMin || len(w.q) > 0 {
 		for off := 0; off < n; {
-			k := min(n-off, frame)
-			w.q = appendFrameHeader(w.q, k, frameData, 0, id)
-			w.q = append(w.q, b[frameHeaderLen+off:frameHeaderLen+off+k]...)
+			k := min(n-off, size)
+			w.q = frame.Append(w.q, k, frame.Data, 0, id)
+			w.q = append(w.q, b[frame.HeaderLen+off:frame.HeaderLen+off+k]...)
 			off += k
 		}
 		err := w.flushOwnLocked()
@@ -166,7 +168,7 @@ func (w *writer) sendData(s *Stream, b []byte, n, frame int) error {
 	}
 	w.busy = true
 	w.mu.Unlock()
-	err = w.writeFrames(b, n, frame, id)
+	err = w.writeFrames(b, n, size, id)
 	w.mu.Lock()
 	if err != nil {
 		w.failLocked(err)
@@ -177,14 +179,14 @@ func (w *writer) sendData(s *Stream, b []byte, n, frame int) error {
 	return err
 }
 
-func (w *writer) writeFrames(b []byte, n, frame int, id uint32) error {
+func (w *writer) writeFrames(b []byte, n, size int, id uint32) error {
 	if w.tr != nil {
 		w.tr.gather()
 	}
 	for off := 0; off < n; {
-		k := min(n-off, frame)
-		appendFrameHeader(b[off:off], k, frameData, 0, id)
-		if _, err := w.nc.Write(b[off : off+frameHeaderLen+k]); err != nil {
+		k := min(n-off, size)
+		frame.Append(b[off:off], k, frame.Data, 0, id)
+		if _, err := w.nc.Write(b[off : off+frame.HeaderLen+k]); err != nil {
 			return err
 		}
 		off += k

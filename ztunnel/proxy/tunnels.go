@@ -14,6 +14,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/hbone"
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 	"github.com/undermesh/undermesh/ztunnel/identity"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
 )
@@ -109,9 +110,9 @@ func (s *session) tunnelOut(r *route) (net.Conn, func(), error) {
 		s.p.buffers.put(b)
 	}
 	if err == nil && len(rest) > 0 {
-		stop := context.AfterFunc(s.ctx, func() { stream.Reset(hbone.CodeCancel) })
+		stop := context.AfterFunc(s.ctx, func() { stream.Reset(frame.CodeCancel) })
 		if _, err = stream.Write(rest); err != nil {
-			stream.Reset(hbone.CodeCancel)
+			stream.Reset(frame.CodeCancel)
 		}
 		stop()
 	}

@@ -224,7 +224,7 @@ func (x AccessLog_Encoding) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AccessLog_Encoding.Descriptor instead.
 func (AccessLog_Encoding) EnumDescriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{1, 0}
+	return file_settings_proto_rawDescGZIP(), []int{2, 0}
 }
 
 // Values as ServiceEntry has them.
@@ -285,7 +285,7 @@ func (x ServiceSettings_Resolution) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ServiceSettings_Resolution.Descriptor instead.
 func (ServiceSettings_Resolution) EnumDescriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{6, 0}
+	return file_settings_proto_rawDescGZIP(), []int{7, 0}
 }
 
 type ClientTls_Mode int32
@@ -341,7 +341,57 @@ func (x ClientTls_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ClientTls_Mode.Descriptor instead.
 func (ClientTls_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{7, 0}
+	return file_settings_proto_rawDescGZIP(), []int{8, 0}
+}
+
+type ConnectionPool_H2Upgrade int32
+
+const (
+	// The mesh's.
+	ConnectionPool_H2_UPGRADE_DEFAULT ConnectionPool_H2Upgrade = 0
+	ConnectionPool_H2_UPGRADE_NEVER   ConnectionPool_H2Upgrade = 1
+	ConnectionPool_H2_UPGRADE_ALWAYS  ConnectionPool_H2Upgrade = 2
+)
+
+// Enum value maps for ConnectionPool_H2Upgrade.
+var (
+	ConnectionPool_H2Upgrade_name = map[int32]string{
+		0: "H2_UPGRADE_DEFAULT",
+		1: "H2_UPGRADE_NEVER",
+		2: "H2_UPGRADE_ALWAYS",
+	}
+	ConnectionPool_H2Upgrade_value = map[string]int32{
+		"H2_UPGRADE_DEFAULT": 0,
+		"H2_UPGRADE_NEVER":   1,
+		"H2_UPGRADE_ALWAYS":  2,
+	}
+)
+
+func (x ConnectionPool_H2Upgrade) Enum() *ConnectionPool_H2Upgrade {
+	p := new(ConnectionPool_H2Upgrade)
+	*p = x
+	return p
+}
+
+func (x ConnectionPool_H2Upgrade) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ConnectionPool_H2Upgrade) Descriptor() protoreflect.EnumDescriptor {
+	return file_settings_proto_enumTypes[6].Descriptor()
+}
+
+func (ConnectionPool_H2Upgrade) Type() protoreflect.EnumType {
+	return &file_settings_proto_enumTypes[6]
+}
+
+func (x ConnectionPool_H2Upgrade) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ConnectionPool_H2Upgrade.Descriptor instead.
+func (ConnectionPool_H2Upgrade) EnumDescriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{16, 0}
 }
 
 // MeshSettings holds what is equal for the whole mesh. One resource, named "mesh".
@@ -372,8 +422,10 @@ type MeshSettings struct {
 	// How long nodes wait for a client's first bytes on a port that declares no protocol (MeshConfig.protocolDetectionTimeout); 0, or
 	// absent: they choose.
 	ProtocolDetectionTimeout *durationpb.Duration `protobuf:"bytes,40,opt,name=protocol_detection_timeout,json=protocolDetectionTimeout,proto3" json:"protocol_detection_timeout,omitempty"`
-	unknownFields            protoimpl.UnknownFields
-	sizeCache                protoimpl.SizeCache
+	// How hosts are called as far as no rule says otherwise; absent: as without a MeshConfig.
+	CallDefaults  *CallDefaults `protobuf:"bytes,14,opt,name=call_defaults,json=callDefaults,proto3" json:"call_defaults,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MeshSettings) Reset() {
@@ -504,6 +556,86 @@ func (x *MeshSettings) GetProtocolDetectionTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *MeshSettings) GetCallDefaults() *CallDefaults {
+	if x != nil {
+		return x.CallDefaults
+	}
+	return nil
+}
+
+// CallDefaults is what MeshConfig says of calls.
+type CallDefaults struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Default 10 s.
+	ConnectTimeout *durationpb.Duration `protobuf:"bytes,1,opt,name=connect_timeout,json=connectTimeout,proto3" json:"connect_timeout,omitempty"`
+	// envoy.config.route.v3.RetryPolicy; absent: nothing is tried again.
+	RetryPolicy *anypb.Any `protobuf:"bytes,2,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
+	// Groups that a DestinationRule leaves out: locality, connection pool, outlier detection.
+	Policy *CallPolicy `protobuf:"bytes,3,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Ports of declared HTTP are called by HTTP/2.
+	H2Upgrade     bool `protobuf:"varint,4,opt,name=h2_upgrade,json=h2Upgrade,proto3" json:"h2_upgrade,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallDefaults) Reset() {
+	*x = CallDefaults{}
+	mi := &file_settings_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallDefaults) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallDefaults) ProtoMessage() {}
+
+func (x *CallDefaults) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallDefaults.ProtoReflect.Descriptor instead.
+func (*CallDefaults) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CallDefaults) GetConnectTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.ConnectTimeout
+	}
+	return nil
+}
+
+func (x *CallDefaults) GetRetryPolicy() *anypb.Any {
+	if x != nil {
+		return x.RetryPolicy
+	}
+	return nil
+}
+
+func (x *CallDefaults) GetPolicy() *CallPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *CallDefaults) GetH2Upgrade() bool {
+	if x != nil {
+		return x.H2Upgrade
+	}
+	return false
+}
+
 // AccessLog is the mesh-wide access log (AL-01, AL-07…09).
 type AccessLog struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -518,7 +650,7 @@ type AccessLog struct {
 
 func (x *AccessLog) Reset() {
 	*x = AccessLog{}
-	mi := &file_settings_proto_msgTypes[1]
+	mi := &file_settings_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -530,7 +662,7 @@ func (x *AccessLog) String() string {
 func (*AccessLog) ProtoMessage() {}
 
 func (x *AccessLog) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[1]
+	mi := &file_settings_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -543,7 +675,7 @@ func (x *AccessLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
 func (*AccessLog) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{1}
+	return file_settings_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *AccessLog) GetFile() string {
@@ -579,7 +711,7 @@ type DefaultProviders struct {
 
 func (x *DefaultProviders) Reset() {
 	*x = DefaultProviders{}
-	mi := &file_settings_proto_msgTypes[2]
+	mi := &file_settings_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +723,7 @@ func (x *DefaultProviders) String() string {
 func (*DefaultProviders) ProtoMessage() {}
 
 func (x *DefaultProviders) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[2]
+	mi := &file_settings_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +736,7 @@ func (x *DefaultProviders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DefaultProviders.ProtoReflect.Descriptor instead.
 func (*DefaultProviders) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{2}
+	return file_settings_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *DefaultProviders) GetTracing() []string {
@@ -638,7 +770,7 @@ type SettingsRef struct {
 
 func (x *SettingsRef) Reset() {
 	*x = SettingsRef{}
-	mi := &file_settings_proto_msgTypes[3]
+	mi := &file_settings_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +782,7 @@ func (x *SettingsRef) String() string {
 func (*SettingsRef) ProtoMessage() {}
 
 func (x *SettingsRef) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[3]
+	mi := &file_settings_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +795,7 @@ func (x *SettingsRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettingsRef.ProtoReflect.Descriptor instead.
 func (*SettingsRef) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{3}
+	return file_settings_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SettingsRef) GetName() string {
@@ -692,7 +824,7 @@ type WorkloadSettings struct {
 
 func (x *WorkloadSettings) Reset() {
 	*x = WorkloadSettings{}
-	mi := &file_settings_proto_msgTypes[4]
+	mi := &file_settings_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +836,7 @@ func (x *WorkloadSettings) String() string {
 func (*WorkloadSettings) ProtoMessage() {}
 
 func (x *WorkloadSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[4]
+	mi := &file_settings_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +849,7 @@ func (x *WorkloadSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadSettings.ProtoReflect.Descriptor instead.
 func (*WorkloadSettings) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{4}
+	return file_settings_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WorkloadSettings) GetTunnelPort() uint32 {
@@ -768,13 +900,16 @@ type WorkloadState struct {
 	// It is being deleted and still answers, so that its status is UNHEALTHY: it gets what no healthy endpoint is there for, as
 	// kube-proxy does with endpoints that are serving and terminating.
 	ServingTerminating bool `protobuf:"varint,1,opt,name=serving_terminating,json=servingTerminating,proto3" json:"serving_terminating,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// The labels of the workload that rules ask for: those of subsets and failover priorities of the hosts that it is behind, and
+	// those of callers.
+	Labels        map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkloadState) Reset() {
 	*x = WorkloadState{}
-	mi := &file_settings_proto_msgTypes[5]
+	mi := &file_settings_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +921,7 @@ func (x *WorkloadState) String() string {
 func (*WorkloadState) ProtoMessage() {}
 
 func (x *WorkloadState) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[5]
+	mi := &file_settings_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +934,7 @@ func (x *WorkloadState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadState.ProtoReflect.Descriptor instead.
 func (*WorkloadState) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{5}
+	return file_settings_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WorkloadState) GetServingTerminating() bool {
@@ -807,6 +942,13 @@ func (x *WorkloadState) GetServingTerminating() bool {
 		return x.ServingTerminating
 	}
 	return false
+}
+
+func (x *WorkloadState) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 // ServiceSettings rides in Service.extensions: kube-proxy's semantics that the Istio message has no field for.
@@ -835,7 +977,7 @@ type ServiceSettings struct {
 
 func (x *ServiceSettings) Reset() {
 	*x = ServiceSettings{}
-	mi := &file_settings_proto_msgTypes[6]
+	mi := &file_settings_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +989,7 @@ func (x *ServiceSettings) String() string {
 func (*ServiceSettings) ProtoMessage() {}
 
 func (x *ServiceSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[6]
+	mi := &file_settings_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +1002,7 @@ func (x *ServiceSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSettings.ProtoReflect.Descriptor instead.
 func (*ServiceSettings) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{6}
+	return file_settings_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ServiceSettings) GetClientIpAffinity() *durationpb.Duration {
@@ -939,7 +1081,7 @@ type ClientTls struct {
 
 func (x *ClientTls) Reset() {
 	*x = ClientTls{}
-	mi := &file_settings_proto_msgTypes[7]
+	mi := &file_settings_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1093,7 @@ func (x *ClientTls) String() string {
 func (*ClientTls) ProtoMessage() {}
 
 func (x *ClientTls) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[7]
+	mi := &file_settings_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1106,7 @@ func (x *ClientTls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTls.ProtoReflect.Descriptor instead.
 func (*ClientTls) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{7}
+	return file_settings_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ClientTls) GetMode() ClientTls_Mode {
@@ -1046,7 +1188,7 @@ type ClientTlsPolicy struct {
 
 func (x *ClientTlsPolicy) Reset() {
 	*x = ClientTlsPolicy{}
-	mi := &file_settings_proto_msgTypes[8]
+	mi := &file_settings_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1200,7 @@ func (x *ClientTlsPolicy) String() string {
 func (*ClientTlsPolicy) ProtoMessage() {}
 
 func (x *ClientTlsPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[8]
+	mi := &file_settings_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1213,7 @@ func (x *ClientTlsPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTlsPolicy.ProtoReflect.Descriptor instead.
 func (*ClientTlsPolicy) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{8}
+	return file_settings_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ClientTlsPolicy) GetHost() *ClientTls {
@@ -1111,14 +1253,18 @@ type CallRule struct {
 	Created *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created,proto3" json:"created,omitempty"`
 	// Absent: it says nothing of how the host is called, so that the next one's counts. With a trafficPolicy that says nothing of
 	// TLS the host's mode is MODE_AUTO.
-	Tls           *ClientTlsPolicy `protobuf:"bytes,7,opt,name=tls,proto3" json:"tls,omitempty"`
+	Tls *ClientTlsPolicy `protobuf:"bytes,7,opt,name=tls,proto3" json:"tls,omitempty"`
+	// Its trafficPolicy; absent: it has none, so that of several rules of one host in one namespace the next one's counts.
+	Policies *CallPolicies `protobuf:"bytes,8,opt,name=policies,proto3" json:"policies,omitempty"`
+	// Of several rules of one host in one namespace the first that has a name says what it is.
+	Subsets       []*Subset `protobuf:"bytes,9,rep,name=subsets,proto3" json:"subsets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CallRule) Reset() {
 	*x = CallRule{}
-	mi := &file_settings_proto_msgTypes[9]
+	mi := &file_settings_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1276,7 @@ func (x *CallRule) String() string {
 func (*CallRule) ProtoMessage() {}
 
 func (x *CallRule) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[9]
+	mi := &file_settings_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1289,7 @@ func (x *CallRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallRule.ProtoReflect.Descriptor instead.
 func (*CallRule) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{9}
+	return file_settings_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CallRule) GetNamespace() string {
@@ -1195,6 +1341,942 @@ func (x *CallRule) GetTls() *ClientTlsPolicy {
 	return nil
 }
 
+func (x *CallRule) GetPolicies() *CallPolicies {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *CallRule) GetSubsets() []*Subset {
+	if x != nil {
+		return x.Subsets
+	}
+	return nil
+}
+
+// Subset is a part of a host's workloads.
+type Subset struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// All of which a workload must have; none: every workload.
+	Labels map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Absent: it has no trafficPolicy.
+	Policies      *CallPolicies `protobuf:"bytes,3,opt,name=policies,proto3" json:"policies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Subset) Reset() {
+	*x = Subset{}
+	mi := &file_settings_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Subset) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Subset) ProtoMessage() {}
+
+func (x *Subset) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Subset.ProtoReflect.Descriptor instead.
+func (*Subset) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Subset) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Subset) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Subset) GetPolicies() *CallPolicies {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+// CallPolicies is one trafficPolicy.
+type CallPolicies struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Host  *CallPolicy            `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// By service port. What is here counts whole: what it leaves out is the default, and not what the host's policy says.
+	Ports         map[uint32]*CallPolicy `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallPolicies) Reset() {
+	*x = CallPolicies{}
+	mi := &file_settings_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallPolicies) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallPolicies) ProtoMessage() {}
+
+func (x *CallPolicies) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallPolicies.ProtoReflect.Descriptor instead.
+func (*CallPolicies) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CallPolicies) GetHost() *CallPolicy {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+func (x *CallPolicies) GetPorts() map[uint32]*CallPolicy {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+// CallPolicy is a trafficPolicy without ports, in groups. A group that is absent is said nothing of.
+type CallPolicy struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Balancing      *Balancing             `protobuf:"bytes,1,opt,name=balancing,proto3" json:"balancing,omitempty"`
+	ConnectionPool *ConnectionPool        `protobuf:"bytes,2,opt,name=connection_pool,json=connectionPool,proto3" json:"connection_pool,omitempty"`
+	// envoy.config.cluster.v3.Cluster with outlier_detection and common_lb_config.healthy_panic_threshold.
+	OutlierDetection *anypb.Any `protobuf:"bytes,3,opt,name=outlier_detection,json=outlierDetection,proto3" json:"outlier_detection,omitempty"`
+	Tunnel           *Tunnel    `protobuf:"bytes,4,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
+	// Version of the PROXY protocol that connections begin with: 1 or 2; 0: none.
+	ProxyProtocol uint32 `protobuf:"varint,5,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
+	// envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget
+	RetryBudget   *anypb.Any `protobuf:"bytes,6,opt,name=retry_budget,json=retryBudget,proto3" json:"retry_budget,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallPolicy) Reset() {
+	*x = CallPolicy{}
+	mi := &file_settings_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallPolicy) ProtoMessage() {}
+
+func (x *CallPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallPolicy.ProtoReflect.Descriptor instead.
+func (*CallPolicy) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CallPolicy) GetBalancing() *Balancing {
+	if x != nil {
+		return x.Balancing
+	}
+	return nil
+}
+
+func (x *CallPolicy) GetConnectionPool() *ConnectionPool {
+	if x != nil {
+		return x.ConnectionPool
+	}
+	return nil
+}
+
+func (x *CallPolicy) GetOutlierDetection() *anypb.Any {
+	if x != nil {
+		return x.OutlierDetection
+	}
+	return nil
+}
+
+func (x *CallPolicy) GetTunnel() *Tunnel {
+	if x != nil {
+		return x.Tunnel
+	}
+	return nil
+}
+
+func (x *CallPolicy) GetProxyProtocol() uint32 {
+	if x != nil {
+		return x.ProxyProtocol
+	}
+	return 0
+}
+
+func (x *CallPolicy) GetRetryBudget() *anypb.Any {
+	if x != nil {
+		return x.RetryBudget
+	}
+	return nil
+}
+
+// Balancing says which endpoint is called.
+type Balancing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// envoy.config.cluster.v3.Cluster with lb_policy and what belongs to it. Type ORIGINAL_DST: to the address that was dialled.
+	Cluster *anypb.Any `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// envoy.config.route.v3.RouteAction.HashPolicy; absent: none.
+	HashPolicy *anypb.Any `protobuf:"bytes,2,opt,name=hash_policy,json=hashPolicy,proto3" json:"hash_policy,omitempty"`
+	// Absent: said nothing of.
+	Locality      *LocalityPolicy `protobuf:"bytes,3,opt,name=locality,proto3" json:"locality,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Balancing) Reset() {
+	*x = Balancing{}
+	mi := &file_settings_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Balancing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Balancing) ProtoMessage() {}
+
+func (x *Balancing) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Balancing.ProtoReflect.Descriptor instead.
+func (*Balancing) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Balancing) GetCluster() *anypb.Any {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *Balancing) GetHashPolicy() *anypb.Any {
+	if x != nil {
+		return x.HashPolicy
+	}
+	return nil
+}
+
+func (x *Balancing) GetLocality() *LocalityPolicy {
+	if x != nil {
+		return x.Locality
+	}
+	return nil
+}
+
+// LocalityPolicy prefers endpoints by where they are. Places are REGION/ZONE/SUBZONE, of which the end may be missing or "*".
+type LocalityPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Places count for nothing.
+	Disabled   bool                         `protobuf:"varint,1,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	Distribute []*LocalityPolicy_Distribute `protobuf:"bytes,2,rep,name=distribute,proto3" json:"distribute,omitempty"`
+	// Regions; not with distribute.
+	Failover map[string]string `protobuf:"bytes,3,rep,name=failover,proto3" json:"failover,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Labels, KEY or KEY=VALUE; who shares more of the first ones with the caller, or has the values, comes first.
+	FailoverPriority []string `protobuf:"bytes,4,rep,name=failover_priority,json=failoverPriority,proto3" json:"failover_priority,omitempty"`
+	// Zones of the caller's region are balanced by Envoy's zone aware routing.
+	ZoneAware     *LocalityPolicy_ZoneAware `protobuf:"bytes,5,opt,name=zone_aware,json=zoneAware,proto3" json:"zone_aware,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalityPolicy) Reset() {
+	*x = LocalityPolicy{}
+	mi := &file_settings_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalityPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalityPolicy) ProtoMessage() {}
+
+func (x *LocalityPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalityPolicy.ProtoReflect.Descriptor instead.
+func (*LocalityPolicy) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *LocalityPolicy) GetDisabled() bool {
+	if x != nil {
+		return x.Disabled
+	}
+	return false
+}
+
+func (x *LocalityPolicy) GetDistribute() []*LocalityPolicy_Distribute {
+	if x != nil {
+		return x.Distribute
+	}
+	return nil
+}
+
+func (x *LocalityPolicy) GetFailover() map[string]string {
+	if x != nil {
+		return x.Failover
+	}
+	return nil
+}
+
+func (x *LocalityPolicy) GetFailoverPriority() []string {
+	if x != nil {
+		return x.FailoverPriority
+	}
+	return nil
+}
+
+func (x *LocalityPolicy) GetZoneAware() *LocalityPolicy_ZoneAware {
+	if x != nil {
+		return x.ZoneAware
+	}
+	return nil
+}
+
+// ConnectionPool limits connections and requests, and says how they are made.
+type ConnectionPool struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// envoy.config.cluster.v3.Cluster with connect_timeout, circuit_breakers and upstream_connection_options.
+	Cluster *anypb.Any `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// envoy.config.core.v3.HttpProtocolOptions; absent: the defaults.
+	Http *anypb.Any `protobuf:"bytes,2,opt,name=http,proto3" json:"http,omitempty"`
+	// envoy.config.core.v3.Http2ProtocolOptions, of what is called by HTTP/2; absent: the defaults.
+	Http2     *anypb.Any               `protobuf:"bytes,3,opt,name=http2,proto3" json:"http2,omitempty"`
+	H2Upgrade ConnectionPool_H2Upgrade `protobuf:"varint,4,opt,name=h2_upgrade,json=h2Upgrade,proto3,enum=undermesh.v1.ConnectionPool_H2Upgrade" json:"h2_upgrade,omitempty"`
+	// HTTP of the version that the caller speaks.
+	UseClientProtocol bool `protobuf:"varint,5,opt,name=use_client_protocol,json=useClientProtocol,proto3" json:"use_client_protocol,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *ConnectionPool) Reset() {
+	*x = ConnectionPool{}
+	mi := &file_settings_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectionPool) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectionPool) ProtoMessage() {}
+
+func (x *ConnectionPool) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectionPool.ProtoReflect.Descriptor instead.
+func (*ConnectionPool) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ConnectionPool) GetCluster() *anypb.Any {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *ConnectionPool) GetHttp() *anypb.Any {
+	if x != nil {
+		return x.Http
+	}
+	return nil
+}
+
+func (x *ConnectionPool) GetHttp2() *anypb.Any {
+	if x != nil {
+		return x.Http2
+	}
+	return nil
+}
+
+func (x *ConnectionPool) GetH2Upgrade() ConnectionPool_H2Upgrade {
+	if x != nil {
+		return x.H2Upgrade
+	}
+	return ConnectionPool_H2_UPGRADE_DEFAULT
+}
+
+func (x *ConnectionPool) GetUseClientProtocol() bool {
+	if x != nil {
+		return x.UseClientProtocol
+	}
+	return false
+}
+
+// Tunnel leads TCP connections through a proxy that is asked for the target.
+type Tunnel struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// CONNECT, the default, or POST.
+	Protocol      string `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	TargetHost    string `protobuf:"bytes,2,opt,name=target_host,json=targetHost,proto3" json:"target_host,omitempty"`
+	TargetPort    uint32 `protobuf:"varint,3,opt,name=target_port,json=targetPort,proto3" json:"target_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tunnel) Reset() {
+	*x = Tunnel{}
+	mi := &file_settings_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tunnel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tunnel) ProtoMessage() {}
+
+func (x *Tunnel) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tunnel.ProtoReflect.Descriptor instead.
+func (*Tunnel) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Tunnel) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Tunnel) GetTargetHost() string {
+	if x != nil {
+		return x.TargetHost
+	}
+	return ""
+}
+
+func (x *Tunnel) GetTargetPort() uint32 {
+	if x != nil {
+		return x.TargetPort
+	}
+	return 0
+}
+
+// RouteRule is what one VirtualService that is bound to the mesh says to who calls its hosts. Its resource is named
+// NAMESPACE/NAME. Whom it is for is decided where the caller is known.
+type RouteRule struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// In full; they may begin with "*".
+	Hosts []string `protobuf:"bytes,3,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// As in CallRule, but its own namespace must be among them to count.
+	ExportTo []string `protobuf:"bytes,4,rep,name=export_to,json=exportTo,proto3" json:"export_to,omitempty"`
+	// Of several of one host the oldest counts that has a rule for the caller.
+	Created *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created,proto3" json:"created,omitempty"`
+	// In order: the first that matches counts.
+	Http []*HttpRule   `protobuf:"bytes,6,rep,name=http,proto3" json:"http,omitempty"`
+	Tcp  []*StreamRule `protobuf:"bytes,7,rep,name=tcp,proto3" json:"tcp,omitempty"`
+	Tls  []*StreamRule `protobuf:"bytes,8,rep,name=tls,proto3" json:"tls,omitempty"`
+	// Why it cannot be compiled; "" when it can. Requests to its hosts are answered with it.
+	Error         string `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteRule) Reset() {
+	*x = RouteRule{}
+	mi := &file_settings_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteRule) ProtoMessage() {}
+
+func (x *RouteRule) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteRule.ProtoReflect.Descriptor instead.
+func (*RouteRule) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RouteRule) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *RouteRule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RouteRule) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *RouteRule) GetExportTo() []string {
+	if x != nil {
+		return x.ExportTo
+	}
+	return nil
+}
+
+func (x *RouteRule) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *RouteRule) GetHttp() []*HttpRule {
+	if x != nil {
+		return x.Http
+	}
+	return nil
+}
+
+func (x *RouteRule) GetTcp() []*StreamRule {
+	if x != nil {
+		return x.Tcp
+	}
+	return nil
+}
+
+func (x *RouteRule) GetTls() []*StreamRule {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *RouteRule) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// CallerMatch is what must be so of who calls.
+type CallerMatch struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Labels map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// "": any.
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// That is called; 0: any.
+	Port          uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallerMatch) Reset() {
+	*x = CallerMatch{}
+	mi := &file_settings_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallerMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallerMatch) ProtoMessage() {}
+
+func (x *CallerMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallerMatch.ProtoReflect.Descriptor instead.
+func (*CallerMatch) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CallerMatch) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *CallerMatch) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *CallerMatch) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+// HttpRule is one condition of one rule for HTTP.
+type HttpRule struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Caller *CallerMatch           `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
+	// envoy.config.route.v3.Route. A cluster outbound||SUBSET|HOST means the only port of the host, or else the one that is called.
+	Route *anypb.Any `protobuf:"bytes,2,opt,name=route,proto3" json:"route,omitempty"`
+	// The rule itself says whether a retry may go to a host that failed.
+	OwnRetryHosts bool `protobuf:"varint,3,opt,name=own_retry_hosts,json=ownRetryHosts,proto3" json:"own_retry_hosts,omitempty"`
+	// The redirect goes to the port that is called.
+	RedirectCalledPort bool `protobuf:"varint,4,opt,name=redirect_called_port,json=redirectCalledPort,proto3" json:"redirect_called_port,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *HttpRule) Reset() {
+	*x = HttpRule{}
+	mi := &file_settings_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HttpRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HttpRule) ProtoMessage() {}
+
+func (x *HttpRule) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HttpRule.ProtoReflect.Descriptor instead.
+func (*HttpRule) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *HttpRule) GetCaller() *CallerMatch {
+	if x != nil {
+		return x.Caller
+	}
+	return nil
+}
+
+func (x *HttpRule) GetRoute() *anypb.Any {
+	if x != nil {
+		return x.Route
+	}
+	return nil
+}
+
+func (x *HttpRule) GetOwnRetryHosts() bool {
+	if x != nil {
+		return x.OwnRetryHosts
+	}
+	return false
+}
+
+func (x *HttpRule) GetRedirectCalledPort() bool {
+	if x != nil {
+		return x.RedirectCalledPort
+	}
+	return false
+}
+
+// StreamRule is one rule for TCP or TLS.
+type StreamRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of which one must be met; none: every connection.
+	Matches       []*StreamMatch       `protobuf:"bytes,1,rep,name=matches,proto3" json:"matches,omitempty"`
+	Destinations  []*StreamDestination `protobuf:"bytes,2,rep,name=destinations,proto3" json:"destinations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamRule) Reset() {
+	*x = StreamRule{}
+	mi := &file_settings_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamRule) ProtoMessage() {}
+
+func (x *StreamRule) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamRule.ProtoReflect.Descriptor instead.
+func (*StreamRule) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *StreamRule) GetMatches() []*StreamMatch {
+	if x != nil {
+		return x.Matches
+	}
+	return nil
+}
+
+func (x *StreamRule) GetDestinations() []*StreamDestination {
+	if x != nil {
+		return x.Destinations
+	}
+	return nil
+}
+
+type StreamMatch struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Caller *CallerMatch           `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
+	// They may begin with "*"; none: any.
+	SniHosts []string `protobuf:"bytes,2,rep,name=sni_hosts,json=sniHosts,proto3" json:"sni_hosts,omitempty"`
+	// Of which one must hold the address that is dialled; none: any.
+	DestinationSubnets []string `protobuf:"bytes,3,rep,name=destination_subnets,json=destinationSubnets,proto3" json:"destination_subnets,omitempty"`
+	// "": any.
+	SourceSubnet  string `protobuf:"bytes,4,opt,name=source_subnet,json=sourceSubnet,proto3" json:"source_subnet,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamMatch) Reset() {
+	*x = StreamMatch{}
+	mi := &file_settings_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamMatch) ProtoMessage() {}
+
+func (x *StreamMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamMatch.ProtoReflect.Descriptor instead.
+func (*StreamMatch) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *StreamMatch) GetCaller() *CallerMatch {
+	if x != nil {
+		return x.Caller
+	}
+	return nil
+}
+
+func (x *StreamMatch) GetSniHosts() []string {
+	if x != nil {
+		return x.SniHosts
+	}
+	return nil
+}
+
+func (x *StreamMatch) GetDestinationSubnets() []string {
+	if x != nil {
+		return x.DestinationSubnets
+	}
+	return nil
+}
+
+func (x *StreamMatch) GetSourceSubnet() string {
+	if x != nil {
+		return x.SourceSubnet
+	}
+	return ""
+}
+
+type StreamDestination struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in HttpRule.
+	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Share of the sum.
+	Weight        uint32 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamDestination) Reset() {
+	*x = StreamDestination{}
+	mi := &file_settings_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamDestination) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamDestination) ProtoMessage() {}
+
+func (x *StreamDestination) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamDestination.ProtoReflect.Descriptor instead.
+func (*StreamDestination) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *StreamDestination) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *StreamDestination) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
 // JsonWebKeySet holds the keys of one issuer as the control plane fetched them (JW-09). Its resource is named by api.JWKSName.
 type JsonWebKeySet struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1210,7 +2292,7 @@ type JsonWebKeySet struct {
 
 func (x *JsonWebKeySet) Reset() {
 	*x = JsonWebKeySet{}
-	mi := &file_settings_proto_msgTypes[10]
+	mi := &file_settings_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +2304,7 @@ func (x *JsonWebKeySet) String() string {
 func (*JsonWebKeySet) ProtoMessage() {}
 
 func (x *JsonWebKeySet) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[10]
+	mi := &file_settings_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +2317,7 @@ func (x *JsonWebKeySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JsonWebKeySet.ProtoReflect.Descriptor instead.
 func (*JsonWebKeySet) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{10}
+	return file_settings_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *JsonWebKeySet) GetSource() string {
@@ -1273,7 +2355,7 @@ type Scope struct {
 
 func (x *Scope) Reset() {
 	*x = Scope{}
-	mi := &file_settings_proto_msgTypes[11]
+	mi := &file_settings_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +2367,7 @@ func (x *Scope) String() string {
 func (*Scope) ProtoMessage() {}
 
 func (x *Scope) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[11]
+	mi := &file_settings_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +2380,7 @@ func (x *Scope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scope.ProtoReflect.Descriptor instead.
 func (*Scope) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{11}
+	return file_settings_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Scope) GetEgress() []*Egress {
@@ -1329,7 +2411,7 @@ type Egress struct {
 
 func (x *Egress) Reset() {
 	*x = Egress{}
-	mi := &file_settings_proto_msgTypes[12]
+	mi := &file_settings_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +2423,7 @@ func (x *Egress) String() string {
 func (*Egress) ProtoMessage() {}
 
 func (x *Egress) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[12]
+	mi := &file_settings_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +2436,7 @@ func (x *Egress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Egress.ProtoReflect.Descriptor instead.
 func (*Egress) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{12}
+	return file_settings_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Egress) GetPort() uint32 {
@@ -1371,11 +2453,109 @@ func (x *Egress) GetHosts() []string {
 	return nil
 }
 
+type LocalityPolicy_Distribute struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	From  string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// Place to weight.
+	To            map[string]uint32 `protobuf:"bytes,2,rep,name=to,proto3" json:"to,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalityPolicy_Distribute) Reset() {
+	*x = LocalityPolicy_Distribute{}
+	mi := &file_settings_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalityPolicy_Distribute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalityPolicy_Distribute) ProtoMessage() {}
+
+func (x *LocalityPolicy_Distribute) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalityPolicy_Distribute.ProtoReflect.Descriptor instead.
+func (*LocalityPolicy_Distribute) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{15, 1}
+}
+
+func (x *LocalityPolicy_Distribute) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *LocalityPolicy_Distribute) GetTo() map[string]uint32 {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+type LocalityPolicy_ZoneAware struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Default 6.
+	MinClusterSize uint64 `protobuf:"varint,1,opt,name=min_cluster_size,json=minClusterSize,proto3" json:"min_cluster_size,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *LocalityPolicy_ZoneAware) Reset() {
+	*x = LocalityPolicy_ZoneAware{}
+	mi := &file_settings_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalityPolicy_ZoneAware) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalityPolicy_ZoneAware) ProtoMessage() {}
+
+func (x *LocalityPolicy_ZoneAware) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalityPolicy_ZoneAware.ProtoReflect.Descriptor instead.
+func (*LocalityPolicy_ZoneAware) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{15, 2}
+}
+
+func (x *LocalityPolicy_ZoneAware) GetMinClusterSize() uint64 {
+	if x != nil {
+		return x.MinClusterSize
+	}
+	return 0
+}
+
 var File_settings_proto protoreflect.FileDescriptor
 
 const file_settings_proto_rawDesc = "" +
 	"\n" +
-	"\x0esettings.proto\x12\fundermesh.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x06\n" +
+	"\x0esettings.proto\x12\fundermesh.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xde\x06\n" +
 	"\fMeshSettings\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x120\n" +
 	"\x14trust_domain_aliases\x18\x02 \x03(\tR\x12trustDomainAliases\x12%\n" +
@@ -1394,7 +2574,14 @@ const file_settings_proto_rawDesc = "" +
 	"\x0edefault_config\x18\v \x01(\v2\x14.google.protobuf.AnyR\rdefaultConfig\x12E\n" +
 	"\x13extension_providers\x18\f \x03(\v2\x14.google.protobuf.AnyR\x12extensionProviders\x12K\n" +
 	"\x11default_providers\x18\r \x01(\v2\x1e.undermesh.v1.DefaultProvidersR\x10defaultProviders\x12W\n" +
-	"\x1aprotocol_detection_timeout\x18( \x01(\v2\x19.google.protobuf.DurationR\x18protocolDetectionTimeout\"\xc1\x01\n" +
+	"\x1aprotocol_detection_timeout\x18( \x01(\v2\x19.google.protobuf.DurationR\x18protocolDetectionTimeout\x12?\n" +
+	"\rcall_defaults\x18\x0e \x01(\v2\x1a.undermesh.v1.CallDefaultsR\fcallDefaults\"\xdc\x01\n" +
+	"\fCallDefaults\x12B\n" +
+	"\x0fconnect_timeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0econnectTimeout\x127\n" +
+	"\fretry_policy\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\vretryPolicy\x120\n" +
+	"\x06policy\x18\x03 \x01(\v2\x18.undermesh.v1.CallPolicyR\x06policy\x12\x1d\n" +
+	"\n" +
+	"h2_upgrade\x18\x04 \x01(\bR\th2Upgrade\"\xc1\x01\n" +
 	"\tAccessLog\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12<\n" +
 	"\bencoding\x18\x02 \x01(\x0e2 .undermesh.v1.AccessLog.EncodingR\bencoding\x12\x16\n" +
@@ -1420,9 +2607,13 @@ const file_settings_proto_rawDesc = "" +
 	"call_rules\x18\x15 \x03(\tR\tcallRules\x1aS\n" +
 	"\rPortMtlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12,\n" +
-	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"@\n" +
+	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"\xbc\x01\n" +
 	"\rWorkloadState\x12/\n" +
-	"\x13serving_terminating\x18\x01 \x01(\bR\x12servingTerminating\"\xfd\x04\n" +
+	"\x13serving_terminating\x18\x01 \x01(\bR\x12servingTerminating\x12?\n" +
+	"\x06labels\x18\x02 \x03(\v2'.undermesh.v1.WorkloadState.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfd\x04\n" +
 	"\x0fServiceSettings\x12G\n" +
 	"\x12client_ip_affinity\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10clientIpAffinity\x12T\n" +
 	"\rapp_protocols\x18\x02 \x03(\v2/.undermesh.v1.ServiceSettings.AppProtocolsEntryR\fappProtocols\x12\x1b\n" +
@@ -1471,7 +2662,7 @@ const file_settings_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2\x17.undermesh.v1.ClientTlsR\x05value:\x028\x01\x1aY\n" +
 	"\fSubsetsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
-	"\x05value\x18\x02 \x01(\v2\x1d.undermesh.v1.ClientTlsPolicyR\x05value:\x028\x01\"\xf2\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x1d.undermesh.v1.ClientTlsPolicyR\x05value:\x028\x01\"\xda\x02\n" +
 	"\bCallRule\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -1479,7 +2670,108 @@ const file_settings_proto_rawDesc = "" +
 	"\texport_to\x18\x04 \x03(\tR\bexportTo\x12\x1c\n" +
 	"\tselective\x18\x05 \x01(\bR\tselective\x124\n" +
 	"\acreated\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12/\n" +
-	"\x03tls\x18\a \x01(\v2\x1d.undermesh.v1.ClientTlsPolicyR\x03tls\"q\n" +
+	"\x03tls\x18\a \x01(\v2\x1d.undermesh.v1.ClientTlsPolicyR\x03tls\x126\n" +
+	"\bpolicies\x18\b \x01(\v2\x1a.undermesh.v1.CallPoliciesR\bpolicies\x12.\n" +
+	"\asubsets\x18\t \x03(\v2\x14.undermesh.v1.SubsetR\asubsets\"\xc9\x01\n" +
+	"\x06Subset\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x128\n" +
+	"\x06labels\x18\x02 \x03(\v2 .undermesh.v1.Subset.LabelsEntryR\x06labels\x126\n" +
+	"\bpolicies\x18\x03 \x01(\v2\x1a.undermesh.v1.CallPoliciesR\bpolicies\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcd\x01\n" +
+	"\fCallPolicies\x12,\n" +
+	"\x04host\x18\x01 \x01(\v2\x18.undermesh.v1.CallPolicyR\x04host\x12;\n" +
+	"\x05ports\x18\x02 \x03(\v2%.undermesh.v1.CallPolicies.PortsEntryR\x05ports\x1aR\n" +
+	"\n" +
+	"PortsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12.\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.undermesh.v1.CallPolicyR\x05value:\x028\x01\"\xdb\x02\n" +
+	"\n" +
+	"CallPolicy\x125\n" +
+	"\tbalancing\x18\x01 \x01(\v2\x17.undermesh.v1.BalancingR\tbalancing\x12E\n" +
+	"\x0fconnection_pool\x18\x02 \x01(\v2\x1c.undermesh.v1.ConnectionPoolR\x0econnectionPool\x12A\n" +
+	"\x11outlier_detection\x18\x03 \x01(\v2\x14.google.protobuf.AnyR\x10outlierDetection\x12,\n" +
+	"\x06tunnel\x18\x04 \x01(\v2\x14.undermesh.v1.TunnelR\x06tunnel\x12%\n" +
+	"\x0eproxy_protocol\x18\x05 \x01(\rR\rproxyProtocol\x127\n" +
+	"\fretry_budget\x18\x06 \x01(\v2\x14.google.protobuf.AnyR\vretryBudget\"\xac\x01\n" +
+	"\tBalancing\x12.\n" +
+	"\acluster\x18\x01 \x01(\v2\x14.google.protobuf.AnyR\acluster\x125\n" +
+	"\vhash_policy\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\n" +
+	"hashPolicy\x128\n" +
+	"\blocality\x18\x03 \x01(\v2\x1c.undermesh.v1.LocalityPolicyR\blocality\"\xc0\x04\n" +
+	"\x0eLocalityPolicy\x12\x1a\n" +
+	"\bdisabled\x18\x01 \x01(\bR\bdisabled\x12G\n" +
+	"\n" +
+	"distribute\x18\x02 \x03(\v2'.undermesh.v1.LocalityPolicy.DistributeR\n" +
+	"distribute\x12F\n" +
+	"\bfailover\x18\x03 \x03(\v2*.undermesh.v1.LocalityPolicy.FailoverEntryR\bfailover\x12+\n" +
+	"\x11failover_priority\x18\x04 \x03(\tR\x10failoverPriority\x12E\n" +
+	"\n" +
+	"zone_aware\x18\x05 \x01(\v2&.undermesh.v1.LocalityPolicy.ZoneAwareR\tzoneAware\x1a;\n" +
+	"\rFailoverEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a\x98\x01\n" +
+	"\n" +
+	"Distribute\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12?\n" +
+	"\x02to\x18\x02 \x03(\v2/.undermesh.v1.LocalityPolicy.Distribute.ToEntryR\x02to\x1a5\n" +
+	"\aToEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\x1a5\n" +
+	"\tZoneAware\x12(\n" +
+	"\x10min_cluster_size\x18\x01 \x01(\x04R\x0eminClusterSize\"\xdf\x02\n" +
+	"\x0eConnectionPool\x12.\n" +
+	"\acluster\x18\x01 \x01(\v2\x14.google.protobuf.AnyR\acluster\x12(\n" +
+	"\x04http\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x04http\x12*\n" +
+	"\x05http2\x18\x03 \x01(\v2\x14.google.protobuf.AnyR\x05http2\x12E\n" +
+	"\n" +
+	"h2_upgrade\x18\x04 \x01(\x0e2&.undermesh.v1.ConnectionPool.H2UpgradeR\th2Upgrade\x12.\n" +
+	"\x13use_client_protocol\x18\x05 \x01(\bR\x11useClientProtocol\"P\n" +
+	"\tH2Upgrade\x12\x16\n" +
+	"\x12H2_UPGRADE_DEFAULT\x10\x00\x12\x14\n" +
+	"\x10H2_UPGRADE_NEVER\x10\x01\x12\x15\n" +
+	"\x11H2_UPGRADE_ALWAYS\x10\x02\"f\n" +
+	"\x06Tunnel\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x1f\n" +
+	"\vtarget_host\x18\x02 \x01(\tR\n" +
+	"targetHost\x12\x1f\n" +
+	"\vtarget_port\x18\x03 \x01(\rR\n" +
+	"targetPort\"\xc0\x02\n" +
+	"\tRouteRule\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05hosts\x18\x03 \x03(\tR\x05hosts\x12\x1b\n" +
+	"\texport_to\x18\x04 \x03(\tR\bexportTo\x124\n" +
+	"\acreated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12*\n" +
+	"\x04http\x18\x06 \x03(\v2\x16.undermesh.v1.HttpRuleR\x04http\x12*\n" +
+	"\x03tcp\x18\a \x03(\v2\x18.undermesh.v1.StreamRuleR\x03tcp\x12*\n" +
+	"\x03tls\x18\b \x03(\v2\x18.undermesh.v1.StreamRuleR\x03tls\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\"\xb9\x01\n" +
+	"\vCallerMatch\x12=\n" +
+	"\x06labels\x18\x01 \x03(\v2%.undermesh.v1.CallerMatch.LabelsEntryR\x06labels\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc3\x01\n" +
+	"\bHttpRule\x121\n" +
+	"\x06caller\x18\x01 \x01(\v2\x19.undermesh.v1.CallerMatchR\x06caller\x12*\n" +
+	"\x05route\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x05route\x12&\n" +
+	"\x0fown_retry_hosts\x18\x03 \x01(\bR\rownRetryHosts\x120\n" +
+	"\x14redirect_called_port\x18\x04 \x01(\bR\x12redirectCalledPort\"\x86\x01\n" +
+	"\n" +
+	"StreamRule\x123\n" +
+	"\amatches\x18\x01 \x03(\v2\x19.undermesh.v1.StreamMatchR\amatches\x12C\n" +
+	"\fdestinations\x18\x02 \x03(\v2\x1f.undermesh.v1.StreamDestinationR\fdestinations\"\xb3\x01\n" +
+	"\vStreamMatch\x121\n" +
+	"\x06caller\x18\x01 \x01(\v2\x19.undermesh.v1.CallerMatchR\x06caller\x12\x1b\n" +
+	"\tsni_hosts\x18\x02 \x03(\tR\bsniHosts\x12/\n" +
+	"\x13destination_subnets\x18\x03 \x03(\tR\x12destinationSubnets\x12#\n" +
+	"\rsource_subnet\x18\x04 \x01(\tR\fsourceSubnet\"E\n" +
+	"\x11StreamDestination\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
+	"\x06weight\x18\x02 \x01(\rR\x06weight\"q\n" +
 	"\rJsonWebKeySet\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
 	"\x04keys\x18\x02 \x01(\tR\x04keys\x124\n" +
@@ -1516,70 +2808,131 @@ func file_settings_proto_rawDescGZIP() []byte {
 	return file_settings_proto_rawDescData
 }
 
-var file_settings_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_settings_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_settings_proto_goTypes = []any{
-	(OutboundPolicy)(0),             // 0: undermesh.v1.OutboundPolicy
-	(SameNode)(0),                   // 1: undermesh.v1.SameNode
-	(MtlsMode)(0),                   // 2: undermesh.v1.MtlsMode
-	(AccessLog_Encoding)(0),         // 3: undermesh.v1.AccessLog.Encoding
-	(ServiceSettings_Resolution)(0), // 4: undermesh.v1.ServiceSettings.Resolution
-	(ClientTls_Mode)(0),             // 5: undermesh.v1.ClientTls.Mode
-	(*MeshSettings)(nil),            // 6: undermesh.v1.MeshSettings
-	(*AccessLog)(nil),               // 7: undermesh.v1.AccessLog
-	(*DefaultProviders)(nil),        // 8: undermesh.v1.DefaultProviders
-	(*SettingsRef)(nil),             // 9: undermesh.v1.SettingsRef
-	(*WorkloadSettings)(nil),        // 10: undermesh.v1.WorkloadSettings
-	(*WorkloadState)(nil),           // 11: undermesh.v1.WorkloadState
-	(*ServiceSettings)(nil),         // 12: undermesh.v1.ServiceSettings
-	(*ClientTls)(nil),               // 13: undermesh.v1.ClientTls
-	(*ClientTlsPolicy)(nil),         // 14: undermesh.v1.ClientTlsPolicy
-	(*CallRule)(nil),                // 15: undermesh.v1.CallRule
-	(*JsonWebKeySet)(nil),           // 16: undermesh.v1.JsonWebKeySet
-	(*Scope)(nil),                   // 17: undermesh.v1.Scope
-	(*Egress)(nil),                  // 18: undermesh.v1.Egress
-	nil,                             // 19: undermesh.v1.WorkloadSettings.PortMtlsEntry
-	nil,                             // 20: undermesh.v1.ServiceSettings.AppProtocolsEntry
-	nil,                             // 21: undermesh.v1.ClientTlsPolicy.PortsEntry
-	nil,                             // 22: undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	(*durationpb.Duration)(nil),     // 23: google.protobuf.Duration
-	(*anypb.Any)(nil),               // 24: google.protobuf.Any
-	(*timestamppb.Timestamp)(nil),   // 25: google.protobuf.Timestamp
+	(OutboundPolicy)(0),               // 0: undermesh.v1.OutboundPolicy
+	(SameNode)(0),                     // 1: undermesh.v1.SameNode
+	(MtlsMode)(0),                     // 2: undermesh.v1.MtlsMode
+	(AccessLog_Encoding)(0),           // 3: undermesh.v1.AccessLog.Encoding
+	(ServiceSettings_Resolution)(0),   // 4: undermesh.v1.ServiceSettings.Resolution
+	(ClientTls_Mode)(0),               // 5: undermesh.v1.ClientTls.Mode
+	(ConnectionPool_H2Upgrade)(0),     // 6: undermesh.v1.ConnectionPool.H2Upgrade
+	(*MeshSettings)(nil),              // 7: undermesh.v1.MeshSettings
+	(*CallDefaults)(nil),              // 8: undermesh.v1.CallDefaults
+	(*AccessLog)(nil),                 // 9: undermesh.v1.AccessLog
+	(*DefaultProviders)(nil),          // 10: undermesh.v1.DefaultProviders
+	(*SettingsRef)(nil),               // 11: undermesh.v1.SettingsRef
+	(*WorkloadSettings)(nil),          // 12: undermesh.v1.WorkloadSettings
+	(*WorkloadState)(nil),             // 13: undermesh.v1.WorkloadState
+	(*ServiceSettings)(nil),           // 14: undermesh.v1.ServiceSettings
+	(*ClientTls)(nil),                 // 15: undermesh.v1.ClientTls
+	(*ClientTlsPolicy)(nil),           // 16: undermesh.v1.ClientTlsPolicy
+	(*CallRule)(nil),                  // 17: undermesh.v1.CallRule
+	(*Subset)(nil),                    // 18: undermesh.v1.Subset
+	(*CallPolicies)(nil),              // 19: undermesh.v1.CallPolicies
+	(*CallPolicy)(nil),                // 20: undermesh.v1.CallPolicy
+	(*Balancing)(nil),                 // 21: undermesh.v1.Balancing
+	(*LocalityPolicy)(nil),            // 22: undermesh.v1.LocalityPolicy
+	(*ConnectionPool)(nil),            // 23: undermesh.v1.ConnectionPool
+	(*Tunnel)(nil),                    // 24: undermesh.v1.Tunnel
+	(*RouteRule)(nil),                 // 25: undermesh.v1.RouteRule
+	(*CallerMatch)(nil),               // 26: undermesh.v1.CallerMatch
+	(*HttpRule)(nil),                  // 27: undermesh.v1.HttpRule
+	(*StreamRule)(nil),                // 28: undermesh.v1.StreamRule
+	(*StreamMatch)(nil),               // 29: undermesh.v1.StreamMatch
+	(*StreamDestination)(nil),         // 30: undermesh.v1.StreamDestination
+	(*JsonWebKeySet)(nil),             // 31: undermesh.v1.JsonWebKeySet
+	(*Scope)(nil),                     // 32: undermesh.v1.Scope
+	(*Egress)(nil),                    // 33: undermesh.v1.Egress
+	nil,                               // 34: undermesh.v1.WorkloadSettings.PortMtlsEntry
+	nil,                               // 35: undermesh.v1.WorkloadState.LabelsEntry
+	nil,                               // 36: undermesh.v1.ServiceSettings.AppProtocolsEntry
+	nil,                               // 37: undermesh.v1.ClientTlsPolicy.PortsEntry
+	nil,                               // 38: undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	nil,                               // 39: undermesh.v1.Subset.LabelsEntry
+	nil,                               // 40: undermesh.v1.CallPolicies.PortsEntry
+	nil,                               // 41: undermesh.v1.LocalityPolicy.FailoverEntry
+	(*LocalityPolicy_Distribute)(nil), // 42: undermesh.v1.LocalityPolicy.Distribute
+	(*LocalityPolicy_ZoneAware)(nil),  // 43: undermesh.v1.LocalityPolicy.ZoneAware
+	nil,                               // 44: undermesh.v1.LocalityPolicy.Distribute.ToEntry
+	nil,                               // 45: undermesh.v1.CallerMatch.LabelsEntry
+	(*durationpb.Duration)(nil),       // 46: google.protobuf.Duration
+	(*anypb.Any)(nil),                 // 47: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil),     // 48: google.protobuf.Timestamp
 }
 var file_settings_proto_depIdxs = []int32{
 	0,  // 0: undermesh.v1.MeshSettings.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	23, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
+	46, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
 	1,  // 2: undermesh.v1.MeshSettings.same_node:type_name -> undermesh.v1.SameNode
-	7,  // 3: undermesh.v1.MeshSettings.access_log:type_name -> undermesh.v1.AccessLog
-	24, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
-	24, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
-	8,  // 6: undermesh.v1.MeshSettings.default_providers:type_name -> undermesh.v1.DefaultProviders
-	23, // 7: undermesh.v1.MeshSettings.protocol_detection_timeout:type_name -> google.protobuf.Duration
-	3,  // 8: undermesh.v1.AccessLog.encoding:type_name -> undermesh.v1.AccessLog.Encoding
-	1,  // 9: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
-	2,  // 10: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
-	19, // 11: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
-	23, // 12: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
-	20, // 13: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
-	4,  // 14: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
-	25, // 15: undermesh.v1.ServiceSettings.created:type_name -> google.protobuf.Timestamp
-	5,  // 16: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
-	13, // 17: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
-	21, // 18: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
-	22, // 19: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	25, // 20: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
-	14, // 21: undermesh.v1.CallRule.tls:type_name -> undermesh.v1.ClientTlsPolicy
-	25, // 22: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
-	18, // 23: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
-	0,  // 24: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	2,  // 25: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
-	13, // 26: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
-	14, // 27: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	9,  // 3: undermesh.v1.MeshSettings.access_log:type_name -> undermesh.v1.AccessLog
+	47, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
+	47, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
+	10, // 6: undermesh.v1.MeshSettings.default_providers:type_name -> undermesh.v1.DefaultProviders
+	46, // 7: undermesh.v1.MeshSettings.protocol_detection_timeout:type_name -> google.protobuf.Duration
+	8,  // 8: undermesh.v1.MeshSettings.call_defaults:type_name -> undermesh.v1.CallDefaults
+	46, // 9: undermesh.v1.CallDefaults.connect_timeout:type_name -> google.protobuf.Duration
+	47, // 10: undermesh.v1.CallDefaults.retry_policy:type_name -> google.protobuf.Any
+	20, // 11: undermesh.v1.CallDefaults.policy:type_name -> undermesh.v1.CallPolicy
+	3,  // 12: undermesh.v1.AccessLog.encoding:type_name -> undermesh.v1.AccessLog.Encoding
+	1,  // 13: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
+	2,  // 14: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
+	34, // 15: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
+	35, // 16: undermesh.v1.WorkloadState.labels:type_name -> undermesh.v1.WorkloadState.LabelsEntry
+	46, // 17: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
+	36, // 18: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
+	4,  // 19: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
+	48, // 20: undermesh.v1.ServiceSettings.created:type_name -> google.protobuf.Timestamp
+	5,  // 21: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
+	15, // 22: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
+	37, // 23: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
+	38, // 24: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	48, // 25: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
+	16, // 26: undermesh.v1.CallRule.tls:type_name -> undermesh.v1.ClientTlsPolicy
+	19, // 27: undermesh.v1.CallRule.policies:type_name -> undermesh.v1.CallPolicies
+	18, // 28: undermesh.v1.CallRule.subsets:type_name -> undermesh.v1.Subset
+	39, // 29: undermesh.v1.Subset.labels:type_name -> undermesh.v1.Subset.LabelsEntry
+	19, // 30: undermesh.v1.Subset.policies:type_name -> undermesh.v1.CallPolicies
+	20, // 31: undermesh.v1.CallPolicies.host:type_name -> undermesh.v1.CallPolicy
+	40, // 32: undermesh.v1.CallPolicies.ports:type_name -> undermesh.v1.CallPolicies.PortsEntry
+	21, // 33: undermesh.v1.CallPolicy.balancing:type_name -> undermesh.v1.Balancing
+	23, // 34: undermesh.v1.CallPolicy.connection_pool:type_name -> undermesh.v1.ConnectionPool
+	47, // 35: undermesh.v1.CallPolicy.outlier_detection:type_name -> google.protobuf.Any
+	24, // 36: undermesh.v1.CallPolicy.tunnel:type_name -> undermesh.v1.Tunnel
+	47, // 37: undermesh.v1.CallPolicy.retry_budget:type_name -> google.protobuf.Any
+	47, // 38: undermesh.v1.Balancing.cluster:type_name -> google.protobuf.Any
+	47, // 39: undermesh.v1.Balancing.hash_policy:type_name -> google.protobuf.Any
+	22, // 40: undermesh.v1.Balancing.locality:type_name -> undermesh.v1.LocalityPolicy
+	42, // 41: undermesh.v1.LocalityPolicy.distribute:type_name -> undermesh.v1.LocalityPolicy.Distribute
+	41, // 42: undermesh.v1.LocalityPolicy.failover:type_name -> undermesh.v1.LocalityPolicy.FailoverEntry
+	43, // 43: undermesh.v1.LocalityPolicy.zone_aware:type_name -> undermesh.v1.LocalityPolicy.ZoneAware
+	47, // 44: undermesh.v1.ConnectionPool.cluster:type_name -> google.protobuf.Any
+	47, // 45: undermesh.v1.ConnectionPool.http:type_name -> google.protobuf.Any
+	47, // 46: undermesh.v1.ConnectionPool.http2:type_name -> google.protobuf.Any
+	6,  // 47: undermesh.v1.ConnectionPool.h2_upgrade:type_name -> undermesh.v1.ConnectionPool.H2Upgrade
+	48, // 48: undermesh.v1.RouteRule.created:type_name -> google.protobuf.Timestamp
+	27, // 49: undermesh.v1.RouteRule.http:type_name -> undermesh.v1.HttpRule
+	28, // 50: undermesh.v1.RouteRule.tcp:type_name -> undermesh.v1.StreamRule
+	28, // 51: undermesh.v1.RouteRule.tls:type_name -> undermesh.v1.StreamRule
+	45, // 52: undermesh.v1.CallerMatch.labels:type_name -> undermesh.v1.CallerMatch.LabelsEntry
+	26, // 53: undermesh.v1.HttpRule.caller:type_name -> undermesh.v1.CallerMatch
+	47, // 54: undermesh.v1.HttpRule.route:type_name -> google.protobuf.Any
+	29, // 55: undermesh.v1.StreamRule.matches:type_name -> undermesh.v1.StreamMatch
+	30, // 56: undermesh.v1.StreamRule.destinations:type_name -> undermesh.v1.StreamDestination
+	26, // 57: undermesh.v1.StreamMatch.caller:type_name -> undermesh.v1.CallerMatch
+	48, // 58: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
+	33, // 59: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
+	0,  // 60: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
+	2,  // 61: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
+	15, // 62: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
+	16, // 63: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
+	20, // 64: undermesh.v1.CallPolicies.PortsEntry.value:type_name -> undermesh.v1.CallPolicy
+	44, // 65: undermesh.v1.LocalityPolicy.Distribute.to:type_name -> undermesh.v1.LocalityPolicy.Distribute.ToEntry
+	66, // [66:66] is the sub-list for method output_type
+	66, // [66:66] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_settings_proto_init() }
@@ -1587,14 +2940,14 @@ func file_settings_proto_init() {
 	if File_settings_proto != nil {
 		return
 	}
-	file_settings_proto_msgTypes[11].OneofWrappers = []any{}
+	file_settings_proto_msgTypes[25].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_settings_proto_rawDesc), len(file_settings_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   17,
+			NumEnums:      7,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -16,7 +16,7 @@ import (
 )
 
 // imagesFormat is part of every image's key: it changes when the code below writes other bytes from the same input.
-const imagesFormat = "3"
+const imagesFormat = "4"
 
 // clientPackages are the programs of the client image, clientSkip those of their dependencies that only maintainer scripts need.
 var (
@@ -133,13 +133,14 @@ func systemImages(bin build.Set) []image.Image {
 
 // sampleImages are the servers of the documents, under the names that their manifests use.
 func sampleImages(bin build.Set) []image.Image {
-	l := withSamples(scratch(), bin, "/bin/httpbin", "/bin/gunicorn", "/bin/helloworld", "/bin/tcp-echo", "/bin/go-echo", "/bin/load", "/bin/pause")
+	l := withSamples(scratch(), bin, "/bin/httpbin", "/bin/gunicorn", "/bin/helloworld", "/bin/tcp-echo", "/bin/go-echo", "/bin/load", "/bin/pause",
+		"/bin/productpage", "/bin/details", "/bin/reviews", "/bin/mongod", "/bin/nginx", "/usr/bin/fortio")
 	helloworld := func(version string) image.Image {
 		name := "docker.io/istio/examples-helloworld-" + version
 		return image.Image{Names: []string{name + ":latest", name + ":1.0"}, Layer: l, Entrypoint: []string{"/bin/helloworld"},
 			Env: []string{"SERVICE_VERSION=" + version}}
 	}
-	return []image.Image{
+	return append(bookinfoImages(l), []image.Image{
 		{Names: []string{"docker.io/kennethreitz/httpbin:latest", "docker.io/kong/httpbin:latest"},
 			Layer: l, Entrypoint: []string{"/bin/httpbin"}},
 		helloworld("v1"), helloworld("v2"),
@@ -147,8 +148,26 @@ func sampleImages(bin build.Set) []image.Image {
 			"docker.io/istio/tcp-echo-server:1.3", "docker.io/istio/tcp-echo-server:latest"}, Layer: l,
 			Entrypoint: []string{"/bin/tcp-echo"}, Cmd: []string{"9000", "hello"}},
 		{Names: []string{"docker.io/cjimti/go-echo:latest"}, Layer: l, Entrypoint: []string{"/bin/go-echo"}},
+		{Names: []string{"docker.io/fortio/fortio:latest_release", "docker.io/fortio/fortio:latest"}, Layer: l, Entrypoint: []string{"/usr/bin/fortio"},
+			Cmd: []string{"server"}},
+		{Names: []string{"docker.io/library/nginx:latest"}, Layer: l, Entrypoint: []string{"/bin/nginx"}},
 		{Names: []string{"localhost/undermesh/samples:latest"}, Layer: l, Entrypoint: []string{samplesPath}},
+	}...)
+}
+
+// bookinfoTag is that of the images in the documents' manifests.
+const bookinfoTag = ":1.16.2"
+
+const bookinfoName = "docker.io/istio/examples-bookinfo-"
+
+// bookinfoImages are the parts of Bookinfo, those with a shell apart.
+func bookinfoImages(l *image.Layer) []image.Image {
+	part := func(program, version string) image.Image {
+		return image.Image{Names: []string{bookinfoName + program + "-" + version + bookinfoTag}, Layer: l, Entrypoint: []string{"/bin/" + program},
+			Env: []string{"SERVICE_VERSION=" + version}}
 	}
+	return []image.Image{part("productpage", "v1"), part("details", "v1"), part("reviews", "v1"), part("reviews", "v2"), part("reviews", "v3"),
+		{Names: []string{bookinfoName + "mongodb" + bookinfoTag}, Layer: l, Entrypoint: []string{"/bin/mongod"}}}
 }
 
 // clientImages is one image of Debian's own programs: exit codes and messages are the real ones.
@@ -165,7 +184,15 @@ func clientImages(bin build.Set, l *image.Layer) []image.Image {
 		l.Dir(d, 0o755)
 	}
 	l.Dir("tmp", 0o1777)
-	withSamples(l, bin, "/usr/bin/load")
-	return []image.Image{{Names: []string{"docker.io/curlimages/curl:latest", "localhost/undermesh/client:latest"}, Layer: l,
-		Cmd: []string{"/bin/sh"}}}
+	withSamples(l, bin, "/usr/bin/load", "/usr/bin/ask", "/usr/bin/ratings", "/usr/sbin/squid")
+	images := []image.Image{
+		{Names: []string{"docker.io/curlimages/curl:latest", "localhost/undermesh/client:latest"}, Layer: l, Cmd: []string{"/bin/sh"}},
+		{Names: []string{"docker.io/sameersbn/squid:3.5.27"}, Layer: l, Entrypoint: []string{"/usr/sbin/squid"}},
+	}
+	// The documents call the page from the ratings pod, with curl.
+	for _, version := range []string{"v1", "v2", "v-faulty", "v-delayed", "v-unavailable", "v-unhealthy"} {
+		images = append(images, image.Image{Names: []string{bookinfoName + "ratings-" + version + bookinfoTag}, Layer: l,
+			Entrypoint: []string{"/usr/bin/ratings"}, Env: []string{"SERVICE_VERSION=" + version}})
+	}
+	return images
 }

@@ -48,9 +48,16 @@ func httpbin(ctx context.Context, args []string) error {
 	return serve(ctx, addr, accessLog(os.Stdout, httpbinHandler()))
 }
 
-// serve runs an HTTP server until ctx ends; requests under way have a moment to end.
+// serve runs an HTTP server, of HTTP/1.1 and of HTTP/2 with prior knowledge, until ctx ends; requests under way have a moment to end.
 func serve(ctx context.Context, addr string, h http.Handler) error {
-	s := &http.Server{Addr: addr, Handler: h, ReadHeaderTimeout: 30 * time.Second}
+	s := &http.Server{Addr: addr, Handler: h, ReadHeaderTimeout: 30 * time.Second, Protocols: &http.Protocols{}}
+	s.Protocols.SetHTTP1(true)
+	s.Protocols.SetUnencryptedHTTP2(true)
+	return run(ctx, s, addr, s.ListenAndServe)
+}
+
+// run runs what serves s until ctx ends.
+func run(ctx context.Context, s *http.Server, addr string, listen func() error) error {
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -61,7 +68,7 @@ func serve(ctx context.Context, addr string, h http.Handler) error {
 			s.Close()
 		}
 	}()
-	err := s.ListenAndServe()
+	err := listen()
 	if errors.Is(err, http.ErrServerClosed) {
 		<-stopped
 		return nil

@@ -23,6 +23,18 @@ var programs = map[string]func(ctx context.Context, args []string) error{
 	"tcp-echo":   tcpEcho,
 	"go-echo":    goEcho,
 	"load":       func(ctx context.Context, args []string) error { return load(ctx, os.Stdout, args) },
+
+	"productpage": productpage,
+	"details":     bookinfoPart("details"),
+	"reviews":     bookinfoPart("reviews"),
+	"ratings":     bookinfoPart("ratings"),
+	"mongod":      mongo,
+	"fortio":      fortio,
+	"echo":        echo,
+	"ask":         func(ctx context.Context, _ []string) error { return ask(ctx, os.Stdin, os.Stdout) },
+	"sites":       sites,
+	"nginx":       nginx,
+	"squid":       squid,
 }
 
 func main() {
@@ -30,14 +42,14 @@ func main() {
 	if programs[name] == nil && len(args) > 0 {
 		name, args = args[0], args[1:]
 	}
-	run := programs[name]
-	if run == nil {
+	program := programs[name]
+	if program == nil {
 		fmt.Fprintf(os.Stderr, "samples: no program %q; there are %s\n", name, strings.Join(slices.Sorted(maps.Keys(programs)), " "))
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := run(ctx, args); err != nil {
+	if err := program(ctx, args); err != nil {
 		fmt.Fprintln(os.Stderr, name+":", err)
 		os.Exit(1)
 	}

@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -96,18 +98,20 @@ func lineServer(t *testing.T, handle func(net.Conn)) string {
 	return l.Addr().String()
 }
 
+// freePort returns a port that nobody has. It is none of those that clients get: who dials such a port before anyone listens on it
+// may reach itself.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		port := strconv.Itoa(10000 + rand.IntN(20000))
+		l, err := net.Listen("tcp", ":"+port)
+		if err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
+	t.Fatal("there is no free port")
+	return ""
 }
 
 func TestTCPEcho(t *testing.T) {
@@ -129,6 +133,14 @@ func TestTCPEcho(t *testing.T) {
 	cancel() // with connections open
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+	taken, err := net.Listen("tcp", ":"+ports[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	if err := tcpEcho(t.Context(), []string{strings.Join(ports, ","), "one"}); err == nil {
+		t.Error("a port that is taken is no error")
 	}
 	if err := tcpEcho(t.Context(), []string{"9000"}); err == nil {
 		t.Error("a missing prefix is accepted")

@@ -69,8 +69,8 @@ func listenAll(ctx context.Context, ports []string, handle func(net.Conn)) error
 			return fmt.Errorf("listen on port %s: %w", p, err)
 		}
 		fmt.Printf("listening on %s\n", l.Addr())
-		stop := context.AfterFunc(ctx, func() { l.Close() })
-		defer stop()
+		defer l.Close() // also when a later port cannot be had
+		context.AfterFunc(ctx, func() { l.Close() })
 		all.Go(func() { errs <- accept(ctx, l, handle) })
 	}
 	select {

@@ -1,0 +1,198 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/api/workloadapi"
+	"github.com/undermesh/undermesh/controller/client"
+)
+
+// Caller composes, for one workload and one snapshot, what its calls go by: virtual hosts, routes, clusters and endpoints in the
+// form of Envoy. It is pure, and what it returns must not be modified. The same composition serves ztunnel, the CLI and the tests
+// against Envoy. Snapshot is required.
+type Caller struct {
+	Snapshot *client.Snapshot
+	Workload *client.Workload // nil: not known; no rule with conditions on the caller is for it
+	View     View
+}
+
+// NewCaller returns the caller that a workload of the snapshot is. ok is false while its scope has not arrived: what it sees is
+// not known then.
+func NewCaller(s *client.Snapshot, w *client.Workload) (c Caller, ok bool) {
+	scope, ok := s.ScopeOf(w)
+	return Caller{Snapshot: s, Workload: w, View: View{Namespace: w.GetNamespace(), ClusterDomain: s.Mesh().GetClusterDomain(),
+		Scope: scope}}, ok
+}
+
+// TargetKind is what a request is for.
+type TargetKind int
+
+// The zero TargetKind refuses.
+const (
+	TargetBlackHole   TargetKind = iota // no host that is seen, and the outbound policy is REGISTRY_ONLY
+	TargetPassthrough                   // no host that is seen: to the address that was dialled
+	TargetService                       // a service
+	TargetHost                          // a host that no registry has, which VirtualServices name (SR-04)
+)
+
+// String is the name that explain uses.
+func (k TargetKind) String() string {
+	return [...]string{"black hole", "passthrough", "service", "virtual host"}[k]
+}
+
+// Target is what a request is for. It is comparable.
+type Target struct {
+	Kind    TargetKind
+	Port    uint16          // that is called
+	Host    string          // in full, or the pattern that covers it; "" for the first two kinds
+	Service *client.Service // nil but for TargetService
+}
+
+// Target finds what a request for the authority on the port is for: the service or the host of a VirtualService that the authority
+// means to the caller and that is seen on the port, else the service that was dialled, else what the outbound policy says. Where
+// the port of the service that was dialled declares no protocol the service counts, whatever the authority. dialled, which may be
+// nil, is the service of the destination address as View.ServiceAt finds it.
+func (c Caller) Target(port uint16, authority string, dialled *client.Service) Target {
+	t, _ := c.target(port, authority, dialled, carriesHTTP, hasHTTP)
+	return t
+}
+
+// Candidate is a name that an authority may mean, and why it was not taken.
+type Candidate struct {
+	Host string
+	Why  string
+}
+
+// Passed lists the names that Target passed over before it took what it returns.
+func (c Caller) Passed(port uint16, authority string, dialled *client.Service) []Candidate {
+	_, passed := c.target(port, authority, dialled, carriesHTTP, hasHTTP)
+	return passed
+}
+
+func hasHTTP(r *client.RouteRule) bool { return len(r.HTTP) > 0 || r.GetError() != "" }
+
+// carriesHTTP reports whether a port of the protocol has routes: of what declares nothing the first bytes decide.
+func carriesHTTP(protocol string) bool {
+	switch protocol {
+	case "", "http", "http2", "grpc", "grpc-web":
+		return true
+	}
+	return false
+}
+
+// target is Target for the protocols and the rules that count, with what it passed over.
+func (c Caller) target(port uint16, authority string, dialled *client.Service, carries func(protocol string) bool,
+	rules func(*client.RouteRule) bool) (Target, []Candidate) {
+	var passed []Candidate
+	found := func(svc *client.Service) (Target, []Candidate) {
+		return Target{Kind: TargetService, Port: port, Host: svc.GetHostname(), Service: svc}, passed
+	}
+	undeclared := hasPort(dialled, port) && dialled.Settings.GetAppProtocols()[uint32(port)] == ""
+	if undeclared && carries("") {
+		return found(dialled)
+	}
+	for _, host := range c.View.Hosts(authority) {
+		svc, why := c.seen(host, port, carries)
+		if svc != nil {
+			return found(svc)
+		}
+		if why == "" {
+			if c.named(host, port, rules) {
+				return Target{Kind: TargetHost, Port: port, Host: host}, passed
+			}
+			why = "no service and no VirtualService has the host"
+		}
+		passed = append(passed, Candidate{host, why})
+	}
+	switch {
+	case hasPort(dialled, port) && carries(dialled.Settings.GetAppProtocols()[uint32(port)]):
+		return found(dialled)
+	case c.View.OutboundPolicy(c.Snapshot.Mesh()) == settings.OutboundPolicy_REGISTRY_ONLY:
+		return Target{Kind: TargetBlackHole, Port: port}, passed
+	}
+	return Target{Kind: TargetPassthrough, Port: port}, passed
+}
+
+// seen returns the service of the host that counts on the port, or why it does not; both are empty when no service has the host.
+func (c Caller) seen(host string, port uint16, carries func(string) bool) (*client.Service, string) {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		svc := c.View.ServiceAt(c.Snapshot, c.Workload.GetNetwork(), netip.AddrPortFrom(ip, port))
+		if svc == nil || !hasPort(svc, port) || !carries(svc.Settings.GetAppProtocols()[uint32(port)]) {
+			return nil, ""
+		}
+		return svc, ""
+	}
+	all := c.Snapshot.ServicesByHost(host)
+	if len(all) == 0 {
+		return nil, ""
+	}
+	svc := c.choose(c.View, all, port)
+	switch {
+	case svc == nil:
+		return nil, "the service is not seen from here"
+	case !hasPort(svc, port):
+		return nil, "the service has no port " + portText(port)
+	case !carries(svc.Settings.GetAppProtocols()[uint32(port)]):
+		return nil, "port " + portText(port) + " of the service carries " + svc.Settings.GetAppProtocols()[uint32(port)]
+	}
+	return svc, ""
+}
+
+// named reports whether VirtualServices that count name the host as it is written.
+func (c Caller) named(host string, port uint16, wanted func(*client.RouteRule) bool) bool {
+	return slices.ContainsFunc(c.Snapshot.RouteRules(host), func(r *client.RouteRule) bool { return wanted(r) && c.counts(r, host, port) })
+}
+
+// counts reports whether a VirtualService is for the caller when it calls a host that the rule names so (SR-16).
+func (c Caller) counts(r *client.RouteRule, host string, port uint16) bool {
+	if to := r.GetExportTo(); len(to) > 0 && !slices.Contains(to, c.View.Namespace) {
+		return false
+	}
+	return len(c.View.Scope.GetEgress()) == 0 ||
+		c.View.imports(c.View.egress(uint32(port)).GetHosts(), Callee{Namespace: r.GetNamespace(), Hostname: host})
+}
+
+// routeRules returns the VirtualServices that count for the host on the port: those of the most specific name that any has for it,
+// the oldest first.
+func (c Caller) routeRules(host string, port uint16) []*client.RouteRule {
+	for _, pattern := range patterns(host) {
+		var out []*client.RouteRule
+		for _, r := range c.Snapshot.RouteRules(pattern) {
+			if c.counts(r, pattern, port) {
+				out = append(out, r)
+			}
+		}
+		if len(out) > 0 {
+			return out
+		}
+	}
+	return nil
+}
+
+// exported returns the service of the host that is exported to the caller, whatever its scope: what a rule names is called.
+func (c Caller) exported(host string) *client.Service {
+	return c.choose(View{Namespace: c.View.Namespace, ClusterDomain: c.View.ClusterDomain}, c.Snapshot.ServicesByHost(host), 0)
+}
+
+// choose is View.Choose of services.
+func (c Caller) choose(v View, all []*client.Service, port uint16) *client.Service {
+	callees := make([]Callee, 0, len(all))
+	for _, svc := range all {
+		callees = append(callees, CalleeOf(svc))
+	}
+	chosen, ok := v.Choose(callees, uint32(port))
+	if !ok {
+		return nil
+	}
+	i := slices.IndexFunc(all, func(svc *client.Service) bool { return svc.GetNamespace() == chosen.Namespace })
+	return all[i]
+}
+
+func hasPort(svc *client.Service, port uint16) bool {
+	return svc != nil && slices.ContainsFunc(svc.GetPorts(), func(p *workloadapi.Port) bool { return p.GetServicePort() == uint32(port) })
+}
+
+func portText(port uint16) string { return strconv.Itoa(int(port)) }

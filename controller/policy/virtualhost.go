@@ -1,0 +1,261 @@
+package policy
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/client"
+)
+
+// VirtualHost composes what requests for the target go by, and of what it is made.
+func (c Caller) VirtualHost(t Target) (*routev3.VirtualHost, Inputs) {
+	cc := c.composer()
+	return cc.virtualHost(t), cc.inputs()
+}
+
+func (c *composer) virtualHost(t Target) *routev3.VirtualHost {
+	switch t.Kind {
+	case TargetService, TargetHost:
+	default:
+		return c.rest()
+	}
+	out := &routev3.VirtualHost{Name: t.Host + ":" + portText(t.Port), Domains: []string{t.Host}, IncludeRequestAttemptCount: true}
+	if t.Kind == TargetService {
+		out.Domains = c.domains(t.Service)
+	}
+	for _, r := range c.routes(t.Host, t.Port) {
+		if routes := c.ruleRoutes(r, t.Port); len(routes) > 0 {
+			out.Routes = routes
+			return out
+		}
+	}
+	if t.Kind == TargetService {
+		out.Routes = []*routev3.Route{c.defaultRoute(t.Service, t.Port)}
+		return out
+	}
+	rest := c.rest() // every rule of the host is for others
+	rest.Name, rest.Domains = out.Name, out.Domains
+	return rest
+}
+
+// domains are the names of a service that mean it to the caller.
+func (c *composer) domains(svc *client.Service) []string {
+	out := []string{svc.GetHostname()}
+	if tells := svc.GetName() + "." + svc.GetNamespace() + ".svc." + c.View.domain(); tells == svc.GetHostname() {
+		name := svc.GetName() + "." + svc.GetNamespace()
+		if svc.GetNamespace() == c.View.Namespace {
+			out = append(out, svc.GetName())
+		}
+		out = append(out, name+".svc", name)
+	}
+	for _, ip := range svc.VIPs {
+		out = append(out, authorityOf(ip))
+	}
+	return out
+}
+
+// authorityOf writes an address as an authority does.
+func authorityOf(ip netip.Addr) string {
+	if ip.Is6() {
+		return "[" + ip.String() + "]"
+	}
+	return ip.String()
+}
+
+// rest is the virtual host of what is in no registry or not seen (DESIGN §5: passthrough or BlackHole).
+func (c *composer) rest() *routev3.VirtualHost {
+	out := &routev3.VirtualHost{Name: "allow_any", Domains: []string{"*"}, IncludeRequestAttemptCount: true}
+	route := &routev3.Route{Name: "allow_any", Match: everyRequest()}
+	if c.outbound() == settings.OutboundPolicy_REGISTRY_ONLY {
+		out.Name, route.Name = "block_all", "block_all"
+		route.Action = &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 502}}
+	} else {
+		route.Action = &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{
+			Cluster: api.PassthroughCluster}, Timeout: durationpb.New(0)}}
+	}
+	out.Routes = []*routev3.Route{route}
+	return out
+}
+
+func everyRequest() *routev3.RouteMatch {
+	return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}
+}
+
+// defaultRoute is what counts while no VirtualService says otherwise.
+func (c *composer) defaultRoute(svc *client.Service, port uint16) *routev3.Route {
+	host := svc.GetHostname() + ":" + portText(port)
+	none := durationpb.New(0)
+	action := &routev3.RouteAction{
+		ClusterSpecifier:  &routev3.RouteAction_Cluster{Cluster: api.ClusterName(uint32(port), "", svc.GetHostname())},
+		Timeout:           none, // RS-02
+		MaxStreamDuration: &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: none, GrpcTimeoutHeaderMax: none},
+		RetryPolicy:       c.defaults().Retry,
+	}
+	if hash := c.hashPolicy(svc, port, ""); hash != nil {
+		action.HashPolicy = []*routev3.RouteAction_HashPolicy{hash}
+		action.RetryPolicy = sameHost(action.GetRetryPolicy())
+	}
+	return &routev3.Route{Name: "default", Match: everyRequest(), Decorator: &routev3.Decorator{Operation: host + "/*"},
+		Action: &routev3.Route_Route{Route: action}}
+}
+
+// sameHost lets a retry go to the host that failed: the hash says which it is.
+func sameHost(p *routev3.RetryPolicy) *routev3.RetryPolicy {
+	if len(p.GetRetryHostPredicate()) == 0 {
+		return p
+	}
+	out := proto.CloneOf(p)
+	out.RetryHostPredicate = nil
+	return out
+}
+
+// ruleRoutes are the routes of a VirtualService that are for the caller on the port. None: it says nothing of HTTP to the caller.
+func (c *composer) ruleRoutes(r *client.RouteRule, port uint16) []*routev3.Route {
+	if r.GetError() != "" {
+		return []*routev3.Route{refusal(r, r.GetError())}
+	}
+	var out []*routev3.Route
+	for _, rule := range r.HTTP {
+		if !c.meets(rule.Caller, port) {
+			continue
+		}
+		route := c.finish(r, rule, port)
+		if out = append(out, route); takesAll(route.GetMatch()) {
+			break
+		}
+	}
+	return out
+}
+
+// refusal answers every request: a rule that cannot be carried out is no reason to send requests anywhere else.
+func refusal(r *client.RouteRule, why string) *routev3.Route {
+	return &routev3.Route{Name: "invalid", Match: everyRequest(), Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
+		Status: 503, Body: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{
+			InlineString: fmt.Sprintf("VirtualService %s/%s cannot be carried out: %s", r.GetNamespace(), r.GetName(), why)}}}}}
+}
+
+// takesAll reports whether every request matches.
+func takesAll(m *routev3.RouteMatch) bool {
+	all := m.GetPrefix() == "/" || m.GetSafeRegex().GetRegex() == ".*"
+	return all && len(m.GetHeaders()) == 0 && len(m.GetQueryParameters()) == 0 && len(m.GetDynamicMetadata()) == 0
+}
+
+// finish fills in what depends on the caller: ports of clusters, hash policies, the name of the operation.
+func (c *composer) finish(r *client.RouteRule, rule client.HTTPRule, port uint16) *routev3.Route {
+	out := proto.CloneOf(rule.Route)
+	if d := out.GetRedirect(); d != nil && rule.RedirectCalledPort {
+		d.PortRedirect = uint32(port)
+		if scheme := d.GetSchemeRedirect(); port == 80 && scheme != "https" || port == 443 && scheme == "https" {
+			d.PortRedirect = 0
+		}
+	}
+	operation := r.GetName() + ":" + portText(port)
+	if action := out.GetRoute(); action != nil {
+		single := c.finishAction(action, rule, port)
+		if single != "" {
+			operation = single
+		}
+	}
+	out.Decorator = &routev3.Decorator{Operation: operation + pathText(out.GetMatch())}
+	return out
+}
+
+// finishAction returns HOST:PORT of the only destination, "" when there are several.
+func (c *composer) finishAction(action *routev3.RouteAction, rule client.HTTPRule, port uint16) string {
+	single := ""
+	if action.GetCluster() != "" {
+		name, hash := c.destination(action.GetCluster(), port)
+		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: name}
+		if hash != nil {
+			action.HashPolicy = append(action.HashPolicy, hash)
+			if !rule.OwnRetryHosts {
+				action.RetryPolicy = sameHost(action.GetRetryPolicy())
+			}
+		}
+		if p, ok := parseCluster(name); ok {
+			single = p.host + ":" + strconv.Itoa(int(p.port))
+		}
+	}
+	for _, w := range action.GetWeightedClusters().GetClusters() {
+		name, hash := c.destination(w.GetName(), port)
+		w.Name = name
+		if hash != nil && !slices.ContainsFunc(action.HashPolicy, func(h *routev3.RouteAction_HashPolicy) bool { return proto.Equal(h, hash) }) {
+			action.HashPolicy = append(action.HashPolicy, hash)
+		}
+	}
+	for _, m := range action.GetRequestMirrorPolicies() {
+		m.Cluster, _ = c.destination(m.GetCluster(), port)
+	}
+	return single
+}
+
+func pathText(m *routev3.RouteMatch) string {
+	switch p := m.GetPathSpecifier().(type) {
+	case *routev3.RouteMatch_Prefix:
+		return p.Prefix + "*"
+	case *routev3.RouteMatch_Path:
+		return p.Path
+	case *routev3.RouteMatch_SafeRegex:
+		return p.SafeRegex.GetRegex()
+	}
+	return "/*"
+}
+
+// destination fills in the port that a rule leaves open: the only one of the service, else the one that is called. It returns the
+// hash policy of the destination too.
+func (c *composer) destination(name string, called uint16) (string, *routev3.RouteAction_HashPolicy) {
+	p, ok := parseCluster(name)
+	if !ok {
+		return name, nil
+	}
+	svc := c.service(p.host)
+	if p.port == 0 {
+		p.port = called
+		if ports := svc.GetPorts(); svc != nil && len(ports) == 1 {
+			p.port = uint16(ports[0].GetServicePort())
+		}
+	}
+	var hash *routev3.RouteAction_HashPolicy
+	if svc != nil {
+		hash = c.hashPolicy(svc, p.port, p.subset)
+	}
+	return api.ClusterName(uint32(p.port), p.subset, p.host), hash
+}
+
+// clusterParts are those of the name of a cluster of a service.
+type clusterParts struct {
+	port         uint16 // 0: open
+	subset, host string
+}
+
+// parseCluster reads "outbound|PORT|SUBSET|HOST", where PORT may be missing.
+func parseCluster(name string) (clusterParts, bool) {
+	parts := strings.SplitN(name, "|", 4)
+	if len(parts) != 4 || parts[0] != "outbound" || parts[3] == "" {
+		return clusterParts{}, false
+	}
+	port, err := strconv.ParseUint(parts[1], 10, 16)
+	if err != nil && parts[1] != "" {
+		return clusterParts{}, false
+	}
+	return clusterParts{uint16(port), parts[2], parts[3]}, true
+}
+
+// hostOf is an authority without its port.
+func hostOf(authority string) string {
+	if h, _, err := net.SplitHostPort(authority); err == nil {
+		return h
+	}
+	return authority
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+// echoing starts an echo server as the sample does, HTTP/2 included.
+func echoing(t *testing.T) string {
+	t.Helper()
+	e := &echoServer{service: "reviews", version: "v2", instance: "pod"}
+	s := httptest.NewUnstartedServer(accessLog(&bytes.Buffer{}, e.handler("8080")))
+	s.Config.Protocols = &http.Protocols{}
+	s.Config.Protocols.SetHTTP1(true)
+	s.Config.Protocols.SetUnencryptedHTTP2(true)
+	s.Start()
+	t.Cleanup(s.Close)
+	return strings.TrimPrefix(s.URL, "http://")
+}
+
+// asked asks one question.
+func asked(t *testing.T, q question) []said {
+	t.Helper()
+	in, err := json.Marshal([]question{q})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := ask(t.Context(), bytes.NewReader(in), &out); err != nil {
+		t.Fatal(err)
+	}
+	var all [][]said
+	if err := json.Unmarshal(out.Bytes(), &all); err != nil || len(all) != 1 {
+		t.Fatalf("%v in %s", err, out.String())
+	}
+	return all[0]
+}
+
+func TestAskEcho(t *testing.T) {
+	addr := echoing(t)
+	for _, c := range []struct {
+		q      question
+		status int
+		want   string
+	}{
+		{question{URL: "http://ADDR/a?b=c", Headers: map[string]string{"Host": "reviews", "End-User": "jason"}}, 200, `"host":"reviews","path":"/a?b=c"`},
+		{question{URL: "http://ADDR/", Headers: map[string]string{"End-User": "jason"}}, 200, `"End-User":"jason"`},
+		{question{URL: "http://ADDR/", Method: "POST", Body: "hi"}, 200, `"body":"hi"`},
+		{question{URL: "http://ADDR/", HTTP2: true}, 200, `"proto":"HTTP/2.0"`},
+		{question{URL: "http://ADDR/?status=503"}, 503, `"version":"v2"`},
+		{question{URL: "http://ADDR/?status=503&only=v1"}, 200, `"version":"v2"`},
+		{question{URL: "http://ADDR/?status=503&only=pod"}, 503, `"version":"v2"`},
+		{question{URL: "http://ADDR/?size=7&delay=1ms"}, 200, `xxxxxxx`},
+		{question{URL: "http://ADDR/?fail=1"}, 503, `"v2"`},
+		{question{URL: "http://ADDR/?fail=1", Headers: map[string]string{"x-envoy-attempt-count": "2"}}, 200, `"v2"`},
+		{question{URL: "grpc://ADDR/echo.Echo/Say", Body: "hi"}, 200, `v2 hi`},
+		{question{URL: "ws://ADDR/chat", Body: "hi"}, 101, `v2 hi`},
+		{question{URL: "ws://ADDR/chat", Body: strings.Repeat("x", 300)}, 101, `v2 xxx`},
+		{question{URL: "http://nowhere.example/", Dial: "ADDR"}, 200, `"host":"nowhere.example"`},
+	} {
+		c.q.URL, c.q.Dial = strings.Replace(c.q.URL, "ADDR", addr, 1), strings.Replace(c.q.Dial, "ADDR", addr, 1)
+		got := asked(t, c.q)
+		if len(got) != 1 || got[0].Status != c.status || !strings.Contains(got[0].Body, c.want) || got[0].Error != "" || got[0].Headers["x-version"] != "v2" {
+			t.Errorf("%+v: got %+v", c.q, got)
+		}
+	}
+	if got := asked(t, question{URL: "http://" + addr, N: 20, C: 4, Keep: true}); len(got) != 20 || got[7].Status != 200 {
+		t.Errorf("twenty give %+v", got)
+	}
+	for code, trailer := range map[string]string{"/echo.Echo/Say": "0", "/echo.Echo/5": "5"} {
+		if got := asked(t, question{URL: "grpc://" + addr + code}); got[0].Trailers["grpc-status"] != trailer {
+			t.Errorf("%s: got %+v", code, got)
+		}
+	}
+	tcp := lineServer(t, mongoConn)
+	if got := asked(t, question{URL: "tcp://" + tcp, Body: "other"}); got[0].Body != "{}" || got[0].Error != "" {
+		t.Errorf("tcp: got %+v", got)
+	}
+	if got := asked(t, question{URL: "http://127.0.0.1:" + freePort(t)}); got[0].Error == "" {
+		t.Errorf("nobody answers: %+v", got)
+	}
+	if got := asked(t, question{URL: "http://" + addr + "/?delay=5s", Timeout: 50}); got[0].Error == "" || got[0].MS > 3000 {
+		t.Errorf("a timeout: %+v", got)
+	}
+	if err := ask(t.Context(), strings.NewReader("{"), &bytes.Buffer{}); err == nil {
+		t.Error("what is no list is accepted")
+	}
+}
+
+func TestWebSocketHandshake(t *testing.T) {
+	if got := webSocketAccept("dGhlIHNhbXBsZSBub25jZQ=="); got != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" { // RFC 6455, 1.3
+		t.Errorf("got %s", got)
+	}
+	s := &echoServer{version: "v1"}
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("Upgrade", "websocket")
+	if s.handler("1").ServeHTTP(w, r); w.Code != http.StatusBadRequest {
+		t.Errorf("without a key: %s", fmt.Sprint(w.Code))
+	}
+}
