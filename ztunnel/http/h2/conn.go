@@ -34,21 +34,22 @@ type Conn struct {
 	streams  map[uint32]*Stream
 	active   int // server: streams that are not released, those in the map included
 	peer     peerSettings
-	acked    bool       // the peer acknowledged our SETTINGS
-	sendWin  int64      // the peer's window for the connection
-	recvWin  int64      // what the peer may send
-	owed     int64      // consumed, and not given back yet
-	starved  []*Stream  // wait for the window of the connection or for room, in order
-	gone     [16]uint32 // ids of the streams that we reset last: what comes for them is on its way since before
-	goneAt   int
-	nextID   uint32 // client: of the next stream
-	lastID   uint32 // server: the highest that the peer opened
-	promised uint32 // server: what our last GOAWAY named; MaxStreamID: nothing that excludes a stream
-	opened   uint64 // streams so far
-	goneAway bool   // client: the peer sent GOAWAY
-	draining bool   // we began to drain
-	dead     error  // why the connection ended; set once
-	linger   bool   // the last frames must arrive: read on until the peer closes
+	acked    bool      // the peer acknowledged our SETTINGS
+	sendWin  int64     // the peer's window for the connection
+	recvWin  int64     // what the peer may send
+	owed     int64     // consumed, and not given back yet
+	starved  []*Stream // wait for the window of the connection or for room, in order
+	gone     []uint32  // ids of the streams that we reset last while the peer was sending: what comes for them left before it knew
+	goneAt   int       // where the next goes, once there are maxGone
+	nextID   uint32    // client: of the next stream
+	lastID   uint32    // server: the highest that the peer opened
+	promised uint32    // server: what our last GOAWAY named; MaxStreamID: nothing that excludes a stream
+	opened   uint64    // streams so far
+	requests uint64    // server: that the peer sent, refused ones included
+	goneAway bool      // client: the peer sent GOAWAY
+	draining bool      // we began to drain
+	dead     error     // why the connection ended; set once
+	linger   bool      // the last frames must arrive: read on until the peer closes
 	timer    clock.Timer
 	forced   clock.Timer
 	watch    watch
@@ -139,7 +140,12 @@ func (c *Conn) begin() {
 // run reads until the connection is over, and waits for everything else.
 func (c *Conn) run(early []byte) {
 	err := c.rd.loop(early)
-	if errors.Is(err, io.EOF) {
+	var own *frame.ConnError
+	switch {
+	case errors.As(err, &own):
+	case c.rd.farewell != nil:
+		err = c.rd.farewell
+	case errors.Is(err, io.EOF):
 		err = ErrPeerClosed
 	}
 	c.end(err)

@@ -2,6 +2,7 @@ package h2
 
 import (
 	"encoding/binary"
+	"errors"
 
 	"github.com/undermesh/undermesh/ztunnel/http/frame"
 )
@@ -182,20 +183,20 @@ func (c *Conn) gotPing(h frame.Header, data [8]byte) error {
 	return c.answerLocked(frame.HeaderLen + len(data))
 }
 
-// gotGoAway fails the streams that the peer will not process; the others go on.
+// gotGoAway fails the streams that the peer will not process; the others go on, whatever the code: unknown ones mean nothing
+// special (RFC 9113 §7), and a peer that cannot go on closes the connection.
 func (c *Conn) gotGoAway(last uint32, code frame.Code, debug string) error {
 	if err := c.rd.nuisance("GOAWAY"); err != nil {
 		return err
 	}
 	if code != frame.CodeNo {
-		c.failAbove(last)
-		return &frame.ConnError{Code: code, Reason: debug, Remote: true}
+		c.rd.farewell = &frame.ConnError{Code: code, Reason: debug, Remote: true}
 	}
 	if !c.client {
-		return nil // it opens no more streams; ours are its
+		return nil // it opens no more streams, and names ours, of which there are none
 	}
 	if over := c.failAbove(last); over {
-		c.end(ErrGoAway)
+		c.end(errors.Join(ErrGoAway, c.rd.farewellError()))
 	}
 	c.changed()
 	return nil

@@ -1,6 +1,10 @@
 package h2
 
-import "github.com/undermesh/undermesh/ztunnel/http/frame"
+import (
+	"slices"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
+)
 
 // largeFrame is the largest DATA frame that is sent, in bytes.
 const largeFrame = 16 << 10
@@ -118,9 +122,6 @@ func (r *reader) data(h frame.Header, p []byte) error {
 		c.consumedLocked(int64(h.Length))
 		err := c.closedLocked(h)
 		c.mu.Unlock()
-		if err == nil {
-			err = r.nuisance("frames on closed streams")
-		}
 		return err
 	}
 	var after func()
@@ -180,19 +181,29 @@ func (s *Stream) endReceivedLocked() {
 	}
 }
 
-// closedLocked handles DATA or HEADERS for a stream that is not open. What was on its way when we reset the stream passes; the
-// error is that of a stream that was never opened.
+// maxGone is how many streams that we reset are remembered.
+const maxGone = 1024
+
+func (c *Conn) goneLocked(id uint32) {
+	if len(c.gone) < maxGone {
+		c.gone = append(c.gone, id)
+		return
+	}
+	c.gone[c.goneAt%maxGone] = id
+	c.goneAt++
+}
+
+// closedLocked handles DATA or HEADERS for a stream that is not open. What was on its way when we reset the stream passes.
 func (c *Conn) closedLocked(h frame.Header) error {
-	if c.idleLocked(h.ID) {
+	switch {
+	case slices.Contains(c.gone, h.ID):
+		return nil
+	case c.idleLocked(h.ID):
 		return frame.Errorf(frame.CodeProtocol, "frame of type %d on idle stream %d", h.Type, h.ID)
+	case !c.client && uint64(c.lastID) != 2*c.requests-1: // it may be one that the client never opened (RFC 9113 §5.1.1)
+		return frame.Errorf(frame.CodeProtocol, "frame of type %d on stream %d after stream %d", h.Type, h.ID, c.lastID)
 	}
-	for _, id := range c.gone {
-		if id == h.ID {
-			return nil
-		}
-	}
-	c.q = frame.AppendRST(c.q, h.ID, frame.CodeStreamClosed)
-	return c.answerLocked(13)
+	return frame.Errorf(frame.CodeStreamClosed, "frame of type %d on closed stream %d", h.Type, h.ID)
 }
 
 func (c *Conn) idleLocked(id uint32) bool {

@@ -53,12 +53,8 @@ func (c *Conn) headersOnClosed(h frame.Header, block []byte) error {
 		return err
 	}
 	c.mu.Lock()
-	err := c.closedLocked(h)
-	c.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return c.rd.nuisance("frames on closed streams")
+	defer c.mu.Unlock()
+	return c.closedLocked(h)
 }
 
 // gotRequest opens a stream of a server.
@@ -83,6 +79,7 @@ func (c *Conn) gotRequest(h frame.Header, block []byte, self bool) error {
 	c.mu.Lock()
 	ignored := c.draining && h.ID > c.promised
 	c.lastID = h.ID
+	c.requests++
 	if reason == "" && !ignored && (len(c.streams) >= c.cfg.MaxStreams || c.active >= 2*c.cfg.MaxStreams) {
 		code, reason = frame.CodeRefused, "too many streams"
 	}
@@ -111,8 +108,7 @@ func (c *Conn) gotRequest(h frame.Header, block []byte, self bool) error {
 func (c *Conn) refuse(id uint32, code frame.Code, reason string) error {
 	c.mu.Lock()
 	c.q = frame.AppendRST(c.q, id, code)
-	c.gone[c.goneAt%len(c.gone)] = id
-	c.goneAt++
+	c.goneLocked(id)
 	err := c.answerLocked(13)
 	c.mu.Unlock()
 	if f := c.cfg.Refused; f != nil {

@@ -37,6 +37,8 @@ type reader struct {
 	head   frame.Header // the HEADERS frame of the block that is open
 	open   bool         // only CONTINUATION may come
 
+	farewell *frame.ConnError // what the peer's GOAWAY said, when that was an error
+
 	dec  decoder
 	list list
 
@@ -359,4 +361,12 @@ func (r *reader) earn() {
 	if r.tokens < r.c.cfg.Burst {
 		r.tokens++
 	}
+}
+
+// farewellError is what the peer's GOAWAY said, nil when there was none or it was no error.
+func (r *reader) farewellError() error {
+	if r.farewell == nil {
+		return nil
+	}
+	return r.farewell
 }

@@ -192,8 +192,9 @@ func (c *Conn) resetLocked(s *Stream, code frame.Code, err error) func() {
 		return nil
 	}
 	c.q = frame.AppendRST(c.q, s.id, code)
-	c.gone[c.goneAt%len(c.gone)] = s.id
-	c.goneAt++
+	if !s.remoteEnd {
+		c.goneLocked(s.id)
+	}
 	return s.endLocked(err)
 }
 
