@@ -45,6 +45,9 @@ func (x *exchange) send(r *head.Response, body []byte) {
 		x.entry.Route.CORS.Response(r, x.origin)
 	}
 	x.ours(&r.Fields)
+	if x.tunnel {
+		x.down.abandon() // what follows the request is not another one
+	}
 	r.Body = int64(len(body))
 	x.resp = r
 	end := len(body) == 0 || string(x.req.Method) == "HEAD"
