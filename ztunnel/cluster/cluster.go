@@ -131,7 +131,6 @@ func (c *Cluster) update(spec *Spec, hosts *Hosts) []*Host {
 		}
 		c.original = nil
 	}
-	c.state.Store(st)
 	if old.spec != spec {
 		c.outlierChangedLocked(old.spec, st)
 		c.nextWeigh.Store(math.MaxInt64)
@@ -226,7 +225,10 @@ type originals struct {
 }
 
 // maxOriginals bounds them; beyond, one that is not used is forgotten, and when all are, the new one is not kept.
-const maxOriginals = 4096
+const (
+	maxOriginals = 4096
+	fewOriginals = 16 // are looked at to make place for one
+)
 
 // toOriginal returns the host of an address.
 func (c *Cluster) toOriginal(spec *Spec, addr netip.AddrPort) *Host {
@@ -238,14 +240,14 @@ func (c *Cluster) toOriginal(spec *Spec, addr netip.AddrPort) *Host {
 	}
 	o := c.original
 	if now-o.swept >= spec.cleanup {
-		o.forget(func(h *Host) bool { return h.lastPick <= o.swept })
+		o.forget(len(o.hosts), func(h *Host) bool { return now-h.lastPick >= spec.cleanup })
 		o.swept = now
 	}
 	h := o.hosts[addr]
 	if h == nil {
 		h = c.newHost(&Endpoint{Key: addr.String(), Addr: addr, Healthy: true}, 0)
 		if len(o.hosts) >= maxOriginals {
-			o.forget(func(*Host) bool { return true })
+			o.forget(fewOriginals, func(*Host) bool { return true })
 		}
 		if len(o.hosts) < maxOriginals {
 			o.hosts[addr] = h
@@ -255,9 +257,12 @@ func (c *Cluster) toOriginal(spec *Spec, addr netip.AddrPort) *Host {
 	return h
 }
 
-// forget drops hosts that nothing is under way at, and of which may says so.
-func (o *originals) forget(may func(*Host) bool) {
+// forget drops hosts, of n by chance, that nothing is under way at, and of which may says so.
+func (o *originals) forget(n int, may func(*Host) bool) {
 	for a, h := range o.hosts {
+		if n--; n < 0 {
+			return
+		}
 		if h.active.Load() == 0 && h.conns.Load() == 0 && may(h) {
 			h.removed.Store(true)
 			delete(o.hosts, a)
