@@ -12,6 +12,26 @@ const (
 	ScopeType   = "type.googleapis.com/undermesh.v1.Scope"
 )
 
+// Where a route or a cluster says which rule of the user it is of: the same place as Istio's.
+const (
+	RuleMetadata = "istio"  // key of filter_metadata
+	RuleField    = "config" // in it, as RulePath writes it
+)
+
+const rulePath = "/apis/networking.istio.io/v1/namespaces/"
+
+// RulePath names an object of the networking API; kind is "virtual-service" or "destination-rule".
+func RulePath(namespace, kind, name string) string {
+	return rulePath + namespace + "/" + kind + "/" + name
+}
+
+// RuleOf reads what RulePath wrote; ok is false for another text or kind.
+func RuleOf(path, kind string) (namespace, name string, ok bool) {
+	rest, ok := strings.CutPrefix(path, rulePath)
+	namespace, name, is := strings.Cut(rest, "/"+kind+"/")
+	return namespace, name, ok && is
+}
+
 // Clusters that stand for no service, by Istio's names.
 const (
 	PassthroughCluster = "PassthroughCluster" // to the address that was dialled

@@ -12,14 +12,18 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/validate"
 )
 
 // callRule compiles a DestinationRule for its callers' nodes. One that says nothing of TLS goes there too, because it takes
 // the place of others.
-func (c *Compiler) callRule(n model.Name) []Resource {
+func (c *Compiler) callRule(n model.Name) ([]Resource, []validate.Finding) {
 	rule, exported := c.reg.DestinationRule(n)
-	if rule == nil || rule.Host == "" {
-		return nil
+	switch {
+	case rule == nil:
+		return nil, nil
+	case rule.Host == "":
+		return nil, rule.Findings
 	}
 	tls := ClientTLS(&rule.Spec)
 	if rule.Spec.GetTrafficPolicy() != nil && tls.GetHost() == nil {
@@ -28,9 +32,19 @@ func (c *Compiler) callRule(n model.Name) []Resource {
 		}
 		tls.Host = &settings.ClientTls{}
 	}
-	return []Resource{{Type: api.CallRuleType, Name: n.String(), Message: &settings.CallRule{
-		Namespace: n.Namespace, Name: n.Name, Host: rule.Host, ExportTo: exported, Selective: len(rule.Selector()) > 0,
-		Created: timestamppb.New(rule.CreationTimestamp.Time), Tls: tls}}}
+	keep := c.reg.Mesh().Config.GetTcpKeepalive()
+	out := &settings.CallRule{Namespace: n.Namespace, Name: n.Name, Host: rule.Host, ExportTo: exported, Selective: len(rule.Selector()) > 0,
+		Created: timestamppb.New(rule.CreationTimestamp.Time), Tls: tls, Policies: callPolicies(rule.Spec.GetTrafficPolicy(), keep)}
+	named := map[string]bool{}
+	for _, s := range rule.Spec.GetSubsets() {
+		if s.GetName() == "" || named[s.GetName()] { // of two of one name the first counts
+			continue
+		}
+		named[s.GetName()] = true
+		out.Subsets = append(out.Subsets, &settings.Subset{Name: s.GetName(), Labels: s.GetLabels(),
+			Policies: callPolicies(s.GetTrafficPolicy(), keep)})
+	}
+	return []Resource{{Type: api.CallRuleType, Name: n.String(), Message: out}}, rule.Findings
 }
 
 // callRulesFor names the rules that select the pod.

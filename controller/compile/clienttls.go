@@ -13,7 +13,7 @@ func ClientTLS(rule *networking.DestinationRule) *settings.ClientTlsPolicy {
 	out := clientLevel(rule.GetTrafficPolicy())
 	for _, s := range rule.GetSubsets() {
 		level := clientLevel(s.GetTrafficPolicy())
-		if level == nil {
+		if _, twice := out.GetSubsets()[s.GetName()]; level == nil || twice {
 			continue
 		}
 		if out == nil {

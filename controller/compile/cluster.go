@@ -139,7 +139,7 @@ func (c *Compiler) defaults() *callDefaults {
 		return c.calling
 	}
 	none := durationpb.New(0)
-	c.calling = &callDefaults{config: config, timeout: durationpb.New(defaultConnectTimeout), none: none, retry: retryPolicy(config),
+	c.calling = &callDefaults{config: config, timeout: durationpb.New(defaultConnectTimeout), none: none, retry: retryPolicy(config.GetDefaultHttpRetryPolicy()),
 		breakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
 			MaxConnections: unlimited(), MaxPendingRequests: unlimited(), MaxRequests: unlimited(), MaxRetries: unlimited(),
 			TrackRemaining: true,

@@ -135,6 +135,7 @@ func (c *Compiler) Apply(events []model.Event) Delta {
 	}{
 		{model.KindService, dirty.Services}, {model.KindEndpointSlice, dirty.Slices}, {model.KindServiceEntry, dirty.Entries},
 		{model.KindWorkloadEntry, dirty.Workloads}, {model.KindPod, dirty.Pods}, {model.KindDestinationRule, dirty.Rules},
+		{model.KindVirtualService, dirty.Virtual},
 	} {
 		for n := range d.names {
 			ch.compile(owner{d.kind, n})
@@ -210,7 +211,9 @@ func (c *Compiler) resources(o owner) ([]Resource, []validate.Finding) {
 		res, st := c.policy(o.name)
 		return res, st.Findings
 	case model.KindDestinationRule:
-		return c.callRule(o.name), nil
+		return c.callRule(o.name)
+	case model.KindVirtualService:
+		return c.routeRule(o.name)
 	case kindKeys:
 		return c.keys(o.name.Name), nil
 	}

@@ -177,6 +177,60 @@ func (g generator) rule(n model.Name) any {
 	return o
 }
 
+// virtual makes a VirtualService, with hosts or as a delegate, right or wrong.
+func (g generator) virtual(n model.Name) any {
+	o := &networkingv1.VirtualService{ObjectMeta: g.meta(n)}
+	for range g.IntN(3) {
+		o.Spec.Hosts = append(o.Spec.Hosts, g.pick("x", "y", "*", "*.foo.svc.cluster.local", "x.bar.svc.cluster.local", "ext.example.com"))
+	}
+	if v := g.pick("", "", ".", "*", "foo", "~"); v != "" {
+		o.Spec.ExportTo = []string{v}
+	}
+	if v := g.pick("", "", "mesh", "gw"); v != "" {
+		o.Spec.Gateways = []string{v}
+	}
+	for range g.IntN(4) {
+		r := &networking.HTTPRoute{Name: g.pick("", "r")}
+		if g.IntN(2) == 0 {
+			r.Match = []*networking.HTTPMatchRequest{{Uri: g.match(), SourceLabels: g.labels(), Port: uint32(g.IntN(3)), Gateways: o.Spec.Gateways}}
+		}
+		switch g.IntN(5) {
+		case 0:
+			r.Delegate = &networking.Delegate{Name: g.pick("x", "y", "z", "w"), Namespace: g.pick("", "foo", "bar")}
+		case 1:
+			r.Redirect = &networking.HTTPRedirect{Uri: "/x", RedirectCode: uint32(300 + g.IntN(9))}
+		default:
+			r.Route = []*networking.HTTPRouteDestination{{Destination: &networking.Destination{Host: g.pick("x", "y.bar.svc.cluster.local"), Subset: g.pick("", "s0")}}}
+			r.Retries = g.retries()
+		}
+		o.Spec.Http = append(o.Spec.Http, r)
+	}
+	if g.IntN(4) == 0 {
+		o.Spec.Tcp = []*networking.TCPRoute{{Match: []*networking.L4MatchAttributes{{SourceLabels: g.labels(), DestinationSubnets: []string{g.pick("10.0.0.0/8", "x")}}},
+			Route: []*networking.RouteDestination{{Destination: &networking.Destination{Host: "x"}}}}}
+	}
+	return o
+}
+
+func (g generator) match() *networking.StringMatch {
+	switch g.IntN(4) {
+	case 0:
+		return nil
+	case 1:
+		return &networking.StringMatch{MatchType: &networking.StringMatch_Exact{Exact: g.pick("/a", "/b")}}
+	case 2:
+		return &networking.StringMatch{MatchType: &networking.StringMatch_Regex{Regex: g.pick("/a.*", "(")}}
+	}
+	return &networking.StringMatch{MatchType: &networking.StringMatch_Prefix{Prefix: g.pick("/", "/a")}}
+}
+
+func (g generator) retries() *networking.HTTPRetry {
+	if g.IntN(2) == 0 {
+		return nil
+	}
+	return &networking.HTTPRetry{Attempts: int32(g.IntN(3)), RetryOn: g.pick("", "5xx,503")}
+}
+
 func (g generator) tls() *networking.ClientTLSSettings {
 	if g.IntN(3) == 0 {
 		return nil

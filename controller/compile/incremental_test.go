@@ -11,10 +11,8 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	networking "istio.io/api/networking/v1alpha3"
 	securitybeta "istio.io/api/security/v1beta1"
 	typebeta "istio.io/api/type/v1beta1"
-	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -193,7 +191,7 @@ func (g generator) traffic(kind model.Kind, n model.Name) any {
 	case model.KindDestinationRule:
 		return g.rule(n)
 	}
-	return &networkingv1.VirtualService{ObjectMeta: g.meta(n), Spec: networking.VirtualService{Hosts: []string{g.pick("x", "y")}}}
+	return g.virtual(n)
 }
 
 // state is what nodes would hold after all deltas.

@@ -20,6 +20,7 @@ func (c *Compiler) meshSettings() Resource {
 	if m.RegistryOnly {
 		s.OutboundPolicy = settings.OutboundPolicy_REGISTRY_ONLY
 	}
+	s.CallDefaults = callDefaultsOf(m.Config)
 	if m.Config != nil {
 		configured(s, m)
 	}

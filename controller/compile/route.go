@@ -9,23 +9,12 @@ import (
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	previous "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/model"
-)
-
-// What is tried again without a rule (RS-06), unless MeshConfig says otherwise.
-const (
-	defaultRetries = 2
-	defaultRetryOn = "connect-failure,refused-stream,unavailable,cancelled"
-	// hostAttempts is how often another endpoint is looked for than the one that failed.
-	hostAttempts = 5
 )
 
 // route is what callers of one port of one service go by while no VirtualService says otherwise: one virtual host, under
@@ -52,29 +41,6 @@ func (c *Compiler) route(s callee, p calleePort) *route.RouteConfiguration {
 		IgnorePortInHostMatching: true,
 	}
 }
-
-// retryPolicy is nil when MeshConfig turns retries off.
-func retryPolicy(config *meshv1alpha1.MeshConfig) *route.RetryPolicy {
-	out := &route.RetryPolicy{RetryOn: defaultRetryOn, NumRetries: wrapperspb.UInt32(defaultRetries),
-		HostSelectionRetryMaxAttempts: hostAttempts,
-		RetryHostPredicate: []*route.RetryPolicy_RetryHostPredicate{{Name: "envoy.retry_host_predicates.previous_hosts",
-			ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: previousHosts()}}}}
-	said := config.GetDefaultHttpRetryPolicy()
-	if said == nil {
-		return out
-	}
-	if said.GetAttempts() <= 0 {
-		return nil
-	}
-	out.NumRetries = wrapperspb.UInt32(uint32(said.GetAttempts()))
-	out.PerTryTimeout = said.GetPerTryTimeout()
-	if on := said.GetRetryOn(); on != "" {
-		out.RetryOn = on
-	}
-	return out
-}
-
-func previousHosts() *anypb.Any { return packed(&previous.PreviousHostsPredicate{}) }
 
 // callee describes a service of Kubernetes. The ports are those that speak TCP.
 func (c *Compiler) callee(s *model.Service) callee {

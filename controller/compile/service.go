@@ -45,7 +45,7 @@ func (c *Compiler) service(n model.Name) ([]Resource, []validate.Finding) {
 			return nil, found
 		}
 	}
-	out := &workloadapi.Service{Name: s.Name, Namespace: s.Namespace, Hostname: c.hostname(s), LoadBalancing: balancing(s),
+	out := &workloadapi.Service{Name: s.Name, Namespace: s.Namespace, Hostname: c.hostname(s), LoadBalancing: kubeBalancing(s),
 		IpFamilies: families(s.Spec.IPFamilies), Canonical: true}
 	var aliases []string
 	for _, ip := range clusterIPs(s.Service) {
@@ -115,8 +115,8 @@ func families(f []corev1.IPFamily) workloadapi.IPFamilies {
 	return workloadapi.IPFamilies_AUTOMATIC
 }
 
-// balancing translates what kube-proxy would do; nil when nothing is asked for.
-func balancing(s *model.Service) *workloadapi.LoadBalancing {
+// kubeBalancing translates what kube-proxy would do; nil when nothing is asked for.
+func kubeBalancing(s *model.Service) *workloadapi.LoadBalancing {
 	lb := &workloadapi.LoadBalancing{}
 	if d := s.Spec.TrafficDistribution; d != nil {
 		if near := distribution(*d); near != nil {

@@ -55,13 +55,7 @@ const exampleBlock = "10.7.0.0/16"
 
 func samples() map[model.Kind]sample {
 	return map[model.Kind]sample{
-		model.KindVirtualService: {base: &networkingapi.VirtualService{Hosts: []string{"web"}, Http: []*networkingapi.HTTPRoute{{
-			Route: []*networkingapi.HTTPRouteDestination{{Destination: &networkingapi.Destination{Host: "web"}}}}}},
-			into: func(m proto.Message) any {
-				o := &networkingv1.VirtualService{ObjectMeta: meta("x")}
-				proto.Merge(&o.Spec, m)
-				return o
-			}},
+		model.KindVirtualService:  virtualServiceSample(),
 		model.KindDestinationRule: destinationRuleSample(),
 		model.KindGateway: {base: &networkingapi.Gateway{}, into: func(m proto.Message) any {
 			o := &networkingv1.Gateway{ObjectMeta: meta("x")}
@@ -209,24 +203,6 @@ func serviceEntrySample() sample {
 		}}
 }
 
-func destinationRuleSample() sample {
-	const policy, port, subset = "trafficPolicy.", "portLevelSettings[].", "subsets[]."
-	out := sample{base: &networkingapi.DestinationRule{Host: "web", TrafficPolicy: &networkingapi.TrafficPolicy{},
-		Subsets: []*networkingapi.Subset{{TrafficPolicy: &networkingapi.TrafficPolicy{Tls: &networkingapi.ClientTLSSettings{}}}}},
-		values: map[string]string{"host": "other", "exportTo[]": "."}, with: map[string]map[string]string{},
-		into: func(m proto.Message) any {
-			o := &networkingv1.DestinationRule{ObjectMeta: meta("x")}
-			proto.Merge(&o.Spec, m)
-			return o
-		}}
-	for _, in := range []string{policy, subset + policy} {
-		for _, field := range []string{"loadBalancer", "connectionPool", "outlierDetection", "tls"} { // a port that is there already
-			out.with[in+port+field] = map[string]string{in + port + "port.number": "80"}
-		}
-	}
-	return out
-}
-
 func authorizationSample() sample {
 	const from, to = "rules[].from[].source.", "rules[].to[].operation."
 	values := map[string]string{"selector.matchLabels{}": "web", "action": "DENY", "rules[].when[].key": "source.principal",
@@ -294,7 +270,8 @@ func leaf(t *testing.T, m protoreflect.Message, rest string, deeper bool, text s
 		return
 	}
 	if m.Descriptor().FullName() == "google.protobuf.Duration" {
-		m.Set(m.Descriptor().Fields().ByName("seconds"), protoreflect.ValueOfInt64(7))
+		seconds := m.Descriptor().Fields().ByName("seconds")
+		m.Set(seconds, scalar(t, seconds, text))
 		return
 	}
 	for i := range m.Descriptor().Fields().Len() {

@@ -200,7 +200,7 @@ func (r *Registry) dirtyClaims(ip netip.Addr, d *Dirty) {
 func (r *Registry) dirtyHost(s *Service, add bool, d *Dirty) {
 	x := &r.external
 	n := Name{s.Namespace, s.Name}
-	host := r.resolve(s.Name, s.Namespace)
+	host := r.Resolve(s.Name, s.Namespace)
 	for _, form := range []string{host, s.Name + "." + s.Namespace + ".svc", s.Name + "." + s.Namespace} {
 		mark(d.Entries, x.byHost[form])
 	}
@@ -241,7 +241,7 @@ func (r *Registry) EntryExportTo(e *ServiceEntry) ExportTo {
 func (r *Registry) ServiceAt(host string) *Service {
 	name, rest, _ := strings.Cut(host, ".")
 	namespace, _, _ := strings.Cut(rest, ".")
-	if s := r.services[Name{namespace, name}]; s != nil && r.resolve(name, namespace) == host {
+	if s := r.services[Name{namespace, name}]; s != nil && r.Resolve(name, namespace) == host {
 		return s
 	}
 	return nil

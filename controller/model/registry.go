@@ -54,6 +54,7 @@ type Dirty struct {
 	Policies map[Name]bool
 	Peers    map[Name]bool
 	Rules    map[Name]bool // DestinationRules
+	Virtual  map[Name]bool // VirtualServices
 	// ServiceEntries and WorkloadEntries.
 	Entries   map[Name]bool
 	Workloads map[Name]bool
@@ -65,7 +66,7 @@ type Dirty struct {
 
 func newDirty() *Dirty {
 	return &Dirty{Pods: map[Name]bool{}, Services: map[Name]bool{}, Slices: map[Name]bool{}, Policies: map[Name]bool{},
-		Peers: map[Name]bool{}, Rules: map[Name]bool{}, Entries: map[Name]bool{}, Workloads: map[Name]bool{}, Keys: map[string]bool{}, targets: map[Name]bool{}}
+		Peers: map[Name]bool{}, Rules: map[Name]bool{}, Virtual: map[Name]bool{}, Entries: map[Name]bool{}, Workloads: map[Name]bool{}, Keys: map[string]bool{}, targets: map[Name]bool{}}
 }
 
 // New returns an empty registry.

@@ -9,6 +9,7 @@ import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/validate"
 )
 
 // meshGateway is the name under which a VirtualService binds to the calls of workloads.
@@ -17,7 +18,8 @@ const meshGateway = "mesh"
 // DestinationRule is a rule with its host in full.
 type DestinationRule struct {
 	*networkingv1.DestinationRule
-	Host string
+	Host     string
+	Findings []validate.Finding
 }
 
 // VirtualService is a VirtualService with its hosts in full.
@@ -25,18 +27,22 @@ type VirtualService struct {
 	*networkingv1.VirtualService
 	Hosts []string
 	Mesh  bool // it applies to calls of workloads (SR-15), not only to gateways
+	// Delegates are the VirtualServices that it leads to, each once.
+	Delegates []Name
+	Findings  []validate.Finding
 }
 
 // traffic holds the objects that say how workloads call, by namespace.
 type traffic struct {
 	rules    map[string]map[Name]*DestinationRule
 	virtual  map[Name]*VirtualService
+	roots    map[Name]map[Name]bool // delegate → who delegates to it
 	sidecars map[string]map[Name]*Sidecar
 }
 
 func newTraffic() traffic {
 	return traffic{rules: map[string]map[Name]*DestinationRule{}, virtual: map[Name]*VirtualService{},
-		sidecars: map[string]map[Name]*Sidecar{}}
+		roots: map[Name]map[Name]bool{}, sidecars: map[string]map[Name]*Sidecar{}}
 }
 
 func (r *Registry) applyTraffic(e Event, d *Dirty) {
@@ -47,14 +53,20 @@ func (r *Registry) applyTraffic(e Event, d *Dirty) {
 		r.dirtyRule(t.rules[e.Name.Namespace][e.Name], d)
 		unlink(t.rules, e.Name.Namespace, e.Name)
 		if o, ok := e.Object.(*networkingv1.DestinationRule); ok {
-			now := &DestinationRule{o, r.resolve(o.Spec.GetHost(), o.Namespace)}
+			now := &DestinationRule{o, r.Resolve(o.Spec.GetHost(), o.Namespace), validate.DestinationRule(o)}
 			link(t.rules, e.Name.Namespace, e.Name, now)
 			r.dirtyRule(now, d)
 		}
 	case KindVirtualService:
-		delete(t.virtual, e.Name)
+		d.Virtual[e.Name] = true
+		mark(d.Virtual, t.roots[e.Name])
+		if old := t.virtual[e.Name]; old != nil {
+			t.delegate(old, false)
+			delete(t.virtual, e.Name)
+		}
 		if o, ok := e.Object.(*networkingv1.VirtualService); ok {
 			t.virtual[e.Name] = r.newVirtual(o)
+			t.delegate(t.virtual[e.Name], true)
 		}
 	case KindSidecar:
 		if old := t.sidecars[e.Name.Namespace][e.Name]; old != nil {
@@ -69,7 +81,15 @@ func (r *Registry) applyTraffic(e Event, d *Dirty) {
 	}
 }
 
-func (r *Registry) resolve(host, namespace string) string {
+// delegate files who leads to whom.
+func (t *traffic) delegate(v *VirtualService, add bool) {
+	for _, n := range v.Delegates {
+		file(t.roots, n, v.Key(), add)
+	}
+}
+
+// Resolve returns the full name of a host as an object of the namespace writes it.
+func (r *Registry) Resolve(host, namespace string) string {
 	return ResolveHost(host, namespace, r.clusterDomain())
 }
 
@@ -78,12 +98,31 @@ func (r *Registry) clusterDomain() string {
 }
 
 func (r *Registry) newVirtual(o *networkingv1.VirtualService) *VirtualService {
-	out := &VirtualService{VirtualService: o,
+	out := &VirtualService{VirtualService: o, Findings: validate.VirtualService(o),
 		Mesh: len(o.Spec.GetGateways()) == 0 || slices.Contains(o.Spec.GetGateways(), meshGateway)}
 	for _, h := range o.Spec.GetHosts() {
-		out.Hosts = append(out.Hosts, r.resolve(h, o.Namespace))
+		out.Hosts = append(out.Hosts, r.Resolve(h, o.Namespace))
+	}
+	for _, h := range o.Spec.GetHttp() {
+		if to := h.GetDelegate(); to != nil {
+			n := Name{cmp.Or(to.GetNamespace(), o.Namespace), to.GetName()}
+			if !slices.Contains(out.Delegates, n) {
+				out.Delegates = append(out.Delegates, n)
+			}
+		}
 	}
 	return out
+}
+
+// Key is the rule's name.
+func (v *VirtualService) Key() Name { return Name{v.Namespace, v.VirtualService.Name} }
+
+// VirtualService returns nil when there is none.
+func (r *Registry) VirtualService(n Name) *VirtualService { return r.traffic.virtual[n] }
+
+// VirtualExportTo returns from where the VirtualService counts.
+func (r *Registry) VirtualExportTo(v *VirtualService) ExportTo {
+	return NewExportTo(v.Spec.GetExportTo(), v.Namespace, r.mesh.now.Config.GetDefaultVirtualServiceExportTo())
 }
 
 // Selector is nil for a rule that is not for some workloads of its namespace only.
@@ -129,6 +168,9 @@ func (r *Registry) markRules(d *Dirty) {
 		for n := range rules {
 			d.Rules[n] = true
 		}
+	}
+	for n := range r.traffic.virtual {
+		d.Virtual[n] = true
 	}
 }
 
@@ -205,8 +247,8 @@ func (r *Registry) VirtualServices(namespace, host string) []*VirtualService {
 		host string
 	}
 	var found []match
-	for n, v := range r.traffic.virtual {
-		if !v.Mesh || !NewExportTo(v.Spec.GetExportTo(), n.Namespace, r.mesh.now.Config.GetDefaultVirtualServiceExportTo()).Visible(namespace) {
+	for _, v := range r.traffic.virtual {
+		if !v.Mesh || !r.VirtualExportTo(v).Visible(namespace) {
 			continue
 		}
 		best := ""
@@ -223,7 +265,7 @@ func (r *Registry) VirtualServices(namespace, host string) []*VirtualService {
 		if d := moreSpecific(a.host, b.host); d != 0 {
 			return d
 		}
-		return byAge(a.CreationTimestamp.Time, b.CreationTimestamp.Time, nameOf(a.VirtualService).String(), nameOf(b.VirtualService).String())
+		return byAge(a.CreationTimestamp.Time, b.CreationTimestamp.Time, a.Key().String(), b.Key().String())
 	})
 	var out []*VirtualService
 	for _, m := range found {
@@ -233,8 +275,6 @@ func (r *Registry) VirtualServices(namespace, host string) []*VirtualService {
 	}
 	return out
 }
-
-func nameOf(v *VirtualService) Name { return Name{v.Namespace, v.VirtualService.Name} }
 
 // outboundMode is a Sidecar's policy for hosts in no registry; ok is false when it leaves that to the mesh.
 func outboundMode(p *networking.OutboundTrafficPolicy) (registryOnly, ok bool) {

@@ -129,7 +129,7 @@ func TestVirtualServices(t *testing.T) {
 		t.Run(tt.row, func(t *testing.T) {
 			var got []string
 			for _, v := range visible(t, tt.mesh, tt.objects...).VirtualServices("client", reviews) {
-				got = append(got, nameOf(v).String())
+				got = append(got, v.Key().String())
 			}
 			if strings.Join(got, " ") != tt.want {
 				t.Errorf("got %v, want %s", got, tt.want)

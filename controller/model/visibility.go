@@ -65,7 +65,7 @@ func (m Mesh) sameCalls(o Mesh) bool {
 		slices.Equal(a.GetDefaultVirtualServiceExportTo(), b.GetDefaultVirtualServiceExportTo()) &&
 		slices.Equal(a.GetDefaultDestinationRuleExportTo(), b.GetDefaultDestinationRuleExportTo()) &&
 		a.GetConnectTimeout().AsDuration() == b.GetConnectTimeout().AsDuration() &&
-		proto.Equal(a.GetDefaultHttpRetryPolicy(), b.GetDefaultHttpRetryPolicy())
+		proto.Equal(a.GetDefaultHttpRetryPolicy(), b.GetDefaultHttpRetryPolicy()) && proto.Equal(a.GetTcpKeepalive(), b.GetTcpKeepalive())
 }
 
 // ExportTo returns from where the service is seen (IN-36: from everywhere unless it or MeshConfig says otherwise).

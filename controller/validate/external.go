@@ -17,3 +17,17 @@ func WorkloadEntry(o *networkingv1.WorkloadEntry, issues []Field) []Finding {
 	workloadEntryRules(c, &o.Spec)
 	return c.found
 }
+
+// VirtualService checks a rule by itself. One with an Error is not carried out: requests to its hosts are answered with it.
+func VirtualService(o *networkingv1.VirtualService) []Finding {
+	c := &collector{kind: "VirtualService", namespace: o.Namespace, name: o.Name}
+	virtualServiceRules(c, &o.Spec)
+	return c.found
+}
+
+// DestinationRule checks a rule by itself. What an Error blames is left out of what is served; the rest counts.
+func DestinationRule(o *networkingv1.DestinationRule) []Finding {
+	c := &collector{kind: "DestinationRule", namespace: o.Namespace, name: o.Name}
+	destinationRules(c, &o.Spec)
+	return c.found
+}

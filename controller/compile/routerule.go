@@ -1,0 +1,158 @@
+package compile
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/validate"
+)
+
+// meshGateway is the name under which rules are for the calls of workloads.
+const meshGateway = "mesh"
+
+// routeRule compiles a VirtualService for its callers' nodes. One that is for gateways alone, or that is a delegate, compiles to
+// nothing by itself.
+func (c *Compiler) routeRule(n model.Name) ([]Resource, []validate.Finding) {
+	v := c.reg.VirtualService(n)
+	if v == nil {
+		return nil, nil
+	}
+	found := slices.Clone(v.Findings)
+	hosts := slices.DeleteFunc(slices.Clone(v.Hosts), func(h string) bool { return h == "" || h == "*" }) // "*" was found to be wrong
+	if !v.Mesh || len(hosts) == 0 {
+		return nil, found
+	}
+	out := &settings.RouteRule{Namespace: n.Namespace, Name: n.Name, Hosts: hosts, ExportTo: c.reg.VirtualExportTo(v),
+		Created: timestamppb.New(v.CreationTimestamp.Time)}
+	t := routeTranslator{c: c, rule: v}
+	for i, r := range v.Spec.GetHttp() {
+		t.http(r, fmt.Sprintf("spec.http[%d]", i))
+	}
+	for i, r := range v.Spec.GetTcp() {
+		t.tcp(r, fmt.Sprintf("spec.tcp[%d]", i))
+	}
+	for i, r := range v.Spec.GetTls() {
+		t.tls(r, fmt.Sprintf("spec.tls[%d]", i))
+	}
+	found = append(found, t.found...)
+	if why := firstError(found); why != "" {
+		out.Error = why
+	} else {
+		out.Http, out.Tcp, out.Tls = t.out.Http, t.out.Tcp, t.out.Tls
+	}
+	return []Resource{{Type: api.RouteRuleType, Name: n.String(), Message: out}}, found
+}
+
+func firstError(found []validate.Finding) string {
+	for _, f := range found {
+		if f.Severity == validate.Error {
+			return f.Field + ": " + f.Message
+		}
+	}
+	return ""
+}
+
+// routeTranslator turns the rules of one VirtualService into those of nodes.
+type routeTranslator struct {
+	c     *Compiler
+	rule  *model.VirtualService
+	out   settings.RouteRule
+	found []validate.Finding
+}
+
+func (t *routeTranslator) add(s validate.Severity, field, format string, args ...any) {
+	t.found = append(t.found, validate.Finding{Severity: s, Kind: string(model.KindVirtualService), Namespace: t.rule.Namespace,
+		Name: t.rule.VirtualService.Name, Field: field, Message: fmt.Sprintf(format, args...)})
+}
+
+// inMesh reports whether a condition on gateways lets calls of workloads through.
+func inMesh(gateways []string) bool {
+	return len(gateways) == 0 || slices.Contains(gateways, meshGateway)
+}
+
+// cluster names a destination as seen from a namespace; the port stays open when the rule leaves it open.
+func (t *routeTranslator) cluster(d *networking.Destination, namespace string) string {
+	port, host := "", t.c.reg.Resolve(d.GetHost(), namespace)
+	if n := d.GetPort().GetNumber(); n != 0 {
+		port = fmt.Sprint(n)
+	}
+	return "outbound|" + port + "|" + d.GetSubset() + "|" + host
+}
+
+func callerMatch(labels map[string]string, namespace string, port uint32) *settings.CallerMatch {
+	if len(labels) == 0 && namespace == "" && port == 0 {
+		return nil
+	}
+	return &settings.CallerMatch{Labels: labels, Namespace: namespace, Port: port}
+}
+
+func (t *routeTranslator) tcp(in *networking.TCPRoute, at string) {
+	out := &settings.StreamRule{Destinations: t.destinations(in.GetRoute())}
+	for i, m := range in.GetMatch() {
+		if !inMesh(m.GetGateways()) {
+			continue
+		}
+		match := t.stream(m.GetDestinationSubnets(), fmt.Sprintf("%s.match[%d]", at, i))
+		match.Caller = callerMatch(m.GetSourceLabels(), m.GetSourceNamespace(), m.GetPort())
+		if m.GetSourceSubnet() != "" {
+			match.SourceSubnet = t.subnet(m.GetSourceSubnet(), fmt.Sprintf("%s.match[%d].sourceSubnet", at, i))
+		}
+		out.Matches = append(out.Matches, match)
+	}
+	if len(out.GetMatches()) > 0 || len(in.GetMatch()) == 0 {
+		t.out.Tcp = append(t.out.Tcp, out)
+	}
+}
+
+func (t *routeTranslator) tls(in *networking.TLSRoute, at string) {
+	out := &settings.StreamRule{Destinations: t.destinations(in.GetRoute())}
+	for i, m := range in.GetMatch() {
+		if !inMesh(m.GetGateways()) {
+			continue
+		}
+		match := t.stream(m.GetDestinationSubnets(), fmt.Sprintf("%s.match[%d]", at, i))
+		match.Caller = callerMatch(m.GetSourceLabels(), m.GetSourceNamespace(), m.GetPort())
+		for _, name := range m.GetSniHosts() {
+			match.SniHosts = append(match.SniHosts, strings.ToLower(name))
+		}
+		out.Matches = append(out.Matches, match)
+	}
+	if len(out.GetMatches()) > 0 {
+		t.out.Tls = append(t.out.Tls, out)
+	}
+}
+
+func (t *routeTranslator) stream(subnets []string, at string) *settings.StreamMatch {
+	out := &settings.StreamMatch{}
+	for i, text := range subnets {
+		out.DestinationSubnets = append(out.DestinationSubnets, t.subnet(text, fmt.Sprintf("%s.destinationSubnets[%d]", at, i)))
+	}
+	return out
+}
+
+func (t *routeTranslator) subnet(text, at string) string {
+	p, err := validate.IPBlock(text)
+	if err != nil {
+		t.add(validate.Error, at, "%s", err)
+	}
+	return p.String()
+}
+
+func (t *routeTranslator) destinations(in []*networking.RouteDestination) []*settings.StreamDestination {
+	var out []*settings.StreamDestination
+	for _, d := range in {
+		weight := uint32(max(d.GetWeight(), 0))
+		if len(in) == 1 {
+			weight = 1
+		}
+		out = append(out, &settings.StreamDestination{Cluster: t.cluster(d.GetDestination(), t.rule.Namespace), Weight: weight})
+	}
+	return out
+}
