@@ -54,6 +54,7 @@ func TestPathByClientMode(t *testing.T) {
 		want    Kind
 		refused reason.Reason
 		hidden  bool
+		origin  bool // TLS of the caller's own
 	}{
 		{name: "control: no rule", want: Tunnel},
 		{name: "a rule without tls", rules: []client.Resource{callRule("r", 1, auto)}, want: Tunnel},
@@ -65,9 +66,10 @@ func TestPathByClientMode(t *testing.T) {
 		{name: "ISTIO_MUTUAL, server outside the mesh", rules: []client.Resource{callRule("r", 1, istioMutual)}, dst: plain, want: Reject, refused: reason.ClientTLS},
 		{name: "ISTIO_MUTUAL, server with DISABLE", rules: []client.Resource{callRule("r", 1, istioMutual)}, set: served(settings.MtlsMode_MTLS_DISABLE), want: Reject, refused: reason.ClientTLS},
 		{name: "ISTIO_MUTUAL, no endpoint known", rules: []client.Resource{callRule("r", 1, istioMutual)}, edit: func(q *query) { q.Destination = nil }, want: Reject, refused: reason.ClientTLS},
-		{name: "SIMPLE", rules: []client.Resource{callRule("r", 1, simple)}, want: Reject, refused: reason.ClientTLS},
-		{name: "SIMPLE, server outside the mesh", rules: []client.Resource{callRule("r", 1, simple)}, dst: plain, want: Reject, refused: reason.ClientTLS},
-		{name: "MUTUAL, no endpoint known", rules: []client.Resource{callRule("r", 1, mutual)}, edit: func(q *query) { q.Destination = nil }, want: Reject, refused: reason.ClientTLS},
+		{name: "SIMPLE", rules: []client.Resource{callRule("r", 1, simple)}, want: Passthrough, hidden: true, origin: true},
+		{name: "SIMPLE, same node", rules: []client.Resource{callRule("r", 1, simple)}, edit: local, want: Passthrough, hidden: true, origin: true},
+		{name: "SIMPLE, server outside the mesh", rules: []client.Resource{callRule("r", 1, simple)}, dst: plain, want: Passthrough, origin: true},
+		{name: "MUTUAL, no endpoint known", rules: []client.Resource{callRule("r", 1, mutual)}, edit: func(q *query) { q.Destination = nil }, want: Passthrough, origin: true},
 		{name: "another port", rules: []client.Resource{callRule("r", 1, istioMutual, onPort(81, disable))}, want: Tunnel},
 		{name: "MT-07 the port", rules: []client.Resource{callRule("r", 1, istioMutual, onPort(80, disable))}, want: Passthrough, hidden: true},
 		{name: "the port's settings count whole", rules: []client.Resource{callRule("r", 1, disable, onPort(80, auto))}, want: Tunnel},
@@ -110,8 +112,9 @@ func TestPathByClientMode(t *testing.T) {
 				tc.edit(&q)
 			}
 			p := PathFor(q)
-			if p.Kind != tc.want || p.Refused != tc.refused || p.Anonymous != tc.hidden || p.Reason == "" {
-				t.Errorf("got %s (%s, %s), anonymous %t; want %s (%s), %t", p.Kind, p.Reason, p.Refused, p.Anonymous, tc.want, tc.refused, tc.hidden)
+			if p.Kind != tc.want || p.Refused != tc.refused || p.Anonymous != tc.hidden || p.Reason == "" || (p.Originate != nil) != tc.origin || (p.Called != nil) != tc.origin {
+				t.Errorf("got %s (%s, %s), anonymous %t, TLS %v; want %s (%s), %t, %t", p.Kind, p.Reason, p.Refused, p.Anonymous, p.Originate, tc.want, tc.refused,
+					tc.hidden, tc.origin)
 			}
 		})
 	}

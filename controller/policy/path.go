@@ -55,6 +55,10 @@ type Path struct {
 	// Anonymous: the caller's DestinationRule wants plain text, so that the server may not learn who calls, however the
 	// connection gets to it.
 	Anonymous bool
+	// Originate is the TLS that the caller's proxy speaks to the server, since the caller's DestinationRule says SIMPLE or MUTUAL; nil:
+	// none. It is set on a path that is Passthrough only, as is Called, the service whose rule that is.
+	Originate *settings.ClientTls
+	Called    *client.Service
 	Rule      string // namespace/name of the DestinationRule that had a say in the kind
 }
 
@@ -76,7 +80,7 @@ type PathQuery struct {
 func PathFor(q PathQuery) Path {
 	p := Path{Destination: q.Destination, Port: q.Address.Port()}
 	reject := func(r reason.Reason, why string) Path {
-		p.Kind, p.Refused, p.Reason = Reject, r, why
+		p.Kind, p.Refused, p.Reason, p.Originate, p.Called = Reject, r, why, nil, nil
 		return p
 	}
 	as := func(k Kind, why string) Path {
@@ -93,9 +97,11 @@ func PathFor(q PathQuery) Path {
 		p.Rule = rule
 	}
 	want := tls.GetMode()
+	originates := want == settings.ClientTls_MODE_SIMPLE || want == settings.ClientTls_MODE_MUTUAL
+	if originates {
+		p.Originate, p.Called = tls, svc
+	}
 	switch {
-	case want == settings.ClientTls_MODE_SIMPLE || want == settings.ClientTls_MODE_MUTUAL:
-		return reject(reason.ClientTLS, "the DestinationRule asks for TLS to the server, which this build cannot originate")
 	case want == settings.ClientTls_MODE_ISTIO_MUTUAL && !takesTunnel(q) && !outboundBlocked(q):
 		return reject(reason.ClientTLS, "the DestinationRule asks for mutual TLS of the mesh, which the server has not")
 	case dst == nil && q.Service != nil:
@@ -117,6 +123,9 @@ func PathFor(q PathQuery) Path {
 	case want == settings.ClientTls_MODE_DISABLE:
 		p.Anonymous = true
 		return as(Passthrough, "the DestinationRule wants plain text")
+	case originates:
+		p.Anonymous = true
+		return as(Passthrough, "the DestinationRule asks for TLS to the server itself")
 	case svc != nil && !mayServe(q.Snapshot.Mesh(), svc, tls, dst.Identity):
 		return reject(reason.PeerIdentity, "the destination's identity may not run the service")
 	}
