@@ -213,7 +213,7 @@ func meet(ctx context.Context, client, server *identity.Manager, from, to api.Id
 	if err != nil {
 		return err
 	}
-	if err := server.Await(ctx, to); err != nil {
+	if _, err := server.Fingerprint(ctx, to); err != nil {
 		return err
 	}
 	a, b := net.Pipe()

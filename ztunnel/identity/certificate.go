@@ -6,10 +6,12 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -26,7 +28,14 @@ type Certificate struct {
 	Intermediates []*x509.Certificate
 	Root          *x509.Certificate
 
-	tls tls.Certificate // leaf, intermediates and the key
+	tls         tls.Certificate // leaf, intermediates and the key
+	fingerprint string
+}
+
+// fingerprintOf is the SHA-256 of a certificate as X-Forwarded-Client-Cert has it.
+func fingerprintOf(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return hex.EncodeToString(sum[:])
 }
 
 // valid reports whether the whole chain is within its validity.
@@ -126,7 +135,7 @@ func newCertificate(id api.Identity, key crypto.Signer, answer []string, now tim
 			return nil, fmt.Errorf("check certificate of %s: %w", id, err)
 		}
 	}
-	c.tls = tls.Certificate{PrivateKey: key, Leaf: c.Leaf}
+	c.tls, c.fingerprint = tls.Certificate{PrivateKey: key, Leaf: c.Leaf}, fingerprintOf(c.Leaf)
 	sent := chain
 	if len(c.Intermediates) == 0 {
 		sent = chain[:1] // peers have the root; with intermediates the documents show it all the same (MT-18)

@@ -136,10 +136,14 @@ func (m *Manager) Certificate(ctx context.Context, id api.Identity) (*Certificat
 	}
 }
 
-// Await returns when a valid certificate of id is held, with the errors of Certificate otherwise: ServerTLS does not wait then.
-func (m *Manager) Await(ctx context.Context, id api.Identity) error {
-	_, err := m.Certificate(ctx, id)
-	return err
+// Fingerprint waits until a valid certificate of id is held, so that ServerTLS does not, and returns its SHA-256 in hexadecimal
+// digits. Its errors are those of Certificate.
+func (m *Manager) Fingerprint(ctx context.Context, id api.Identity) (string, error) {
+	c, err := m.Certificate(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	return c.fingerprint, nil
 }
 
 // Watch fetches certificates for ids ahead of their use and keeps them rotated until release is called, once for each call

@@ -16,6 +16,8 @@ import (
 type Peer struct {
 	// ID is who it proved to be.
 	ID api.Identity
+	// Fingerprint is the SHA-256 of its certificate in hexadecimal digits.
+	Fingerprint string
 
 	m     *Manager
 	state tls.ConnectionState
@@ -32,7 +34,7 @@ func (m *Manager) Peer(s tls.ConnectionState) (*Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Peer{ID: id, m: m, state: s, generation: m.trustGeneration()}
+	p := &Peer{ID: id, Fingerprint: fingerprintOf(s.PeerCertificates[0]), m: m, state: s, generation: m.trustGeneration()}
 	if p.expires, err = m.verifyClient(s); err != nil {
 		return nil, err
 	}

@@ -167,7 +167,7 @@ func (a *affinity) dropLocked(p *podPins, e *pin) {
 }
 
 // pickEndpoint asks policy for an endpoint of r.svc, the next in turn, and keeps the promise of its ClientIP affinity.
-func (s *session) pickEndpoint(r *route, dst netip.AddrPort) (policy.Choice, reason.Reason) {
+func (s *session) pickEndpoint(r *way, dst netip.AddrPort) (policy.Choice, reason.Reason) {
 	svc := r.svc
 	q := policy.PickQuery{
 		Snapshot: r.snap, Service: svc, Port: dst.Port(), Source: r.source, Client: s.judgedSource(dst.Addr()).Addr(),

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -23,8 +24,8 @@ import (
 type Identity interface {
 	// ClientTLS waits for a certificate of src; the configuration accepts a server that is one of want.
 	ClientTLS(ctx context.Context, src api.Identity, want []api.Identity) (*tls.Config, error)
-	// Await returns when a certificate of id is there for ServerTLS.
-	Await(ctx context.Context, id api.Identity) error
+	// Fingerprint returns when a certificate of id is there for ServerTLS, with its SHA-256 in hexadecimal digits.
+	Fingerprint(ctx context.Context, id api.Identity) (string, error)
 	// ServerTLS presents a certificate of dst and asks every client for one.
 	ServerTLS(dst api.Identity) *tls.Config
 	// Peer is the client of a finished handshake of ServerTLS.
@@ -60,6 +61,11 @@ type Config struct {
 	Names Names
 	// Rand says where the turns of endpoints begin, and picks among the addresses of a name. Default math/rand/v2.
 	Rand policy.Rand
+
+	// Random is for what requests leave to chance, 64 bits a time; safe for concurrent use. Default math/rand/v2.
+	Random func() uint64
+	// Roots are those of servers that a DestinationRule asks TLS to; default: the system's.
+	Roots *x509.CertPool
 
 	// Network is the network of this node's pods; default "".
 	Network string
@@ -99,6 +105,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Rand == nil {
 		c.Rand = systemRand{}
+	}
+	if c.Random == nil {
+		c.Random = rand.Uint64
 	}
 	if c.ClusterID == "" {
 		c.ClusterID = api.DefaultClusterID

@@ -42,10 +42,15 @@ func declaredBy(svc *client.Service, port uint16) speaks {
 	return speaksOf(svc.Settings.GetAppProtocols()[uint32(port)])
 }
 
-// declaredBehind is what the services of w's own namespace that lead to its port declare; of several that do not agree none does,
-// and services of other namespaces, which may list the address of any pod, have no say.
+// declaredBehind is what the services that lead to a port of w declare.
 func declaredBehind(snap *client.Snapshot, w *client.Workload, port uint16) speaks {
-	found, what := false, undeclared
+	return speaksOf(protocolBehind(snap, w, port))
+}
+
+// protocolBehind is the protocol that the services of w's own namespace that lead to its port declare; of several that do not agree
+// none does, and services of other namespaces, which may list the address of any pod, have no say.
+func protocolBehind(snap *client.Snapshot, w *client.Workload, port uint16) string {
+	found, what := false, ""
 	for key, list := range w.GetServices() {
 		namespace, host, _ := strings.Cut(key, "/")
 		if namespace != w.GetNamespace() {
@@ -59,9 +64,9 @@ func declaredBehind(snap *client.Snapshot, w *client.Workload, port uint16) spea
 			if p.GetTargetPort() != uint32(port) {
 				continue
 			}
-			says := declaredBy(svc, uint16(p.GetServicePort()))
+			says := svc.Settings.GetAppProtocols()[p.GetServicePort()]
 			if found && says != what {
-				return undeclared
+				return ""
 			}
 			found, what = true, says
 		}
@@ -108,6 +113,22 @@ func (s *session) detect(c net.Conn, snap *client.Snapshot, declared speaks) (sn
 		return sniff.TCP, nil // HTTP to a port of TLS is the server's to refuse
 	}
 	return what, nil
+}
+
+// detectInbound reports whether the client of a connection to the pod's port speaks HTTP. On a port that declares HTTP everything does
+// but a client that begins with a ClientHello: the TLS is between it and the application.
+func (s *session) detectInbound(c net.Conn, port uint16) (bool, error) {
+	snap := s.p.cfg.Snapshot()
+	declared := declaredBehind(snap, s.pod.workload(snap), port)
+	ask := declared
+	if declared == speaksHTTP {
+		ask = speaksTLS // its client speaks first as well
+	}
+	what, err := s.detect(c, snap, ask)
+	if declared == speaksHTTP {
+		return what != sniff.TLS, err
+	}
+	return what == sniff.HTTP1 || what == sniff.HTTP2, err
 }
 
 // readFirst reads until it is sure what c speaks. The end of the direction and of the time are no errors.

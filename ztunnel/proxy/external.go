@@ -24,7 +24,7 @@ type Names interface {
 
 // endpoint resolves the original destination: a service's address to one of its workloads, a workload's to itself, an address
 // that a declared host resolves to to that host, everything else to nil.
-func (s *session) endpoint(r *route) (*client.Workload, error) {
+func (s *session) endpoint(r *way) (*client.Workload, error) {
 	network := r.source.GetNetwork()
 	r.addr = s.dst
 	w := r.snap.WorkloadFor(r.source.GetNamespace(), network, s.dst.Addr())
@@ -70,13 +70,13 @@ func servicePort(svc *client.Service, port uint16) (target uint16, ok bool) {
 }
 
 // sees reports whether the source sees the service on the port: it is exported to its namespace, and in its Sidecar's scope.
-func (r *route) sees(svc *client.Service, port uint16) bool {
+func (r *way) sees(svc *client.Service, port uint16) bool {
 	return r.view.Sees(policy.CalleeOf(svc), uint32(port))
 }
 
 // reachable refuses a workload whose address was dialled and that the source does not see, where the outbound policy allows
 // nothing else. Where it allows any, the workload is reached as ever, with the source's identity.
-func (s *session) reachable(r *route, w *client.Workload) error {
+func (s *session) reachable(r *way, w *client.Workload) error {
 	if r.view.OutboundPolicy(r.snap.Mesh()) != settings.OutboundPolicy_REGISTRY_ONLY || w.GetUid() == r.source.GetUid() ||
 		r.view.SeesWorkload(r.snap, w, s.dst.Port()) {
 		return nil
@@ -85,7 +85,7 @@ func (s *session) reachable(r *route, w *client.Workload) error {
 }
 
 // pick chooses a workload of r.svc for the port of dst, and says in r.addr where it is.
-func (s *session) pick(r *route, dst netip.AddrPort) (*client.Workload, error) {
+func (s *session) pick(r *way, dst netip.AddrPort) (*client.Workload, error) {
 	r.port = dst.Port()
 	choice, why := s.pickEndpoint(r, dst)
 	if why != reason.None {
@@ -101,7 +101,7 @@ func (s *session) pick(r *route, dst netip.AddrPort) (*client.Workload, error) {
 
 // resolve finds the address of a workload that has a name only (SR-05: the address that the client dialled counts for nothing).
 // A name of something that the mesh knows leads to that, so that no name is a way round its identity and policies.
-func (s *session) resolve(r *route, w *client.Workload, port uint16) (*client.Workload, error) {
+func (s *session) resolve(r *way, w *client.Workload, port uint16) (*client.Workload, error) {
 	switch {
 	case s.p.cfg.Names == nil:
 		return w, refusedf(reason.NoEndpoint, "host %s cannot be resolved here", w.GetHostname())
@@ -109,7 +109,7 @@ func (s *session) resolve(r *route, w *client.Workload, port uint16) (*client.Wo
 		return w, refusedf(reason.NoEndpoint, "host %s leads to a name again", w.GetHostname())
 	}
 	r.resolved = true
-	ctx, cancel := clock.WithTimeout(s.ctx, s.p.cfg.Clock, s.p.cfg.ConnectTimeout, nil)
+	ctx, cancel := clock.WithTimeout(s.ctx, s.p.cfg.Clock, s.connectTimeout(), nil)
 	defer cancel()
 	addrs, err := s.p.cfg.Names.Lookup(ctx, w.GetHostname())
 	if err != nil {
@@ -147,13 +147,13 @@ func (s *session) order(svc *client.Service, addrs []netip.Addr) []netip.Addr {
 const maxDials = 8
 
 // strangers are those of the addresses that nothing of the mesh has, as many as one connection tries after the first.
-func (s *session) strangers(r *route, addrs []netip.Addr, port uint16) []netip.AddrPort {
+func (s *session) strangers(r *way, addrs []netip.Addr, port uint16) []netip.AddrPort {
 	var out []netip.AddrPort
 	for _, a := range addrs {
 		if len(out) == maxDials-1 {
 			break
 		}
-		at := &route{snap: r.snap, source: r.source, addr: netip.AddrPortFrom(a, port)}
+		at := &way{snap: r.snap, source: r.source, addr: netip.AddrPortFrom(a, port)}
 		network := r.source.GetNetwork()
 		kubernetes := slices.ContainsFunc(r.snap.ServicesByIP(network, a), func(svc *client.Service) bool { return !svc.Settings.GetDeclared() })
 		if !kubernetes && r.snap.WorkloadFor(r.source.GetNamespace(), network, a) == nil && s.p.podAt(a) == nil && s.foreignPort(at) == nil {
@@ -164,7 +164,7 @@ func (s *session) strangers(r *route, addrs []netip.Addr, port uint16) []netip.A
 }
 
 // known returns what the mesh knows at r.addr instead of w, which only named it.
-func (s *session) known(r *route, w *client.Workload) (*client.Workload, error) {
+func (s *session) known(r *way, w *client.Workload) (*client.Workload, error) {
 	network := r.source.GetNetwork()
 	for _, svc := range r.snap.ServicesByIP(network, r.addr.Addr()) {
 		if !svc.Settings.GetDeclared() { // of Kubernetes: it has addresses and no names
@@ -179,7 +179,7 @@ func (s *session) known(r *route, w *client.Workload) (*client.Workload, error) 
 }
 
 // foreignPort refuses an endpoint that is a listener of the mesh in the client's own pod.
-func (s *session) foreignPort(r *route) error {
+func (s *session) foreignPort(r *way) error {
 	if s.pod.meshPort(r.source, r.addr.Port()) && (r.addr.Addr().IsLoopback() || s.pod.owns(r.source, r.addr.Addr())) {
 		return refusedf(reason.MeshPort, "port %d is the mesh's own", r.addr.Port())
 	}
@@ -188,7 +188,7 @@ func (s *session) foreignPort(r *route) error {
 
 // byName finds the declared host that resolves to the dialled address. The connection goes where it was dialled, since that is
 // one of the host's addresses; only an entry of the client's own namespace may change its port.
-func (s *session) byName(r *route) *client.Workload {
+func (s *session) byName(r *way) *client.Workload {
 	if s.p.cfg.Names == nil {
 		return nil
 	}
@@ -207,7 +207,7 @@ func (s *session) byName(r *route) *client.Workload {
 }
 
 // hostPort returns the service that w is behind and that the source sees, with w's port for the dialled one.
-func (s *session) hostPort(r *route, w *client.Workload) (*client.Service, uint16) {
+func (s *session) hostPort(r *way, w *client.Workload) (*client.Service, uint16) {
 	var best *client.Service
 	var port uint16
 	for key, list := range w.GetServices() {
@@ -226,7 +226,7 @@ func (s *session) hostPort(r *route, w *client.Workload) (*client.Service, uint1
 }
 
 // describeService is the service that records name.
-func (r *route) describeService() *client.Service {
+func (r *way) describeService() *client.Service {
 	if r.svc != nil {
 		return r.svc
 	}

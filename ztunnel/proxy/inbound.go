@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"net"
 	"net/netip"
 
@@ -26,12 +27,16 @@ func (s *session) inbound() error {
 	c := policy.Connection{Source: s.src, Destination: s.dst}
 	defer s.pod.live.add(c, s.kill)()
 	if err := s.admit(s.pod, c); err != nil {
-		return err
+		return s.turnAway(err)
 	}
-	if _, err := s.detect(s.client, s.p.cfg.Snapshot(), s.declaredHere(s.dst.Port())); err != nil {
+	switch isHTTP, err := s.detectInbound(s.client, s.dst.Port()); {
+	case err != nil:
 		return err
+	case isHTTP:
+		s.count()
+		return s.serveArrivals(s.client, s.dst, nil, api.Identity{}, nil)
 	}
-	up, err := s.deliver(s.dst)
+	up, err := s.deliver(s.ctx, s.dst)
 	if err != nil {
 		return err
 	}
@@ -39,18 +44,9 @@ func (s *session) inbound() error {
 	return s.relay(up)
 }
 
-// declaredHere is what the services that the pod is behind declare of its port.
-func (s *session) declaredHere(port uint16) speaks {
-	snap := s.p.cfg.Snapshot()
-	if own := s.pod.workload(snap); own != nil {
-		return declaredBehind(snap, own, port)
-	}
-	return undeclared
-}
-
 // deliver connects to the pod's application at addr, from the client's address.
-func (s *session) deliver(addr netip.AddrPort) (net.Conn, error) {
-	ctx, cancel := clock.WithTimeout(s.ctx, s.p.cfg.Clock, s.p.cfg.ConnectTimeout, nil)
+func (s *session) deliver(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	ctx, cancel := clock.WithTimeout(ctx, s.p.cfg.Clock, s.p.cfg.ConnectTimeout, nil)
 	defer cancel()
 	up, err := s.pod.cfg.Sockets.Deliver(ctx, s.src.Addr(), addr)
 	if err != nil {

@@ -56,13 +56,7 @@ func (p *Proxy) judgeAgain() {
 	if snap == nil {
 		return
 	}
-	p.mu.Lock()
-	pods := make([]*Pod, 0, len(p.all))
-	for pod := range p.all {
-		pods = append(pods, pod)
-	}
-	p.mu.Unlock()
-	for _, pod := range pods {
+	for _, pod := range p.everyPod() {
 		pod.judgeAgain(snap)
 	}
 }

@@ -13,27 +13,33 @@ import (
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/hbone"
+	"github.com/undermesh/undermesh/ztunnel/proxy/sniff"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
 )
 
-// route is what an outbound connection was decided to do, by one snapshot.
-type route struct {
+// way is what an outbound connection was decided to do, by one snapshot.
+type way struct {
 	snap   *client.Snapshot
 	source *client.Workload
 	view   policy.View     // what the source sees
 	svc    *client.Service // nil: not addressed by a service's address
 	label  *client.Service // gives the connection its name and nothing else, when svc is nil
 	port   uint16          // of svc, that was dialled
+	subset string          // of svc, that a rule leads to
 	addr   netip.AddrPort  // of the endpoint
 	path   policy.Path
 	local  *Pod // the endpoint, when it is served here
 
 	resolved bool             // a hostname led here
 	others   []netip.AddrPort // to be tried after addr: what else the hostname resolves to
+
+	protocols []string // that TLS to the server offers, where the mesh originates it
+	protocol  string   // and that was chosen
+	leg       bool     // it led to a pod of this node, judged by its policies
 }
 
-// outbound carries a connection of one of the pod's own processes.
-func (s *session) outbound() error {
+// outbound carries a connection of one of the pod's own processes. life is that of the pod's connections.
+func (s *session) outbound(life context.Context) error {
 	s.line.Direction = Outbound.String()
 	if !s.dst.IsValid() || !s.src.IsValid() {
 		return refusedf(reason.Internal, "accepted socket has no address")
@@ -47,8 +53,11 @@ func (s *session) outbound() error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.detect(s.client, r.snap, s.declared(r)); err != nil {
+	switch what, err := s.detect(s.client, r.snap, s.declared(r)); {
+	case err != nil:
 		return err
+	case what == sniff.HTTP1, what == sniff.HTTP2:
+		return s.serveRequests(life)
 	}
 	if r, err = s.route(); err != nil {
 		return err
@@ -69,11 +78,11 @@ func (s *session) outbound() error {
 }
 
 // prepare waits until the mesh knows the pod, and a destination that is served here.
-func (s *session) prepare() (*route, error) {
+func (s *session) prepare() (*way, error) {
 	if s.pod.meshPort(nil, s.dst.Port()) && s.pod.hasAddr(s.dst.Addr()) {
 		return nil, refusedf(reason.MeshPort, "port %d is the mesh's own", s.dst.Port())
 	}
-	r := &route{}
+	r := &way{}
 	if !s.p.await(s.ctx, func(snap *client.Snapshot) bool {
 		r.snap, r.source = snap, s.pod.workload(snap)
 		if local := s.p.podAt(s.dst.Addr()); local != nil && local.workload(snap) == nil {
@@ -95,7 +104,7 @@ func (s *session) prepare() (*route, error) {
 }
 
 // declared is what the port that was dialled declares.
-func (s *session) declared(r *route) speaks {
+func (s *session) declared(r *way) speaks {
 	network := r.source.GetNetwork()
 	if svc := r.view.ServiceAt(r.snap, network, s.dst); svc != nil {
 		return declaredBy(svc, s.dst.Port())
@@ -106,13 +115,18 @@ func (s *session) declared(r *route) speaks {
 	return undeclared
 }
 
-// route decides by the newest snapshot where the connection goes.
-func (s *session) route() (*route, error) {
+// route decides by the newest snapshot where the connection goes that was dialled.
+func (s *session) route() (*way, error) {
 	r, err := s.prepare()
 	if err != nil {
 		return nil, err
 	}
 	w, err := s.endpoint(r)
+	return s.decide(r, w, err)
+}
+
+// decide says how the connection gets to w, which is nil for what the mesh does not know, at r.addr. err is why it goes nowhere.
+func (s *session) decide(r *way, w *client.Workload, err error) (*way, error) {
 	s.label(r, w, telemetry.NoTLS)
 	if err != nil {
 		return nil, err
@@ -122,14 +136,15 @@ func (s *session) route() (*route, error) {
 		return nil, refusedf(reason.NotReady, "%s is pod %s/%s of this node, which the mesh knows by other names", r.addr, pod.cfg.Namespace, pod.cfg.Name)
 	}
 	r.path = policy.PathFor(policy.PathQuery{
-		Snapshot: r.snap, Source: r.source, Destination: w, Service: r.svc, ServicePort: r.port, Address: r.addr, Local: r.local != nil, Captured: true,
+		Snapshot: r.snap, Source: r.source, Destination: w, Service: r.svc, ServicePort: r.port, Subset: r.subset, Address: r.addr,
+		Local: r.local != nil, Captured: true,
 	})
 	s.line.Path = r.path.Kind.String()
 	return r, nil
 }
 
 // label fills in the record and the labels of the source reporter.
-func (s *session) label(r *route, w *client.Workload, security telemetry.Security) {
+func (s *session) label(r *way, w *client.Workload, security telemetry.Security) {
 	var id api.Identity
 	if security != telemetry.NoTLS && w != nil {
 		id = w.Identity
@@ -146,8 +161,29 @@ func (s *session) label(r *route, w *client.Workload, security telemetry.Securit
 	}}
 }
 
-// open connects to where r leads: what it returns is judged, and reset when s.ctx ends. release is called at its end.
-func (s *session) open(r *route) (up net.Conn, release func(), err error) {
+// open connects to where r leads, with the TLS that the caller's DestinationRule asks for: what it returns is judged. The caller
+// resets it when s.ctx ends, and calls release at its end.
+func (s *session) open(r *way) (up net.Conn, release func(), err error) {
+	if r.path.Originate == nil {
+		return s.openPlain(r)
+	}
+	cfg, err := s.p.originTLS(r.path.Originate, r.path.Called, r.protocols)
+	if err != nil {
+		return nil, nil, refused(reason.ClientTLS, err)
+	}
+	if up, release, err = s.openPlain(r); err != nil {
+		return nil, nil, err
+	}
+	secured, err := s.originate(up, r, cfg)
+	if err != nil {
+		reset(up)
+		release()
+		return nil, nil, err
+	}
+	return secured, release, nil
+}
+
+func (s *session) openPlain(r *way) (up net.Conn, release func(), err error) {
 	switch r.path.Kind {
 	case policy.Reject:
 		return nil, nil, refusedf(r.path.Refused, "%s", r.path.Reason)
@@ -170,7 +206,7 @@ func (s *session) open(r *route) (up net.Conn, release func(), err error) {
 }
 
 // proxied opens a connection to a pod of this node: both sides' work in one pass.
-func (s *session) proxied(r *route) (net.Conn, func(), error) {
+func (s *session) proxied(r *way) (net.Conn, func(), error) {
 	w := r.path.Destination
 	security := telemetry.SameNode
 	if r.path.Anonymous {
@@ -186,6 +222,7 @@ func (s *session) proxied(r *route) (net.Conn, func(), error) {
 	if r.local.meshPort(w, r.addr.Port()) {
 		return nil, nil, refusedf(reason.MeshPort, "port %d is the mesh's own", r.addr.Port())
 	}
+	r.leg = true
 	c := policy.Connection{Source: s.judgedSource(r.addr.Addr()), Destination: r.addr, Peer: r.source.Identity}
 	if r.path.Anonymous {
 		c.Peer = api.Identity{}
@@ -257,7 +294,7 @@ func (s *session) dial(addrs []netip.AddrPort, dial func(context.Context, netip.
 
 // dialOne tries the addresses in order and says in the record which one it was. Each has an equal share of the time that is left.
 func (s *session) dialOne(addrs []netip.AddrPort, dial func(context.Context, netip.AddrPort) (net.Conn, error)) (net.Conn, error) {
-	end := s.p.cfg.Clock.Now().Add(s.p.cfg.ConnectTimeout)
+	end := s.p.cfg.Clock.Now().Add(s.connectTimeout())
 	var failed []error
 	for i, addr := range addrs {
 		left := end.Sub(s.p.cfg.Clock.Now())

@@ -13,7 +13,10 @@ import (
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/http"
+	"github.com/undermesh/undermesh/ztunnel/proxy/calls"
 )
 
 // Kind is what a listener of a pod is for.
@@ -80,6 +83,10 @@ type Pod struct {
 
 	gate *gate // of the tunnel listener
 
+	calls   *calls.Table
+	calling atomic.Pointer[policy.Caller] // that its requests go by
+	tenant  *http.Tenant
+
 	mu        sync.Mutex // protects below
 	running   *run       // nil before Run and after it
 	ended     bool       // Run takes no more listeners
@@ -112,7 +119,7 @@ func (p *Proxy) NewPod(cfg PodConfig) *Pod {
 	}
 	pod := &Pod{p: p, cfg: cfg, removed: make(chan struct{}), listeners: map[net.Listener]*listener{}, gate: newGate(p.cfg.Clock, p.cfg.MaxHandshakes, &p.unproved)}
 	pod.SetProbes(cfg.Probes)
-	pod.tunnels = newTunnels(pod)
+	pod.tunnels, pod.calls, pod.tenant = newTunnels(pod), p.calls.NewTable(), http.NewTenant(http.TenantLimits{Connections: p.cfg.MaxConnsPerPod})
 	p.affinity.add(pod)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -227,6 +234,7 @@ func (pod *Pod) Run(ctx context.Context) error {
 		why, grace = reason.PodRemoved, pod.p.cfg.RemovedGrace
 	}
 	stopAccepting()
+	pod.tenant.Drain()
 	pod.mu.Lock()
 	pod.running, pod.ended = nil, true
 	for l := range pod.listeners {
@@ -246,6 +254,7 @@ func (pod *Pod) Run(ctx context.Context) error {
 	case <-done:
 	case <-waited.Done():
 	}
+	pod.calls.Close()
 	end(refused(why, nil))
 	pod.tunnels.close()
 	<-done

@@ -31,7 +31,7 @@ func (s *session) probe() error {
 	if !s.pod.declares(asked) && !s.pod.redirects.expects(asked, s.p.cfg.Clock.Now()) {
 		return refusedf(reason.ProbeNotDeclared, "the pod declares no probe %s %q on port %d", method, target, s.dst.Port())
 	}
-	up, err := s.deliver(s.dst)
+	up, err := s.deliver(s.ctx, s.dst)
 	if err != nil {
 		return err
 	}

@@ -5,23 +5,30 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/hbone"
+	"github.com/undermesh/undermesh/ztunnel/http"
+	"github.com/undermesh/undermesh/ztunnel/http/route"
+	"github.com/undermesh/undermesh/ztunnel/proxy/calls"
 )
 
 // Proxy is what the pods of one node share: limits, the pods by name, and the watch on the mesh's configuration.
 // Safe for concurrent use.
 type Proxy struct {
-	cfg      Config
-	conns    atomic.Int64
-	refusals atomic.Int64
-	unproved atomic.Int64 // connections at the gates of all pods
-	buffers  buffers
-	pipes    pipes
-	affinity *affinity
-	serving  hbone.Config // of tunnel servers: their streams end with the pod's connections, not earlier
+	cfg       Config
+	conns     atomic.Int64
+	refusals  atomic.Int64
+	unproved  atomic.Int64 // connections at the gates of all pods
+	buffers   buffers
+	pipes     pipes
+	affinity  *affinity
+	serving   hbone.Config // of tunnel servers: their streams end with the pod's connections, not earlier
+	engine    *http.Engine
+	calls     *calls.Shared
+	forbidden *route.VirtualHost // answers those that a policy does not let in
 
 	mu      sync.Mutex // protects below
 	pods    map[podName]*Pod
@@ -47,8 +54,13 @@ func New(cfg Config) *Proxy {
 	if serving.IdleTimeout == 0 {
 		serving.IdleTimeout = tunnelIdle
 	}
+	engine, err := http.New(http.Config{Clock: cfg.Clock, Random: cfg.Random, Log: cfg.Log})
+	if err != nil {
+		panic(err)
+	}
+	shared := calls.NewShared(calls.Config{Clock: cfg.Clock, Rand: cfg.Random, Log: cfg.Log})
 	return &Proxy{
-		cfg: cfg, serving: serving,
+		cfg: cfg, serving: serving, engine: engine, calls: shared, forbidden: shared.Answer("forbidden", 403, denied),
 		affinity: newAffinity(cfg.Clock, affinityLimits{cfg.MaxAffinity, cfg.MaxAffinityPerPod, cfg.MaxAffinityPerService}),
 		pods:     map[podName]*Pod{}, addrs: map[netip.Addr]*Pod{}, all: map[*Pod]struct{}{}, changed: make(chan struct{}),
 	}
@@ -60,15 +72,52 @@ func (p *Proxy) Run(ctx context.Context) error {
 	defer p.pipes.drop()
 	changed, stop := p.cfg.Changed()
 	defer stop()
+	due := make(chan struct{}, 1)
+	timer := p.cfg.Clock.AfterFunc(sweepSoon, func() { due <- struct{}{} })
+	defer func() { timer.Stop() }()
+	soon := true // the timer's time is that after a change
 	for {
 		p.announce()
 		p.judgeAgain()
+	wait:
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-due:
+			p.sweep()
+			timer, soon = p.cfg.Clock.AfterFunc(sweepIdle, func() { due <- struct{}{} }), false
+			goto wait
 		case <-changed:
+			if !soon && timer.Stop() {
+				timer, soon = p.cfg.Clock.AfterFunc(sweepSoon, func() { due <- struct{}{} }), true
+			}
 		}
 	}
+}
+
+const (
+	sweepSoon = time.Second // after a change clusters in use learn of it, used or not
+	sweepIdle = 10 * time.Minute
+)
+
+// sweep brings the clusters of all pods up to date: connections to endpoints that are gone end.
+func (p *Proxy) sweep() {
+	for _, pod := range p.everyPod() {
+		if c, ok := pod.caller(); ok {
+			pod.calls.Sweep(c)
+		}
+	}
+}
+
+// everyPod lists the pods, with those that were removed and still have connections.
+func (p *Proxy) everyPod() []*Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pods := make([]*Pod, 0, len(p.all))
+	for pod := range p.all {
+		pods = append(pods, pod)
+	}
+	return pods
 }
 
 func (p *Proxy) announce() {

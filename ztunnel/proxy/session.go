@@ -36,7 +36,10 @@ type session struct {
 	received, sent atomic.Int64  // from and to the client
 	stream         *hbone.Stream // when set it counts instead: its peer is the client (accepted) or the upstream (dialed)
 	accepted       bool
-	silent         bool // a tunnel that served streams: they were recorded
+	meter          func() (received, sent uint64) // when set it counts instead: of a connection that others copy
+	patience       time.Duration                  // for the upstream connection; 0: Config.ConnectTimeout
+	silent         bool                           // a tunnel that served streams, or a connection of requests: they were recorded
+	turnedAway     bool                           // the client has its answer
 }
 
 func (pod *Pod) session(ctx context.Context, src, dst netip.AddrPort) *session {
@@ -63,7 +66,7 @@ func (pod *Pod) serve(r *run, kind Kind, c net.Conn) {
 	err := s.guard(func() error {
 		switch kind {
 		case Outbound:
-			return s.outbound()
+			return s.outbound(r.conns)
 		case Inbound:
 			return s.inbound()
 		case Probes:
@@ -75,6 +78,7 @@ func (pod *Pod) serve(r *run, kind Kind, c net.Conn) {
 	})
 	s.finish(err)
 	switch {
+	case s.turnedAway:
 	case s.relayed && refusalOf(err) != nil:
 		reset(c)
 	case s.relayed:
@@ -138,6 +142,9 @@ func (s *session) count() { s.flow = s.p.cfg.Telemetry.Open(s.bytes, s.labels...
 // bytes returns what came from the client and what went to it. Safe for concurrent use once the session is open.
 func (s *session) bytes() (received, sent uint64) {
 	received, sent = uint64(s.received.Load()), uint64(s.sent.Load())
+	if s.stream == nil && s.meter != nil {
+		return s.meter()
+	}
 	if s.stream == nil {
 		return received, sent
 	}
@@ -146,6 +153,14 @@ func (s *session) bytes() (received, sent uint64) {
 		return received + st.Received, sent + st.Sent
 	}
 	return received + st.Sent, sent + st.Received
+}
+
+// connectTimeout bounds the upstream connection.
+func (s *session) connectTimeout() time.Duration {
+	if s.patience > 0 {
+		return s.patience
+	}
+	return s.p.cfg.ConnectTimeout
 }
 
 // admit decides whether the policies of dest let c through; it waits for them. The connection must be watched before

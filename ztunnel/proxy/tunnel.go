@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"net"
 	"net/netip"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/hbone"
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 	"github.com/undermesh/undermesh/ztunnel/identity"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
 )
@@ -90,7 +92,7 @@ func (s *session) handshake() (api.Identity, *tls.Conn, error) {
 		return fail(reason.NotReady, errors.New("the mesh does not know this pod yet"))
 	}
 	s.describeInbound(s.dst, api.Identity{}, "", telemetry.NoTLS)
-	if err := s.p.cfg.Identity.Await(ctx, own.Identity); err != nil {
+	if _, err := s.p.cfg.Identity.Fingerprint(ctx, own.Identity); err != nil {
 		return fail(identity.ReasonOf(err), err)
 	}
 	if !s.pod.gate.wait(ctx, v) {
@@ -174,7 +176,7 @@ func (s *session) connect(own api.Identity, client *identity.Peer, req *hbone.Se
 	if err := s.admit(s.pod, c); err != nil {
 		return err
 	}
-	up, err := s.deliver(target)
+	up, err := s.deliver(s.ctx, target)
 	if err != nil {
 		return err
 	}
@@ -187,8 +189,34 @@ func (s *session) connect(own api.Identity, client *identity.Peer, req *hbone.Se
 	}
 	s.stream, s.accepted = stream, true
 	s.count()
+	isHTTP, err := s.detectInbound(stream, target.Port())
+	switch {
+	case err != nil:
+		reset(up)
+		return err
+	case isHTTP:
+		return s.serveArrivals(stream, target, client, w.Identity, up)
+	}
+	if err := s.writeEarly(up); err != nil {
+		stream.Reset(frame.CodeConnect)
+		return err
+	}
 	_, err = hbone.Relay(s.ctx, stream, up)
 	return s.relayEnd(err, reason.DownstreamReset, reason.UpstreamReset)
+}
+
+// writeEarly passes on what was read of the client to see what it speaks.
+func (s *session) writeEarly(up net.Conn) error {
+	if len(s.early) == 0 {
+		return nil
+	}
+	defer context.AfterFunc(s.ctx, func() { reset(up) })()
+	if _, err := up.Write(s.early); err != nil {
+		reset(up)
+		return ended(s.ctx, reason.UpstreamReset, err)
+	}
+	s.early = nil
+	return nil
 }
 
 // forwardedHost is the service that the client's proxy says it was asked for.

@@ -85,12 +85,12 @@ func (t *tunnels) dial(ctx context.Context, key tunnelKey, servers []api.Identit
 func (t *tunnels) close() { t.pool.Close() }
 
 // tunnelOut opens a stream through a tunnel to the destination's node. What the client said so far goes with it.
-func (s *session) tunnelOut(r *route) (net.Conn, func(), error) {
+func (s *session) tunnelOut(r *way) (net.Conn, func(), error) {
 	w := r.path.Destination
 	s.label(r, w, telemetry.MutualTLS)
 	tunnelAddr := netip.AddrPortFrom(r.addr.Addr(), r.path.TunnelPort)
 	s.line.Dst, s.line.HBONE = tunnelAddr, r.addr
-	ctx, cancel := clock.WithTimeout(s.ctx, s.p.cfg.Clock, s.p.cfg.ConnectTimeout, nil)
+	ctx, cancel := clock.WithTimeout(s.ctx, s.p.cfg.Clock, s.connectTimeout(), nil)
 	defer cancel()
 	first, rest := s.early[:min(len(s.early), hbone.MaxFirst)], s.early[min(len(s.early), hbone.MaxFirst):]
 	var b *[]byte
@@ -164,7 +164,7 @@ func (s *session) relayEnd(err error, far, near reason.Reason) error {
 }
 
 // tunnelHeader are the headers that Istio's ztunnel sends: who calls, and by which service name.
-func (s *session) tunnelHeader(r *route) hbone.Header {
+func (s *session) tunnelHeader(r *way) hbone.Header {
 	w := r.source
 	kind := map[string]string{"DEPLOYMENT": "deployment", "CRONJOB": "cronjob", "POD": "pod", "JOB": "job"}[w.GetWorkloadType().String()]
 	cluster := w.GetClusterId()

@@ -1,0 +1,157 @@
+package calls
+
+import (
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/cluster"
+	"github.com/undermesh/undermesh/ztunnel/http/route"
+)
+
+const (
+	maxNames    = 4096      // authorities of one pod's requests that are remembered; beyond, they are looked up again
+	maxHosts    = 4096      // virtual hosts of one pod; beyond, those are compiled anew that were not used for longest
+	maxClusters = 16384     // clusters of one pod; beyond, there are no further ones
+	idle        = time.Hour // after which what was not used is forgotten
+)
+
+// Config is what the tables of a node need. Clock and Rand are required.
+type Config struct {
+	Clock clock.Clock
+	Rand  func() uint64 // safe for concurrent use
+	Log   *slog.Logger  // default: discard
+}
+
+// Shared is what the tables of a node have in common. Safe for concurrent use.
+type Shared struct {
+	cfg    Config
+	hosts  interned[route.VirtualHost]
+	specs  interned[cluster.Spec]
+	faulty sync.Map // texts of errors that were logged; as many as the mesh has faulty objects
+}
+
+// NewShared does nothing but to make one.
+func NewShared(cfg Config) *Shared {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Shared{cfg: cfg}
+}
+
+// Table is what the calls of one pod go by. Safe for concurrent use; methods do not block. Callers are of the newest snapshot that
+// their pod is known in.
+type Table struct {
+	shared *Shared
+
+	mu       sync.RWMutex // protects below
+	snap     *client.Snapshot
+	names    map[nameKey]*host // of snap
+	hosts    map[policy.Target]*host
+	clusters map[string]*Cluster
+	inbound  map[inboundKey]*Inbound
+}
+
+type nameKey struct {
+	port      uint16
+	dialled   *client.Service
+	authority string
+}
+
+// host is a virtual host that is kept.
+type host struct {
+	compiled *route.VirtualHost
+	target   policy.Target
+	inputs   policy.Inputs
+	checked  *client.Snapshot // the inputs hold in it
+	used     atomic.Int64     // Unix seconds
+}
+
+// NewTable makes the table of a pod.
+func (s *Shared) NewTable() *Table {
+	return &Table{shared: s, names: map[nameKey]*host{}, hosts: map[policy.Target]*host{}, clusters: map[string]*Cluster{},
+		inbound: map[inboundKey]*Inbound{}}
+}
+
+func (s *Shared) now() int64 { return s.cfg.Clock.Now().Unix() }
+
+// VirtualHost returns what a request for the authority goes by that was made to the port; dialled is the service of the address that
+// was dialled, or nil. It never returns nil.
+func (t *Table) VirtualHost(c policy.Caller, port uint16, authority []byte, dialled *client.Service) *route.VirtualHost {
+	t.mu.RLock()
+	var h *host
+	if t.snap == c.Snapshot {
+		h = t.names[nameKey{port, dialled, string(authority)}]
+	}
+	t.mu.RUnlock()
+	if h == nil {
+		h = t.find(c, nameKey{port, dialled, string(authority)})
+	}
+	if now := t.shared.now(); h.used.Load() != now {
+		h.used.Store(now)
+	}
+	return h.compiled
+}
+
+// find looks the name up in the caller's snapshot.
+func (t *Table) find(c policy.Caller, key nameKey) *host {
+	target := c.Target(key.port, key.authority, key.dialled)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.snap != c.Snapshot {
+		t.snap = c.Snapshot
+		clear(t.names)
+	}
+	h := t.hosts[target]
+	if h == nil || h.checked != c.Snapshot && !h.inputs.Hold(c) {
+		h = t.compile(c, target)
+		if len(t.hosts) >= maxHosts {
+			t.evictLocked()
+		}
+		t.hosts[target] = h
+	}
+	h.checked = c.Snapshot
+	if len(t.names) >= maxNames {
+		clear(t.names)
+	}
+	t.names[key] = h
+	return h
+}
+
+// compile never fails: what cannot be compiled answers so.
+func (t *Table) compile(c policy.Caller, target policy.Target) *host {
+	vh, inputs := c.VirtualHost(target)
+	compiled, err := t.shared.hosts.get(vh, func() (*route.VirtualHost, error) { return route.Compile(vh) })
+	if err != nil {
+		t.shared.report("virtual host cannot be served", vh.GetName(), err)
+		compiled = t.shared.mustHost(unserved(vh, err))
+	}
+	return &host{compiled: compiled, target: target, inputs: inputs, checked: c.Snapshot}
+}
+
+// report logs an error once.
+func (s *Shared) report(msg, name string, err error) {
+	if _, again := s.faulty.LoadOrStore(name+"\x00"+err.Error(), nil); !again {
+		s.cfg.Log.Warn(msg, "name", name, "err", err)
+	}
+}
+
+// evictLocked drops the virtual hosts that were not used for longest, an eighth of all.
+func (t *Table) evictLocked() {
+	oldest := t.shared.now()
+	sum := int64(0)
+	for _, h := range t.hosts {
+		oldest = min(oldest, h.used.Load())
+		sum += h.used.Load() / int64(len(t.hosts))
+	}
+	for target, h := range t.hosts {
+		if h.used.Load() <= oldest+(sum-oldest)/4 {
+			delete(t.hosts, target)
+		}
+	}
+	clear(t.names)
+}

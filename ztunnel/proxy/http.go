@@ -1,0 +1,281 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/undermesh/undermesh/controller/api/reason"
+	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/cluster"
+	"github.com/undermesh/undermesh/ztunnel/hbone"
+	"github.com/undermesh/undermesh/ztunnel/http"
+	"github.com/undermesh/undermesh/ztunnel/http/head"
+	"github.com/undermesh/undermesh/ztunnel/http/route"
+	"github.com/undermesh/undermesh/ztunnel/proxy/calls"
+)
+
+// caller returns what the pod's requests go by now: of the newest snapshot, or of the last one that knew the pod. False when no
+// snapshot did.
+func (pod *Pod) caller() (policy.Caller, bool) {
+	snap := pod.p.cfg.Snapshot()
+	last := pod.calling.Load()
+	if last != nil && last.Snapshot == snap {
+		return *last, true
+	}
+	if snap != nil {
+		if w := pod.workload(snap); w != nil {
+			if c, known := policy.NewCaller(snap, w); known {
+				pod.calling.Store(&c)
+				return c, true
+			}
+		}
+	}
+	if last == nil {
+		return policy.Caller{}, false
+	}
+	return *last, true
+}
+
+// requests answers the engine for one connection of the pod's processes.
+type requests struct {
+	s    *session        // of the connection
+	life context.Context // of the pod's connections
+
+	mu      sync.Mutex // protects below
+	snap    *client.Snapshot
+	dialled *client.Service // that the address which was dialled is of, in snap
+	last    *upstream       // that carried a request
+}
+
+// serveRequests carries a connection of one of the pod's processes that speaks HTTP.
+func (s *session) serveRequests(life context.Context) error {
+	s.line.Path = "http"
+	f := &requests{s: s, life: life}
+	err := s.serveHTTP(s.client, &http.Flow{
+		Source: s.src, Destination: s.dst, Direction: http.Outbound, Upstreams: f, Workload: s.pod.tenant, Record: f.record,
+	})
+	f.describe()
+	return err
+}
+
+// serveHTTP gives a client's connection to the engine, which closes it.
+func (s *session) serveHTTP(c net.Conn, flow *http.Flow) error {
+	s.relayed = true
+	m := metered(c)
+	if s.stream == nil {
+		s.meter = m.bytes
+	}
+	err := s.p.engine.Serve(s.ctx, m.conn(func() {}), s.early, flow)
+	if r := refusalOf(context.Cause(s.ctx)); r != nil {
+		return r
+	}
+	if err != nil {
+		s.p.cfg.Log.Debug("connection of HTTP ended", "src", s.src.String(), "dst", s.dst.String(), "err", err)
+	}
+	return nil
+}
+
+// Routes implements http.Upstreams.
+func (f *requests) Routes(req *head.Request) *route.VirtualHost {
+	c, ok := f.s.pod.caller()
+	if !ok {
+		return nil
+	}
+	return f.s.pod.calls.VirtualHost(c, f.s.dst.Port(), req.Authority, f.service(c))
+}
+
+// service is the service of the address that was dialled, nil for none.
+func (f *requests) service(c policy.Caller) *client.Service {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.snap != c.Snapshot {
+		f.snap = c.Snapshot
+		if f.dialled = c.View.ServiceAt(c.Snapshot, c.Workload.GetNetwork(), f.s.dst); f.dialled == nil {
+			r := &way{snap: c.Snapshot, source: c.Workload, view: c.View}
+			f.s.byName(r)
+			f.dialled = r.svc
+		}
+	}
+	return f.dialled
+}
+
+// Cluster implements http.Upstreams.
+func (f *requests) Cluster(name string) *cluster.Cluster {
+	c, ok := f.s.pod.caller()
+	if !ok {
+		return nil
+	}
+	if e := f.s.pod.calls.Cluster(c, name); e != nil {
+		return e.Cluster
+	}
+	return nil
+}
+
+// Dial implements http.Upstreams.
+func (f *requests) Dial(ctx context.Context, c *cluster.Cluster, h *cluster.Host) (*http.Conn, error) {
+	e := f.s.pod.calls.Of(c)
+	if e == nil {
+		return nil, &http.Refused{Err: refusedf(reason.NoEndpoint, "cluster %s is no more", c.Name())}
+	}
+	s := f.s.pod.session(f.life, f.s.src, f.s.dst)
+	conn, err := s.reach(ctx, e, h)
+	if err != nil {
+		s.finish(err)
+		s.kill(nil)
+		return nil, refusedHTTP(err)
+	}
+	return conn, nil
+}
+
+// refusedHTTP is what a client of HTTP hears of a refusal.
+func refusedHTTP(err error) error {
+	r := refusalOf(err)
+	if r == nil {
+		return err
+	}
+	why := r.Reason.String()
+	var status *hbone.StatusError
+	if errors.As(err, &status) {
+		why = status.Header.Get(reasonHeader) // of the other node
+	}
+	switch why {
+	case reason.PolicyDenied.String(), reason.PolicyNotAllowed.String():
+		return &http.Refused{Status: 403, Body: denied, Detail: "rbac_access_denied_matched_policy[none]", Err: err}
+	case reason.OutboundBlocked.String():
+		return &http.Refused{Status: 502, Err: err}
+	case reason.UpstreamConnect.String():
+		return err // tried again where the route says so
+	}
+	return &http.Refused{Err: err}
+}
+
+const denied = "RBAC: access denied"
+
+// record is called at the end of each request.
+func (f *requests) record(e *http.Entry) {
+	if e.Conn == nil || e.Mirror {
+		return
+	}
+	u, ok := e.Conn.Value.(*upstream)
+	if !ok {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = u
+}
+
+// describe fills in the connection's record where its last request went.
+func (f *requests) describe() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.last == nil {
+		return
+	}
+	line, up := &f.s.line, &f.last.s.line
+	line.Dst, line.HBONE, line.Path, line.Generation = up.Dst, up.HBONE, up.Path, up.Generation
+	line.DstService, line.DstWorkload, line.DstNamespace, line.DstID = up.DstService, up.DstWorkload, up.DstNamespace, up.DstID
+	line.Policy, line.Rule, line.DryRun = up.Policy, up.Rule, up.DryRun
+}
+
+// reach opens a connection to a host of a cluster.
+func (s *session) reach(ctx context.Context, e *calls.Cluster, h *cluster.Host) (*http.Conn, error) {
+	s.line.Direction = Outbound.String()
+	s.patience = e.Cluster.Spec().ConnectTimeout
+	stop := context.AfterFunc(ctx, func() { s.kill(refused(reason.DownstreamReset, context.Cause(ctx))) })
+	defer stop()
+	var conn *http.Conn
+	err := s.guard(func() error {
+		r, err := s.wayTo(e, h)
+		if err != nil {
+			return err
+		}
+		if e.Cluster.Spec().HTTP.Version == cluster.HTTP2 {
+			r.protocols = []string{"h2"}
+		}
+		up, release, err := s.open(r)
+		if err != nil {
+			return err
+		}
+		conn = &http.Conn{Protocol: r.protocol}
+		if r.leg && r.path.Originate == nil {
+			conn.Leg = s.legPeer(r)
+		}
+		u := s.opened(up, release)
+		conn.Net, conn.Value = u.conn, u
+		return nil
+	})
+	if err == nil && !stop() {
+		_ = conn.Net.Close()
+		return nil, ended(s.ctx, reason.DownstreamReset, context.Cause(ctx))
+	}
+	return conn, err
+}
+
+// fingerprintWait bounds how long the first leg of a pod waits for the certificate that X-Forwarded-Client-Cert names.
+const fingerprintWait = time.Second
+
+// legPeer is who a workload of this node is told that calls it.
+func (s *session) legPeer(r *way) *http.Peer {
+	if r.path.Anonymous {
+		return &http.Peer{}
+	}
+	ctx, cancel := clock.WithTimeout(s.ctx, s.p.cfg.Clock, fingerprintWait, nil)
+	defer cancel()
+	hash, err := s.p.cfg.Identity.Fingerprint(ctx, r.source.Identity)
+	if err != nil { // the kernel says who calls; a certificate is not needed for that
+		s.p.cfg.Log.Debug("caller has no certificate yet", "src", r.source.Identity.String(), "err", err)
+	}
+	return &http.Peer{URI: r.source.Identity.String(), By: r.path.Destination.Identity.String(), Hash: hash}
+}
+
+// wayTo decides how the pod gets to a host of a cluster, by the newest snapshot.
+func (s *session) wayTo(e *calls.Cluster, h *cluster.Host) (*way, error) {
+	at := h.Endpoint()
+	if at.Addr.IsValid() {
+		s.dst = netip.AddrPortFrom(at.Addr.Addr().Unmap(), at.Addr.Port())
+		s.line.Dst = s.dst
+	}
+	r, err := s.prepare()
+	if err != nil {
+		return nil, err
+	}
+	spec := e.Spec()
+	if e.Cluster.Spec().Kind == cluster.OriginalDestination {
+		return s.wayToOriginal(r, spec)
+	}
+	ref, ok := at.Value.(calls.Endpoint)
+	if !ok {
+		return nil, refusedf(reason.Internal, "endpoint %s of %s is of an unknown kind", at.Key, e.Name())
+	}
+	r.svc, r.port, r.subset = spec.Service, spec.Port, spec.Subset
+	w := r.snap.WorkloadByUID(ref.UID)
+	if w == nil {
+		return nil, refusedf(reason.NoEndpoint, "endpoint %s of %s is no more", at.Key, e.Name())
+	}
+	if len(w.Addrs) == 0 {
+		w, err = s.resolve(r, w, ref.Port)
+	} else {
+		r.addr = netip.AddrPortFrom(s.dst.Addr(), ref.Port)
+		err = s.foreignPort(r)
+	}
+	return s.decide(r, w, err)
+}
+
+// wayToOriginal leads to the address that was dialled. What the mesh knows there keeps its identity and its policies, whatever
+// host the request names; an address that nobody knows may be the service's, where that says so.
+func (s *session) wayToOriginal(r *way, spec policy.ClusterSpec) (*way, error) {
+	w, err := s.endpoint(r)
+	if err == nil && w == nil && r.svc == nil && spec.Service != nil && original(spec.Service) {
+		if port, ok := servicePort(spec.Service, spec.Port); ok {
+			r.svc, r.port, r.addr = spec.Service, spec.Port, netip.AddrPortFrom(s.dst.Addr(), port)
+		}
+	}
+	return s.decide(r, w, err)
+}

@@ -1,0 +1,167 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/undermesh/undermesh/ztunnel/hbone"
+)
+
+// upstream is a connection that a pod's requests go over: to a host as the pod, judged, counted and ended as any connection of
+// its processes. It outlives the connection that it was opened for.
+type upstream struct {
+	s       *session
+	conn    net.Conn // what the engine has; its Close ends the upstream
+	release func()
+	unwatch func() bool
+	once    sync.Once
+}
+
+// opened makes an upstream of a connection that s has opened.
+func (s *session) opened(up net.Conn, release func()) *upstream {
+	u := &upstream{s: s, release: release}
+	if stream, ok := up.(*hbone.Stream); ok {
+		s.stream = stream
+	}
+	m := metered(up)
+	s.meter = func() (received, sent uint64) { // the pod is the client
+		sent, received = m.bytes()
+		return received, sent
+	}
+	u.conn = m.conn(u.end)
+	u.unwatch = context.AfterFunc(s.ctx, func() { reset(up) })
+	s.count()
+	return u
+}
+
+// end is called before the connection is closed; only the first call counts.
+func (u *upstream) end() {
+	u.once.Do(func() {
+		u.unwatch()
+		u.release()
+		var err error
+		if r := refusalOf(context.Cause(u.s.ctx)); r != nil {
+			err = r
+		}
+		u.s.silent = true
+		u.s.finish(err)
+		u.s.kill(nil)
+	})
+}
+
+// meter counts what a connection that others copy has carried.
+type meter struct {
+	c   net.Conn
+	raw syscall.RawConn // of a TCP socket, whose counters are the kernel's; nil: bytes are counted on their way
+
+	once           sync.Once
+	received, sent atomic.Uint64
+}
+
+func metered(c net.Conn) *meter {
+	m := &meter{c: c}
+	at := c
+	if tc, ok := at.(*tls.Conn); ok {
+		at = tc.NetConn()
+	}
+	if t, ok := at.(*hbone.Transport); ok {
+		at = t.Conn
+	}
+	if sc, ok := at.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			m.raw = raw
+		}
+	}
+	return m
+}
+
+// bytes returns what was read from the connection, and what was written to it and, of TCP, acknowledged. Safe for concurrent use.
+func (m *meter) bytes() (received, sent uint64) {
+	if m.raw != nil {
+		_ = m.raw.Control(func(fd uintptr) { // one that is closed has been read before
+			if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+				m.received.Store(info.Bytes_received)
+				m.sent.Store(info.Bytes_acked)
+			}
+		})
+	}
+	return m.received.Load(), m.sent.Load()
+}
+
+// conn is the connection to be copied; closing is called once, before it is closed.
+func (m *meter) conn(closing func()) net.Conn {
+	end := func() {
+		m.once.Do(func() {
+			m.bytes()
+			closing()
+		})
+	}
+	if tc, ok := m.c.(*net.TCPConn); ok {
+		return &tcpConn{tc, end}
+	}
+	return &otherConn{m.c, m, end}
+}
+
+type tcpConn struct {
+	*net.TCPConn
+	closing func()
+}
+
+// Close implements net.Conn.
+func (c *tcpConn) Close() error {
+	c.closing()
+	return c.TCPConn.Close()
+}
+
+type otherConn struct {
+	net.Conn
+	m       *meter
+	closing func()
+}
+
+// Read implements net.Conn.
+func (c *otherConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.m.raw == nil {
+		c.m.received.Add(uint64(max(n, 0)))
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *otherConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if c.m.raw == nil {
+		c.m.sent.Add(uint64(max(n, 0)))
+	}
+	return n, err
+}
+
+// Close implements net.Conn.
+func (c *otherConn) Close() error {
+	c.closing()
+	return c.Conn.Close()
+}
+
+// CloseWrite passes a half-close on.
+func (c *otherConn) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// SetLinger makes the next Close a reset, where the connection can be reset.
+func (c *otherConn) SetLinger(seconds int) error {
+	if l, ok := c.Conn.(interface{ SetLinger(int) error }); ok {
+		return l.SetLinger(seconds)
+	}
+	return errors.ErrUnsupported
+}
