@@ -1,6 +1,12 @@
 package proxy
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/ztunnel/cluster"
+	"github.com/undermesh/undermesh/ztunnel/http"
+)
 
 // PodStatus is one pod as the admin endpoints show it.
 type PodStatus struct {
@@ -26,3 +32,25 @@ func (pod *Pod) Status() PodStatus {
 	}
 	return s
 }
+
+// Pod returns the pod of that name that is served here, nil when there is none.
+func (p *Proxy) Pod(namespace, name string) *Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pods[podName{namespace, name}]
+}
+
+// Clusters returns the clusters that the pod's calls went to, in no order.
+func (pod *Pod) Clusters() []*cluster.Cluster {
+	var out []*cluster.Cluster
+	for e := range pod.calls.Clusters {
+		out = append(out, e.Cluster)
+	}
+	return out
+}
+
+// Tenant is the pod to the engine of HTTP: what it has under way.
+func (pod *Pod) Tenant() *http.Tenant { return pod.tenant }
+
+// Caller is the workload and the snapshot that the pod's requests go by now; false when no snapshot knew the pod.
+func (pod *Pod) Caller() (policy.Caller, bool) { return pod.caller() }
