@@ -232,6 +232,13 @@ func TestDraining(t *testing.T) {
 	if !h.Leaving() {
 		t.Error("a draining host is not said to leave")
 	}
+	for _, policy := range []string{"ROUND_ROBIN", "MAGLEV"} { // what terminates is not ready, and serves to the last
+		w := newWorld(t, `{"lbPolicy": "`+policy+`", "commonLbConfig": {"healthyPanicThreshold": {"value": 0}}}`,
+			endpoints(3, draining(0, 1, 2), unhealthy(0, 1, 2))...)
+		if got := w.picks(300); len(got) != 3 || got[""] > 0 {
+			t.Errorf("%s: when all are draining they serve to the end: %v", policy, got)
+		}
+	}
 	w.Update(w.Spec(), cluster.NewHosts(endpoints(3, draining(0, 1, 2))))
 	if got := w.picks(300); len(got) != 3 {
 		t.Errorf("when all are draining they serve to the end: %v", got)

@@ -183,7 +183,7 @@ func (c *Cluster) rebuildLocked(st *state) {
 	case next.down == nil && c.nextWeigh.Load() == math.MaxInt64:
 		next.view = next.hosts.view(next.spec)
 	default:
-		next.view = viewer{next.spec, next.hosts, next.down, c.weigher(&next)}.build()
+		next.view = viewer{spec: next.spec, hosts: next.hosts, down: next.down, weight: c.weigher(&next)}.build()
 	}
 	next.turns = c.newTurns(st.turns, next.view)
 	c.state.Store(&next)

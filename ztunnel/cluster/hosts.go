@@ -23,7 +23,7 @@ type Endpoint struct {
 	LocalityWeight uint32
 	Priority       uint32    // 0 is the first; see Spec on when the next is used
 	Healthy        bool      // false: only in a panic
-	Draining       bool      // terminating: nothing new, unless all are
+	Draining       bool      // terminating: nothing new, unless all are; then they count as healthy
 	Since          time.Time // when it joined, for slow start; zero: before everybody else
 	Value          any       // the caller's; not looked at
 }

@@ -56,9 +56,6 @@ func (p *parser) balance(c *clusterv3.Cluster, policy Policy) balanceSpec {
 		choices:          defaultChoices, activeBias: 1,
 		ringMin: defaultRingMin, ringMax: defaultRingMax, tableSize: defaultTableSize,
 	}
-	if cc.GetZoneAwareLbConfig() != nil {
-		p.zoneAware(cc.GetZoneAwareLbConfig())
-	}
 	if cc.GetConsistentHashingLbConfig().GetHashBalanceFactor() != nil {
 		p.fail("common_lb_config.consistent_hashing_lb_config.hash_balance_factor", "is not supported")
 	}
@@ -95,13 +92,6 @@ func (p *parser) balance(c *clusterv3.Cluster, policy Policy) balanceSpec {
 		}
 	}
 	return b
-}
-
-// zoneAware accepts what turns zone aware routing off: it would need to know how many clients are in each zone.
-func (p *parser) zoneAware(z *clusterv3.Cluster_CommonLbConfig_ZoneAwareLbConfig) {
-	if r := z.GetRoutingEnabled(); r == nil || r.GetValue() != 0 || z.GetFailTrafficOnPanic() {
-		p.fail("common_lb_config.zone_aware_lb_config", "is not supported, other than with routing_enabled 0")
-	}
 }
 
 func (p *parser) leastRequest(l *clusterv3.Cluster_LeastRequestLbConfig, b *balanceSpec) {

@@ -35,7 +35,6 @@ func TestCompileRefuses(t *testing.T) {
 		`{"upstreamBindConfig": {}}`:                                                    "upstream_bind_config",
 		`{"cleanupInterval": "0s"}`:                                                     "cleanup_interval",
 		`{"commonLbConfig": {"healthyPanicThreshold": {"value": 101}}}`:                 "healthy_panic_threshold",
-		`{"commonLbConfig": {"zoneAwareLbConfig": {}}}`:                                 "zone_aware_lb_config",
 		`{"commonLbConfig": {"overrideHostStatus": {"statuses": ["HEALTHY"]}}}`:         "override_host_status",
 		`{"commonLbConfig": {"consistentHashingLbConfig": {"hashBalanceFactor": 150}}}`: "hash_balance_factor",
 		`{"lbPolicy": "RING_HASH", "ringHashLbConfig": {"minimumRingSize": "2000", "maximumRingSize": "1000"}}`:     "ring_hash_lb_config",

@@ -99,14 +99,14 @@ func (b viewer) shares(k tableKey, everybody []uint32) []share {
 	for _, i := range everybody {
 		e := &b.hosts.list[i]
 		totals[e.Locality]++
-		if k.everybody || e.Healthy {
+		if k.everybody || b.fit(i) {
 			fit[e.Locality]++
 			sums[e.Locality] += float64(e.weight())
 		}
 	}
 	for _, i := range everybody {
 		e := &b.hosts.list[i]
-		if !k.everybody && !e.Healthy {
+		if !k.everybody && !b.fit(i) {
 			continue
 		}
 		w := float64(e.weight())

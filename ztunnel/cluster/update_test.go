@@ -200,13 +200,14 @@ func TestConcurrentUse(t *testing.T) {
 // A hundred source pods that see a service of a thousand endpoints share what is immutable.
 func TestMemoryOfManySources(t *testing.T) {
 	const sources, size = 100, 1000
+	var lists cluster.Lists
 	for policy, most := range map[string]int{"ROUND_ROBIN": 14 << 10, "RING_HASH": 14 << 10, "MAGLEV": 14 << 10} {
 		spec := compile(t, `{"lbPolicy": "`+policy+`", "outlierDetection": {}}`)
-		hosts := cluster.NewHosts(endpoints(size))
+
 		var clusters []*cluster.Cluster
 		before := heap()
 		for range sources {
-			c := cluster.New(cluster.Config{Clock: clock.System(), Rand: rand.Uint64}, spec, hosts)
+			c := cluster.New(cluster.Config{Clock: clock.System(), Rand: rand.Uint64}, spec, lists.Hosts(endpoints(size)))
 			for range 10 { // of which each uses ten
 				c.Pick(cluster.PickInput{})
 			}
@@ -258,4 +259,28 @@ func BenchmarkPool(b *testing.B) {
 		l, _ := p.Acquire(b.Context())
 		l.Release(true, false)
 	}
+}
+
+// Equal lists are one, lists that differ anywhere are not, and what nobody has any more is forgotten.
+func TestLists(t *testing.T) {
+	var l cluster.Lists
+	a := l.Hosts(endpoints(100))
+	if l.Hosts(endpoints(100)) != a {
+		t.Error("equal lists are two")
+	}
+	for name, change := range map[string]func(*cluster.Endpoint){
+		"key": func(e *cluster.Endpoint) { e.Key += "x" }, "health": func(e *cluster.Endpoint) { e.Healthy = false },
+		"zone": func(e *cluster.Endpoint) { e.Locality.Zone = "z" }, "weight": func(e *cluster.Endpoint) { e.Weight = 3 },
+		"value": func(e *cluster.Endpoint) { e.Value = 1 }, "hostname": func(e *cluster.Endpoint) { e.Hostname = "h" },
+		"address": func(e *cluster.Endpoint) { e.Addr = netip.AddrPort{} }, "since": func(e *cluster.Endpoint) { e.Since = time.Unix(1, 0) },
+		"locality weight": func(e *cluster.Endpoint) { e.LocalityWeight = 3 }, "draining": func(e *cluster.Endpoint) { e.Draining = true },
+		"priority": func(e *cluster.Endpoint) { e.Priority = 1 },
+	} {
+		list := endpoints(100)
+		change(&list[50])
+		if l.Hosts(list) == a {
+			t.Errorf("lists that differ by %s are one", name)
+		}
+	}
+	runtime.KeepAlive(a)
 }

@@ -120,6 +120,7 @@ type viewer struct {
 	hosts  *Hosts
 	down   bitset              // ejected endpoints
 	weight func(uint32) uint64 // of an endpoint
+	last   bool                // nothing but draining endpoints is left: they serve until they are gone
 }
 
 // view returns the shared view of the hosts with none ejected.
@@ -130,7 +131,7 @@ func (h *Hosts) view(s *Spec) *view {
 	if v != nil {
 		return v
 	}
-	v = viewer{s, h, nil, h.weight}.build()
+	v = viewer{spec: s, hosts: h, weight: h.weight}.build()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if old := h.views[s]; old != nil {
@@ -150,13 +151,13 @@ func (h *Hosts) weight(i uint32) uint64 { return h.list[i].weight() }
 
 func (b viewer) build() *view {
 	v := &view{only: -1}
-	all := b.hosts.allDraining()
+	b.last = b.hosts.allDraining()
 	for start := 0; start < len(b.hosts.list); {
 		p := b.hosts.list[start].Priority
 		end := start
 		var in []uint32
 		for ; end < len(b.hosts.list) && b.hosts.list[end].Priority == p; end++ {
-			if all || !b.hosts.list[end].Draining {
+			if b.last || !b.hosts.list[end].Draining {
 				in = append(in, uint32(end))
 			}
 		}
@@ -193,7 +194,10 @@ func (b viewer) level(in []uint32, v *view) level {
 	return level{any: in[0], all: members{list: in}, health: uint32(min(100, uint64(b.spec.balance.overprovisioning)*up/total))}
 }
 
-func (b viewer) available(i uint32) bool { return b.hosts.list[i].Healthy && !b.down.has(i) }
+func (b viewer) available(i uint32) bool { return b.fit(i) && !b.down.has(i) }
+
+// fit reports what all source workloads see alike.
+func (b viewer) fit(i uint32) bool { return b.hosts.list[i].Healthy || b.last }
 
 // distribute says how much of the load each level gets and which are in a panic.
 func (b viewer) distribute(v *view) {

@@ -178,7 +178,7 @@ func (e *Cluster) hosts(c policy.Caller, now time.Time) *cluster.Hosts {
 		}
 		list = append(list, out)
 	}
-	return cluster.NewHosts(list)
+	return e.shared.lists.Hosts(list)
 }
 
 func slowStart(c *clusterv3.Cluster) bool {

@@ -32,6 +32,7 @@ type Shared struct {
 	cfg    Config
 	hosts  interned[route.VirtualHost]
 	specs  interned[cluster.Spec]
+	lists  cluster.Lists
 	faulty sync.Map // texts of errors that were logged; as many as the mesh has faulty objects
 }
 
