@@ -210,6 +210,7 @@ func (c *Compiler) entryWorkload(e *model.ServiceEntry, ep model.Endpoint, id st
 	for _, h := range hosts {
 		w.Services[e.Namespace+"/"+h] = entryPorts(e, ep.GetPorts())
 	}
+	setState(w, true, false, c.labels(w, ep.GetLabels()))
 	if !e.Internal() {
 		w.TunnelProtocol = workloadapi.TunnelProtocol_NONE
 	}
@@ -302,6 +303,7 @@ func (c *Compiler) workloadEntry(n model.Name) ([]Resource, []validate.Finding) 
 			}
 		}
 	}
+	setState(w, true, false, c.labels(w, e.Labels))
 	var aliases []string
 	switch {
 	case c.reg.OwnsAddress(e):

@@ -36,7 +36,7 @@ func (c *Compiler) pod(n model.Name) []Resource {
 	if loc != (model.Locality{}) {
 		w.Locality = &workloadapi.Locality{Region: loc.Region, Zone: loc.Zone, Subzone: loc.Subzone}
 	}
-	setStatus(w, p.Ready, p.Terminating)
+	setState(w, p.Ready, p.Terminating, c.labels(w, p.Labels))
 	if p.Captured {
 		w.TunnelProtocol = workloadapi.TunnelProtocol_HBONE
 	}
@@ -65,16 +65,26 @@ func (c *Compiler) attach(w *workloadapi.Workload, p *model.Pod, services []*mod
 	return append(scopes, c.attachSettings(w, c.composeMTLS(p, boundPorts(w)), set)...)
 }
 
-// setStatus says whether the workload takes connections. Who is being deleted and still serves is unhealthy to peers that do
-// not know our extension.
-func setStatus(w *workloadapi.Workload, ready, servingTerminating bool) {
-	if ready {
-		return
+// setState says whether the workload takes connections, and with what labels. Who is being deleted and still serves is unhealthy
+// to peers that do not know our extension.
+func setState(w *workloadapi.Workload, ready, servingTerminating bool, labels map[string]string) {
+	state := &settings.WorkloadState{Labels: labels}
+	if !ready {
+		w.Status, state.ServingTerminating = workloadapi.WorkloadStatus_UNHEALTHY, servingTerminating
 	}
-	w.Status = workloadapi.WorkloadStatus_UNHEALTHY
-	if servingTerminating {
-		w.Extensions = append(w.Extensions, extension(api.WorkloadStateExtension, &settings.WorkloadState{ServingTerminating: true}))
+	if state.GetServingTerminating() || len(labels) > 0 {
+		w.Extensions = append(w.Extensions, extension(api.WorkloadStateExtension, state))
 	}
+}
+
+// labels are those of a workload that rules ask for.
+func (c *Compiler) labels(w *workloadapi.Workload, all map[string]string) map[string]string {
+	hosts := make([]string, 0, len(w.GetServices()))
+	for key := range w.GetServices() {
+		_, host, _ := strings.Cut(key, "/")
+		hosts = append(hosts, host)
+	}
+	return c.reg.LabelsFor(all, hosts)
 }
 
 // condition is one of an endpoint's, or what it means when it is not there.
@@ -211,8 +221,8 @@ func (c *Compiler) foreign(n model.Name, s *model.Service, slice *model.Slice, e
 	if e.Zone != nil {
 		w.Locality = &workloadapi.Locality{Zone: *e.Zone}
 	}
-	setStatus(w, condition(e.Conditions.Ready, true),
-		condition(e.Conditions.Serving, true) && condition(e.Conditions.Terminating, false))
+	setState(w, condition(e.Conditions.Ready, true),
+		condition(e.Conditions.Serving, true) && condition(e.Conditions.Terminating, false), nil)
 	aliases := []string{c.cfg.Network + "/" + ip.String()}
 	if c.reg.IsNode(ip) { // the API server, for example: what comes from a node is not this workload's
 		w.NetworkMode, aliases = workloadapi.NetworkMode_HOST_NETWORK, nil

@@ -74,6 +74,7 @@ func (r *Registry) applyMesh(e Event, d *Dirty) {
 	if !r.mesh.present || !now.equal(was) {
 		d.Mesh = true
 	}
+	r.use(meshUses(was), meshUses(now), d)
 	r.mesh.now, r.mesh.known, r.mesh.present = now, true, true
 }
 

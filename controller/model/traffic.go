@@ -38,11 +38,12 @@ type traffic struct {
 	virtual  map[Name]*VirtualService
 	roots    map[Name]map[Name]bool // delegate → who delegates to it
 	sidecars map[string]map[Name]*Sidecar
+	labels   labelKeys
 }
 
 func newTraffic() traffic {
 	return traffic{rules: map[string]map[Name]*DestinationRule{}, virtual: map[Name]*VirtualService{},
-		roots: map[Name]map[Name]bool{}, sidecars: map[string]map[Name]*Sidecar{}}
+		labels: newLabelKeys(), roots: map[Name]map[Name]bool{}, sidecars: map[string]map[Name]*Sidecar{}}
 }
 
 func (r *Registry) applyTraffic(e Event, d *Dirty) {
@@ -50,17 +51,20 @@ func (r *Registry) applyTraffic(e Event, d *Dirty) {
 	switch e.Kind {
 	case KindDestinationRule:
 		d.Rules[e.Name] = true
-		r.dirtyRule(t.rules[e.Name.Namespace][e.Name], d)
+		old, now := t.rules[e.Name.Namespace][e.Name], (*DestinationRule)(nil)
+		r.dirtyRule(old, d)
 		unlink(t.rules, e.Name.Namespace, e.Name)
 		if o, ok := e.Object.(*networkingv1.DestinationRule); ok {
-			now := &DestinationRule{o, r.Resolve(o.Spec.GetHost(), o.Namespace), validate.DestinationRule(o)}
+			now = &DestinationRule{o, r.Resolve(o.Spec.GetHost(), o.Namespace), validate.DestinationRule(o)}
 			link(t.rules, e.Name.Namespace, e.Name, now)
 			r.dirtyRule(now, d)
 		}
+		r.use(usesOf(old), usesOf(now), d)
 	case KindVirtualService:
 		d.Virtual[e.Name] = true
 		mark(d.Virtual, t.roots[e.Name])
-		if old := t.virtual[e.Name]; old != nil {
+		old := t.virtual[e.Name]
+		if old != nil {
 			t.delegate(old, false)
 			delete(t.virtual, e.Name)
 		}
@@ -68,6 +72,7 @@ func (r *Registry) applyTraffic(e Event, d *Dirty) {
 			t.virtual[e.Name] = r.newVirtual(o)
 			t.delegate(t.virtual[e.Name], true)
 		}
+		r.use(callerUses(old), callerUses(t.virtual[e.Name]), d)
 	case KindSidecar:
 		if old := t.sidecars[e.Name.Namespace][e.Name]; old != nil {
 			r.dirtySidecar(old, d)
