@@ -15,7 +15,7 @@ type Passed struct {
 
 // Explain is Match with the routes that it passes over, in order. It is for people and allocates.
 func (v *VirtualHost) Explain(req *head.Request, in *Input) (taken *Route, passed []Passed) {
-	path := v.compared(req)
+	path := v.compared(req, in)
 	for _, r := range v.Routes {
 		if r.match.matches(req, path, in) {
 			return r, passed
@@ -32,7 +32,7 @@ func (m *match) whyNot(req *head.Request, path []byte, in *Input) string {
 		return m.whyNotPath(req, path)
 	case !m.share.hit(in.Random):
 		return fmt.Sprintf("it takes %d of %d requests, and this is none of them", m.share.below, m.share.of)
-	case m.grpc && (req.Path == nil || !IsGRPC(req.Get(head.ContentType))):
+	case m.grpc && !IsGRPC(req):
 		return fmt.Sprintf("content-type %s is not gRPC's", quoted(req.Get(head.ContentType), req.Has(head.ContentType)))
 	}
 	for i := range m.headers {
@@ -77,10 +77,10 @@ func (h *header) whyNot(req *head.Request, in *Input) string {
 		what = "path"
 	}
 	if h.present {
-		_, ok := h.name.first(req, &req.Fields)
+		_, ok := h.name.first(req, &req.Fields, in)
 		return what + " is " + presence(ok)
 	}
-	v, ok := h.name.all(req, &req.Fields, in)
+	v, ok := h.name.first(req, &req.Fields, in)
 	switch {
 	case h.invert && ok || h.invert && h.empty:
 		return fmt.Sprintf("%s is %s, which is excluded", what, quoted(v, ok))

@@ -77,7 +77,7 @@ type Fault struct {
 
 // Abort is an injected answer: a body "fault filter abort" with Status, or what gRPC makes of it.
 type Abort struct {
-	Status int
+	Status int // 200 when GRPC is said
 	GRPC   int // grpc-status; -1: what Status means
 }
 
@@ -129,42 +129,13 @@ func (f *Fault) setAbort(a *faultv3.FaultAbort) error {
 		}
 		f.abort = &Abort{Status: int(e.HttpStatus), GRPC: -1}
 	case *faultv3.FaultAbort_GrpcStatus:
-		f.abort = &Abort{Status: statusOfGRPC(e.GrpcStatus), GRPC: int(e.GrpcStatus)}
+		f.abort = &Abort{Status: http.StatusOK, GRPC: int(e.GrpcStatus)}
 	default:
 		return errors.New("error_type: must be http_status or grpc_status")
 	}
 	var err error
 	f.fail, err = newFraction(a.GetPercentage())
 	return err
-}
-
-// statusOfGRPC maps as Envoy does.
-func statusOfGRPC(code uint32) int {
-	switch code {
-	case 0:
-		return http.StatusOK
-	case 1:
-		return 499
-	case 3, 9, 11:
-		return http.StatusBadRequest
-	case 4:
-		return http.StatusGatewayTimeout
-	case 5:
-		return http.StatusNotFound
-	case 6, 10:
-		return http.StatusConflict
-	case 7:
-		return http.StatusForbidden
-	case 8:
-		return http.StatusTooManyRequests
-	case 12:
-		return http.StatusNotImplemented
-	case 14:
-		return http.StatusServiceUnavailable
-	case 16:
-		return http.StatusUnauthorized
-	}
-	return http.StatusInternalServerError
 }
 
 // Applies reports whether the fault is for this request at all.

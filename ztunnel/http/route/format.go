@@ -1,6 +1,7 @@
 package route
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -151,9 +152,9 @@ func requestField(dst []byte, a *argument, in *Input) []byte {
 	if in.Request == nil {
 		return dst
 	}
-	v, ok := a.name.first(in.Request, &in.Request.Fields)
+	v, ok := a.name.first(in.Request, &in.Request.Fields, in)
 	if !ok && a.other.text != "" {
-		v, _ = a.other.first(in.Request, &in.Request.Fields)
+		v, _ = a.other.first(in.Request, &in.Request.Fields, in)
 	}
 	return append(dst, v...)
 }
@@ -162,9 +163,9 @@ func responseField(dst []byte, a *argument, in *Input) []byte {
 	if in.Response == nil {
 		return dst
 	}
-	v, ok := a.name.first(nil, &in.Response.Fields)
+	v, ok := a.name.first(nil, &in.Response.Fields, in)
 	if !ok && a.other.text != "" {
-		v, _ = a.other.first(nil, &in.Response.Fields)
+		v, _ = a.other.first(nil, &in.Response.Fields, in)
 	}
 	return append(dst, v...)
 }
@@ -211,14 +212,14 @@ func simpleText(called string) operator {
 	case "REQUESTED_SERVER_NAME":
 		return func(dst []byte, _ *argument, in *Input) []byte { return append(dst, in.SNI...) }
 	case "RESPONSE_FLAGS":
-		return func(dst []byte, _ *argument, in *Input) []byte { return append(dst, in.Flags...) }
+		return func(dst []byte, _ *argument, in *Input) []byte { return append(dst, cmp.Or(in.Flags, "-")...) }
 	case "RESPONSE_CODE_DETAILS":
 		return func(dst []byte, _ *argument, in *Input) []byte { return append(dst, in.Details...) }
 	case "ROUTE_NAME":
 		return func(dst []byte, _ *argument, in *Input) []byte { return append(dst, in.route...) }
 	case "RESPONSE_CODE":
 		return func(dst []byte, _ *argument, in *Input) []byte {
-			if in.Response == nil {
+			if in.Response == nil || in.Local {
 				return append(dst, '0')
 			}
 			return strconv.AppendInt(dst, int64(in.Response.Status), 10)

@@ -186,7 +186,7 @@ func (r *Route) Pick(req *head.Request, in *Input) Target {
 		return Target{Cluster: f.cluster}
 	}
 	if f.total == 0 {
-		v, _ := f.clusterHeader.first(req, &req.Fields)
+		v, _ := f.clusterHeader.first(req, &req.Fields, in)
 		return Target{Cluster: string(v)}
 	}
 	at := in.Random % f.total
@@ -199,7 +199,7 @@ func (r *Route) Pick(req *head.Request, in *Input) Target {
 		if w.cluster != "" {
 			return Target{Cluster: w.cluster, chosen: w}
 		}
-		v, _ := w.header.first(req, &req.Fields)
+		v, _ := w.header.first(req, &req.Fields, in)
 		return Target{Cluster: string(v), chosen: w}
 	}
 	return Target{} // not reached: at is below the sum
@@ -233,7 +233,7 @@ func (r *Route) Request(req *head.Request, t Target, in *Input) {
 	if t.chosen != nil && t.chosen.authority != "" {
 		req.Authority = []byte(t.chosen.authority)
 	}
-	f.authority.apply(req)
+	f.authority.apply(req, in)
 	f.rewrite.apply(req)
 }
 
@@ -244,8 +244,8 @@ func (r *Route) HostPicked(req *head.Request, in *Input) {
 	}
 }
 
-// Response applies the header operations to a response: of the upstream, a Direct or a Redirect. The head of the request must be
-// in in.Request for the operators that ask for it.
+// Response applies the header operations to a response: of the upstream, or any of the proxy's own once the route was matched
+// (in.Local), but for that to a preflight. The head of the request must be in in.Request for the operators that ask for it.
 func (r *Route) Response(resp *head.Response, t Target, in *Input) {
 	in.Response, in.route = resp, r.Name
 	var list [4]*ops
@@ -311,7 +311,7 @@ func (m *Mirror) Pick(req *head.Request, random uint64) string {
 	if m.Cluster != "" {
 		return m.Cluster
 	}
-	v, _ := m.header.first(req, &req.Fields)
+	v, _ := m.header.first(req, &req.Fields, &Input{})
 	return string(v)
 }
 

@@ -126,7 +126,7 @@ func (r *Route) Hash(req *head.Request, in *Input) Hash {
 func (p *hashPolicy) value(req *head.Request, in *Input, out *Hash) (uint64, bool) {
 	switch p.kind {
 	case hashHeader:
-		return p.ofHeader(req)
+		return p.ofHeader(req, in)
 	case hashCookie:
 		v := cookie(req, p.key)
 		if len(v) > 0 {
@@ -151,13 +151,13 @@ func (p *hashPolicy) value(req *head.Request, in *Input, out *Hash) (uint64, boo
 
 const netipMax = 64 // bytes of an address as text
 
-func (p *hashPolicy) ofHeader(req *head.Request) (uint64, bool) {
-	v, ok := p.name.first(req, &req.Fields)
+func (p *hashPolicy) ofHeader(req *head.Request, in *Input) (uint64, bool) {
+	v, ok := p.name.first(req, &req.Fields, in)
 	if !ok {
 		return 0, false
 	}
 	again := -1
-	if p.name.pseudo == field {
+	if p.name.pseudo == field && !p.name.joined {
 		again = req.Next(req.Next(0, p.name.id, p.name.text)+1, p.name.id, p.name.text)
 	}
 	if again < 0 {

@@ -25,6 +25,7 @@ type name struct {
 	text   string // in lower case
 	id     head.ID
 	pseudo pseudo
+	joined bool // see joins
 }
 
 func newName(s string, pseudos bool) (name, error) {
@@ -32,7 +33,7 @@ func newName(s string, pseudos bool) (name, error) {
 	if n.text == "" {
 		return n, errors.New("must not be empty")
 	}
-	n.id = head.IDOf([]byte(n.text))
+	n.id, n.joined = head.IDOf([]byte(n.text)), joins(n.text)
 	switch {
 	case !pseudos:
 		if n.text[0] == ':' {
@@ -54,16 +55,30 @@ func newName(s string, pseudos bool) (name, error) {
 
 var get = []byte("GET")
 
-// first returns the first value. req is nil for a response.
-func (n *name) first(req *head.Request, f *head.Fields) ([]byte, bool) {
+// first returns the value: the first of several lines, or all of them when the name is one whose lines Envoy joins. It is valid
+// until in is used for another. req is nil for a response.
+func (n *name) first(req *head.Request, f *head.Fields, in *Input) ([]byte, bool) {
 	if n.pseudo != field {
 		v := n.special(req)
 		return v, v != nil
 	}
-	if i := f.Next(0, n.id, n.text); i >= 0 {
-		return f.Value(i), true
+	i := f.Next(0, n.id, n.text)
+	if i < 0 {
+		return nil, false
 	}
-	return nil, false
+	v := f.Value(i)
+	j := -1
+	if n.joined {
+		j = f.Next(i+1, n.id, n.text)
+	}
+	if j < 0 {
+		return v, true
+	}
+	in.lines = append(in.lines[:0], v...)
+	for ; j >= 0; j = f.Next(j+1, n.id, n.text) {
+		in.lines = append(append(in.lines, ','), f.Value(j)...)
+	}
+	return in.lines, true
 }
 
 func (n *name) special(req *head.Request) []byte {
@@ -84,29 +99,19 @@ func (n *name) special(req *head.Request) []byte {
 	return req.Path
 }
 
-// all returns the values, joined by commas as Envoy does (cookies by semicolons), valid until in is used for the next.
-func (n *name) all(req *head.Request, f *head.Fields, in *Input) ([]byte, bool) {
-	if n.pseudo != field {
-		return n.first(req, f)
+// joins reports whether Envoy keeps the lines of a field as one value, joined by commas: those are the ones that it knows. All
+// other names, cookie among them, keep a value a line.
+func joins(name string) bool {
+	switch name {
+	case "accept", "accept-encoding", "access-control-request-headers", "access-control-request-method", "authentication",
+		"authorization", "cache-control", "connection", "content-encoding", "content-length", "content-type", "etag", "expect",
+		"grpc-accept-encoding", "grpc-message", "grpc-status", "grpc-timeout", "if-match", "if-modified-since", "if-none-match",
+		"if-range", "if-unmodified-since", "keep-alive", "last-modified", "location", "origin", "pragma", "proxy-connection",
+		"referer", "server", "te", "transfer-encoding", "upgrade", "user-agent", "via", "x-client-trace-id",
+		"x-forwarded-client-cert", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto", "x-request-id":
+		return true
 	}
-	i := f.Next(0, n.id, n.text)
-	if i < 0 {
-		return nil, false
-	}
-	v := f.Value(i)
-	j := f.Next(i+1, n.id, n.text)
-	if j < 0 {
-		return v, true
-	}
-	by := ","
-	if n.id == head.Cookie {
-		by = "; "
-	}
-	in.scratch = append(in.scratch[:0], v...)
-	for ; j >= 0; j = f.Next(j+1, n.id, n.text) {
-		in.scratch = append(append(in.scratch, by...), f.Value(j)...)
-	}
-	return in.scratch, true
+	return strings.HasPrefix(name, "x-envoy-")
 }
 
 // header is a compiled route.v3.HeaderMatcher.
@@ -173,26 +178,30 @@ func newHeader(m *route.HeaderMatcher, pseudos bool) (header, error) {
 	return h, nil
 }
 
-// matches is asked of a request (f is its Fields) or a response (req is nil).
+// matches is asked of a request (f is its Fields) or a response (req is nil). Of several lines one that matches is enough.
 func (h *header) matches(req *head.Request, f *head.Fields, in *Input) bool {
+	v, ok := h.name.first(req, f, in)
 	if h.present {
-		_, ok := h.name.first(req, f)
-		return (ok == h.want) != h.invert
+		return ((ok || h.empty) == h.want) != h.invert
 	}
-	v, ok := h.name.all(req, f, in)
 	if !ok && !h.empty {
 		return false
 	}
-	hit := h.always
-	switch {
-	case hit:
-	case h.ranged:
-		n, ok := parseInt(v)
-		hit = ok && n >= h.from && n < h.to
-	default:
-		hit = h.text.match(v)
+	hit := h.hits(v)
+	if n := &h.name; !hit && ok && n.pseudo == field && !n.joined {
+		for i := f.Next(f.Next(0, n.id, n.text)+1, n.id, n.text); i >= 0 && !hit; i = f.Next(i+1, n.id, n.text) {
+			hit = h.hits(f.Value(i))
+		}
 	}
 	return hit != h.invert
+}
+
+func (h *header) hits(v []byte) bool {
+	if h.ranged {
+		n, ok := parseInt(v)
+		return ok && n >= h.from && n < h.to
+	}
+	return h.always || h.text.match(v)
 }
 
 // parseInt reads a signed decimal number.

@@ -100,20 +100,9 @@ func (x *index) lists(path []byte, out *[maxLists][]int32) (count int, ok bool) 
 	return count, true
 }
 
-// compared is what of a request's path the routes look at.
-func (v *VirtualHost) compared(req *head.Request) []byte {
-	path := bare(req.Path)
-	if v.config.ignoreParameters {
-		if i := indexString(path, ";"); i >= 0 {
-			path = path[:i]
-		}
-	}
-	return path
-}
-
 // Match returns the first route that the request matches, or nil. It allocates nothing.
 func (v *VirtualHost) Match(req *head.Request, in *Input) *Route {
-	path := v.compared(req)
+	path := v.compared(req, in)
 	var lists [maxLists][]int32
 	count, ok := 0, v.index.root != nil
 	if ok {
@@ -143,6 +132,25 @@ func (v *VirtualHost) Match(req *head.Request, in *Input) *Route {
 		}
 		lists[best] = lists[best][1:]
 	}
+}
+
+// compared is the part of a request's path that routes are matched with.
+func (v *VirtualHost) compared(req *head.Request, in *Input) []byte {
+	path := bare(req.Path)
+	if !v.config.ignoreParameters || indexString(path, ";") < 0 {
+		return path
+	}
+	in.path = in.path[:0]
+	skip := false
+	for _, c := range path {
+		if c == ';' || c == '/' {
+			skip = c == ';'
+		}
+		if !skip {
+			in.path = append(in.path, c)
+		}
+	}
+	return in.path
 }
 
 // domains finds a virtual host by authority.

@@ -125,7 +125,7 @@ func (m *match) matches(req *head.Request, path []byte, in *Input) bool {
 	if !m.matchesPath(req, path) || !m.share.hit(in.Random) {
 		return false
 	}
-	if m.grpc && (req.Path == nil || !IsGRPC(req.Get(head.ContentType))) {
+	if m.grpc && !IsGRPC(req) {
 		return false
 	}
 	for i := range m.headers {
@@ -154,11 +154,18 @@ func (m *match) matchesPath(req *head.Request, path []byte) bool {
 // isConnect is false for an extended CONNECT, which Envoy handles as the upgrade of a GET.
 func isConnect(req *head.Request) bool { return req.Protocol == nil && string(req.Method) == "CONNECT" }
 
-// IsGRPC reports whether a content type is gRPC's (grpc-web's is not).
-func IsGRPC(contentType []byte) bool {
-	const want = "application/grpc"
-	return len(contentType) >= len(want) && string(contentType[:len(want)]) == want &&
-		(len(contentType) == len(want) || contentType[len(want)] == '+')
+// IsGRPC reports whether a request is gRPC's (grpc-web's are not), by its content type. As Envoy does, it takes several lines
+// for one value.
+func IsGRPC(req *head.Request) bool {
+	const want, name = "application/grpc", "content-type"
+	v := req.Get(head.ContentType)
+	if req.Path == nil || len(v) < len(want) || string(v[:len(want)]) != want {
+		return false
+	}
+	if len(v) > len(want) {
+		return v[len(want)] == '+'
+	}
+	return req.Next(req.Next(0, head.ContentType, name)+1, head.ContentType, name) < 0
 }
 
 // fraction is a share of requests; the zero value is all of them.

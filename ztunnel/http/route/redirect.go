@@ -69,12 +69,11 @@ func newRedirect(a *route.RedirectAction, r *Route) (*Redirect, error) {
 	return d, nil
 }
 
-// Location appends where a request is sent to. It does not change the request.
+// Location appends where a request is sent to. As in Envoy the request's path is rewritten then, for the operators of response
+// headers and the log; the old one is in x-envoy-original-path.
 func (d *Redirect) Location(dst []byte, req *head.Request) []byte {
-	path, ok := d.change.of(nil, req.Path)
-	if !ok {
-		path = req.Path
-	}
+	d.change.apply(req)
+	path := req.Path
 	if d.scheme != "" {
 		dst = append(dst, d.scheme...)
 	} else {
@@ -99,6 +98,15 @@ func (d *Redirect) Location(dst []byte, req *head.Request) []byte {
 		path = path[:question]
 	}
 	return append(dst, path...)
+}
+
+// Location appends where an answer of status 201 or 3xx says that it is: where it was asked for, as Envoy has it. For another
+// it returns nil.
+func (d *Direct) Location(dst []byte, req *head.Request) []byte {
+	if d.Status != http.StatusCreated && d.Status/100 != 3 || req.Path == nil {
+		return nil
+	}
+	return (&Redirect{}).Location(dst, req)
 }
 
 // keptHost is the request's authority, without the port where another one is said or the old one was the default of a scheme

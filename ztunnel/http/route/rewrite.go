@@ -114,12 +114,12 @@ func (f *Forward) setAuthority(a *route.RouteAction) error {
 	return nil
 }
 
-func (h *hostRewrite) apply(req *head.Request) {
+func (h *hostRewrite) apply(req *head.Request, in *Input) {
 	switch {
 	case len(h.literal) > 0:
 		h.set(req, h.literal)
 	case h.header.text != "":
-		if v, ok := h.header.first(req, &req.Fields); ok && len(v) > 0 {
+		if v, ok := h.header.first(req, &req.Fields, in); ok && len(v) > 0 {
 			h.set(req, bytes.Clone(v))
 		}
 	case h.path != nil:

@@ -30,6 +30,8 @@ type Timeouts struct {
 	PerTryIdle time.Duration
 	Stream     time.Duration // of the whole, from the first byte; -1 not said: that of the connection manager
 	NoContent  bool          // x-envoy-upstream-rq-timeout-alt-response: a timeout is answered 204, not 504
+
+	grpc bool // grpc-timeout is to say what is expected, too
 }
 
 func (f *Forward) setTimes(a *route.RouteAction) error {
@@ -67,8 +69,8 @@ func (f *Forward) setTimes(a *route.RouteAction) error {
 // what belongs to it) and tells what is expected in x-envoy-expected-rq-timeout-ms and grpc-timeout. The route must be a Forward.
 func (r *Route) Timeouts(req *head.Request) Timeouts {
 	f := r.Forward
-	out := Timeouts{Stream: f.times.streamOf(req)}
-	grpc := req.Path != nil && IsGRPC(req.Get(head.ContentType))
+	grpc := IsGRPC(req)
+	out := Timeouts{Stream: f.times.streamOf(req, grpc)}
 	old := grpc && !f.times.streamed && f.times.oldMax >= 0
 	switch {
 	case f.times.streamed:
@@ -85,17 +87,8 @@ func (r *Route) Timeouts(req *head.Request) Timeouts {
 	if out.Global != 0 && out.PerTry >= out.Global {
 		out.PerTry = 0
 	}
-	expected := out.PerTry
-	if expected == 0 {
-		expected = out.Global
-	}
-	if expected > 0 {
-		var buf [20]byte
-		req.Set(head.XEnvoyExpectedRqTimeoutMS, head.Names[head.XEnvoyExpectedRqTimeoutMS], strconv.AppendInt(buf[:0], expected.Milliseconds(), 10))
-		if old {
-			setGRPCTimeout(req, expected)
-		}
-	}
+	out.grpc = old
+	out.Expect(req, 0)
 	const own, answer = "x-envoy-upstream-stream-duration-ms", "x-envoy-upstream-rq-timeout-alt-response"
 	if v, ok := req.Find(own); ok {
 		if n, ok := parseUint(v); ok {
@@ -105,6 +98,26 @@ func (r *Route) Timeouts(req *head.Request) Timeouts {
 	}
 	out.NoContent = req.Del(head.Other, answer)
 	return out
+}
+
+// Expect tells the upstream how long it may take, when elapsed of the global timeout is over. Timeouts did it for the first try;
+// it is called again before each other.
+func (t *Timeouts) Expect(req *head.Request, elapsed time.Duration) {
+	expected := t.PerTry
+	if expected == 0 {
+		expected = t.Global
+	}
+	if expected == 0 {
+		return
+	}
+	if t.Global > 0 {
+		expected = max(min(expected, t.Global-elapsed), time.Millisecond)
+	}
+	var buf [20]byte
+	req.Set(head.XEnvoyExpectedRqTimeoutMS, head.Names[head.XEnvoyExpectedRqTimeoutMS], strconv.AppendInt(buf[:0], expected.Milliseconds(), 10))
+	if t.grpc {
+		setGRPCTimeout(req, expected)
+	}
 }
 
 // milliseconds reads a field into d when it is a number, and removes it.
@@ -135,23 +148,24 @@ func (t *times) grpcGlobal(req *head.Request) time.Duration {
 	return d
 }
 
-// streamOf is how long the whole stream may take, and rewrites grpc-timeout to it.
-func (t *times) streamOf(req *head.Request) time.Duration {
-	d, ok := grpcTimeout(req.Get(head.GRPCTimeout))
-	if !ok || t.grpcMax < 0 {
-		if ok && t.stream > 0 {
-			setGRPCTimeout(req, t.stream)
+// streamOf is how long the whole stream may take, and tells so in grpc-timeout.
+func (t *times) streamOf(req *head.Request, grpc bool) time.Duration {
+	limit := t.stream
+	if d, ok := grpcTimeout(req.Get(head.GRPCTimeout)); ok && t.grpcMax >= 0 {
+		if t.grpcMax != 0 && d > t.grpcMax {
+			d = t.grpcMax
 		}
-		return t.stream
+		if d != 0 && t.grpcOffset > 0 {
+			d = max(0, d-t.grpcOffset)
+		}
+		limit = d
+	} else if limit <= 0 {
+		return limit
 	}
-	if t.grpcMax != 0 && d > t.grpcMax {
-		d = t.grpcMax
+	if grpc && t.streamed {
+		setGRPCTimeout(req, limit)
 	}
-	if d != 0 && t.grpcOffset > 0 {
-		d = max(0, d-t.grpcOffset)
-	}
-	setGRPCTimeout(req, d)
-	return d
+	return limit
 }
 
 // grpcTimeout reads a value of grpc-timeout, rounded up to milliseconds.
@@ -163,20 +177,19 @@ func grpcTimeout(v []byte) (time.Duration, bool) {
 	if !ok {
 		return 0, false
 	}
-	d := time.Duration(n)
 	switch v[len(v)-1] {
 	case 'H':
-		return d * time.Hour, true
+		return ms(n * 3_600_000), true
 	case 'M':
-		return d * time.Minute, true
+		return ms(n * 60_000), true
 	case 'S':
-		return d * time.Second, true
+		return ms(n * 1000), true
 	case 'm':
-		return d * time.Millisecond, true
+		return ms(n), true
 	case 'u':
-		return (d + 999) / 1000 * time.Millisecond, true
+		return ms((n + 999) / 1000), true
 	case 'n':
-		return (d + 999_999) / 1_000_000 * time.Millisecond, true
+		return ms((n + 999_999) / 1_000_000), true
 	}
 	return 0, false
 }

@@ -24,9 +24,12 @@ type Input struct {
 	Response            *head.Response // for operators in response headers; Route.Response sets it
 	Flags, Details      string         // response flags and code details so far; "" none
 	Attempts            int            // tries so far
+	Local               bool           // the response is the proxy's own: %RESPONSE_CODE% has no value yet, as in Envoy
 
 	route   string // name of the route that is applied
-	scratch []byte
+	scratch []byte // values that are being made
+	lines   []byte // lines of a field that are joined
+	path    []byte // without parameters
 }
 
 // VirtualHost is a compiled route.v3.VirtualHost.
