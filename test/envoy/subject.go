@@ -1,0 +1,253 @@
+package envoy
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	filelog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	cors "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	fault "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
+	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/xds"
+)
+
+// Outcome is what became of a request, in a form that two proxies can be compared by.
+type Outcome struct {
+	Status   int
+	Fields   []string // of the response, but for those that say when and by whom
+	Body     string
+	Upstream *Seen // nil: none was asked
+	Flags    string
+	Details  string
+	Route    string
+}
+
+func (o Outcome) String() string {
+	text, err := json.MarshalIndent(o, "", " ")
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+// volatile are fields of responses that say when and by whom they were made.
+var volatile = []string{"date", "server", "content-length", "x-envoy-upstream-service-time", "connection", "transfer-encoding"}
+
+// Proxy is an Envoy with a listener for each of several RouteConfigurations, in front of echoing upstreams.
+type Proxy struct {
+	*Envoy
+	addrs  map[string]netip.AddrPort // by RouteConfiguration
+	access string                    // path of the access log
+}
+
+// packed encodes an extension.
+func packed(m proto.Message) *anypb.Any {
+	a, err := anypb.New(m)
+	if err != nil {
+		panic(err) // only of a message that cannot be encoded
+	}
+	return a
+}
+
+const logFormat = "%REQ(X-CASE)%\t%RESPONSE_FLAGS%\t%RESPONSE_CODE_DETAILS%\t%ROUTE_NAME%\n"
+
+// tcpListener is one on loopback that goes by the RouteConfiguration and has the filters that Istio puts before the router.
+func tcpListener(routes, log string) xds.Resource {
+	filter := func(name string, m proto.Message) *hcm.HttpFilter {
+		return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: packed(m)}}
+	}
+	manager := packed(&hcm.HttpConnectionManager{
+		StatPrefix: "d", GenerateRequestId: wrapperspb.Bool(false), UseRemoteAddress: wrapperspb.Bool(true), SkipXffAppend: true,
+		InternalAddressConfig: &hcm.HttpConnectionManager_InternalAddressConfig{CidrRanges: []*core.CidrRange{
+			{AddressPrefix: "127.0.0.0", PrefixLen: wrapperspb.UInt32(8)}}},
+		RouteSpecifier: &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{RouteConfigName: routes, ConfigSource: &core.ConfigSource{
+			ResourceApiVersion: core.ApiVersion_V3, ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}}}}},
+		HttpFilters: []*hcm.HttpFilter{filter("envoy.filters.http.fault", &fault.HTTPFault{}), filter("envoy.filters.http.cors", &cors.Cors{}),
+			filter("envoy.filters.http.router", &router.Router{})},
+		AccessLog: []*accesslog.AccessLog{{Name: "log", ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: packed(&filelog.FileAccessLog{
+			Path: log, AccessLogFormat: &filelog.FileAccessLog_LogFormat{LogFormat: &core.SubstitutionFormatString{
+				Format: &core.SubstitutionFormatString_TextFormat{TextFormat: logFormat}}}})}}},
+	})
+	return xds.Resource{Type: ListenerType, Name: "l" + routes, Message: &listener.Listener{Name: "l" + routes,
+		Address: &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{Address: "127.0.0.1",
+			PortSpecifier: &core.SocketAddress_PortValue{}}}},
+		FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{Name: "envoy.filters.network.http_connection_manager",
+			ConfigType: &listener.Filter_TypedConfig{TypedConfig: manager}}}}}}}
+}
+
+// echoCluster is one of the upstreams; "ring" balances by hash.
+func echoCluster(name string) *cluster.Cluster {
+	c := &cluster.Cluster{Name: name, ConnectTimeout: durationpb.New(time.Second),
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
+		EdsClusterConfig: &cluster.Cluster_EdsClusterConfig{EdsConfig: &core.ConfigSource{ResourceApiVersion: core.ApiVersion_V3,
+			ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}}}}}
+	if name == "ring" {
+		c.LbPolicy = cluster.Cluster_RING_HASH
+	}
+	return c
+}
+
+// StartProxy runs Envoy with the configurations; all of them must be ones that it takes.
+func StartProxy(t testing.TB, configs []*route.RouteConfiguration, upstreams map[string]string) *Proxy {
+	t.Helper()
+	var first []xds.Resource
+	for name, path := range upstreams {
+		first = append(first, xds.Resource{Type: api.ClusterType, Name: name, Message: echoCluster(name)}, Endpoints(name, path))
+	}
+	log := filepath.Join(t.TempDir(), "access")
+	for _, c := range configs {
+		first = append(first, xds.Resource{Type: api.RouteType, Name: c.GetName(), Message: c}, tcpListener(c.GetName(), log))
+	}
+	p := &Proxy{Envoy: Start(t, first), addrs: map[string]netip.AddrPort{}}
+	p.access = log
+	if refused := p.Refused(); len(refused) > 0 {
+		t.Fatalf("Envoy refused %q", refused)
+	}
+	text, err := p.Admin("/listeners?format=json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said struct {
+		Statuses []struct {
+			Name  string
+			Local struct {
+				Socket struct {
+					Port uint16 `json:"port_value"`
+				} `json:"socket_address"`
+			} `json:"local_address"`
+		} `json:"listener_statuses"`
+	}
+	if err := json.Unmarshal(text, &said); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range said.Statuses {
+		p.addrs[strings.TrimPrefix(s.Name, "l")] = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), s.Local.Socket.Port)
+	}
+	return p
+}
+
+// Client speaks HTTP/1.1 to one address, over one connection as long as that lasts.
+type Client struct {
+	addr  netip.AddrPort
+	local netip.AddrPort // of the connection that the last request went over
+	conn  net.Conn
+	r     *bufio.Reader
+}
+
+// answerLimit is how long an answer may take.
+const answerLimit = 20 * time.Second
+
+// Do sends a request as it is written and reads the answer. The number goes along as x-case.
+func (c *Client) Do(q call, number string) (Outcome, error) {
+	if c.conn == nil {
+		conn, err := net.DialTimeout("tcp", c.addr.String(), time.Second)
+		if err != nil {
+			return Outcome{}, err
+		}
+		c.conn, c.r, c.local = conn, bufio.NewReader(conn), conn.LocalAddr().(*net.TCPAddr).AddrPort()
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\nx-case: %s\r\n", q.Method, q.Target, q.Authority, number)
+	for _, f := range q.Fields {
+		fmt.Fprintf(&b, "%s\r\n", f)
+	}
+	if q.Body != "" {
+		fmt.Fprintf(&b, "Content-Length: %d\r\n", len(q.Body))
+	}
+	fmt.Fprintf(&b, "\r\n%s", q.Body)
+	if err := c.conn.SetDeadline(time.Now().Add(answerLimit)); err != nil {
+		return Outcome{}, err
+	}
+	if _, err := c.conn.Write(b.Bytes()); err != nil {
+		return Outcome{}, errors.Join(err, c.Close())
+	}
+	resp, err := http.ReadResponse(c.r, &http.Request{Method: q.Method})
+	if err != nil {
+		return Outcome{}, errors.Join(err, c.Close())
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return Outcome{}, errors.Join(err, c.Close())
+	}
+	if resp.Close {
+		if err := c.Close(); err != nil {
+			return Outcome{}, err
+		}
+	}
+	return outcome(resp, body), nil
+}
+
+// Close ends the connection; the next request makes another.
+func (c *Client) Close() error {
+	if c.conn == nil {
+		return nil
+	}
+	err := c.conn.Close()
+	c.conn = nil
+	return err
+}
+
+func outcome(resp *http.Response, body []byte) Outcome {
+	o := Outcome{Status: resp.StatusCode, Body: string(body)}
+	var seen Seen
+	if v := resp.Header.Get("X-Seen"); v != "" && json.Unmarshal([]byte(v), &seen) == nil {
+		o.Upstream = &seen
+		seen.Fields = without(seen.Fields, "x-case", "content-length")
+		resp.Header.Del("X-Seen")
+	}
+	for _, f := range volatile {
+		resp.Header.Del(f)
+	}
+	o.Fields = Fields(resp.Header)
+	return o
+}
+
+// Logged reads what Envoy logged of requests, by their number.
+func (p *Proxy) Logged(text string, into map[string]*Outcome) {
+	for line := range strings.Lines(text) {
+		cols := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		if len(cols) != 4 {
+			continue
+		}
+		for i, c := range cols {
+			if c == "-" {
+				cols[i] = ""
+			}
+		}
+		if o := into[cols[0]]; o != nil {
+			o.Flags, o.Details, o.Route = cols[1], cols[2], cols[3]
+		}
+	}
+}
+
+// without drops fields of a list of "name: value".
+func without(list []string, names ...string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(f string) bool {
+		n, _, _ := strings.Cut(f, ":")
+		return slices.Contains(names, n)
+	})
+}
