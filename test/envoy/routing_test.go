@@ -156,13 +156,13 @@ func kind(o Outcome) string {
 // candidates is what may become of a request: chance takes part in some configurations.
 func candidates(c *route.Config, q call, from, to netip.AddrPort, got Outcome) []Outcome {
 	var out []Outcome
-	for random := range uint64(200) {
+	for random := range uint64(2000) {
 		for _, other := range []uint64{0, 600_000} {
 			o := predict(c, q, from, to, random, other)
 			if settle(o).String() == settle(got).String() {
 				return []Outcome{o}
 			}
-			if !slices.ContainsFunc(out, func(x Outcome) bool { return o.String() == x.String() }) {
+			if len(out) < 400 {
 				out = append(out, o)
 			}
 		}
@@ -197,15 +197,15 @@ func settle(o Outcome) Outcome {
 	up := *o.Upstream
 	up.Fields = slices.Clone(up.Fields)
 	for i, f := range up.Fields {
-		if n, v, _ := strings.Cut(f, ": "); n == "x-envoy-expected-rq-timeout-ms" {
-			ms, _ := strconv.Atoi(v)
+		if n, v, _ := strings.Cut(f, ": "); n == "x-envoy-expected-rq-timeout-ms" || n == "grpc-timeout" {
+			ms, _ := strconv.Atoi(strings.TrimSuffix(v, "m"))
 			up.Fields[i] = fmt.Sprintf("%s: %d", n, (ms+499)/500*500)
 		}
 	}
 	o.Upstream, o.Fields = &up, slices.Clone(o.Fields)
 	for i, f := range o.Fields {
-		if half := len("set-cookie: ") + (len(f)-len("set-cookie: "))/2; strings.HasPrefix(f, "set-cookie: ") && len(f)%2 == 1 && f[len("set-cookie: "):half] == f[half+1:] {
-			o.Fields[i] = f[:half]
+		if strings.HasPrefix(f, "set-cookie: ") {
+			o.Fields[i] = "set-cookie: " + strings.Join(slices.Compact(strings.Split(f[len("set-cookie: "):], ",")), ",")
 		}
 	}
 	return o
@@ -226,6 +226,9 @@ func predict(c *route.Config, q call, from, to netip.AddrPort, random, other uin
 	var target route.Target
 	if r.Forward != nil {
 		target = r.Pick(req, in)
+		if slices.Contains(clusterNames, target.Cluster) {
+			in.Cluster = target.Cluster
+		}
 	}
 	var origin []byte
 	answer := func(resp *head.Response) {
@@ -280,7 +283,6 @@ func forwarded(r *route.Route, q call, req *head.Request, target route.Target, i
 	if target.Cluster == "ring" {
 		cookies = r.Hash(req, in).Cookie
 	}
-	in.Cluster = target.Cluster
 	status := 200
 	if v, ok := req.Find("x-echo-status"); ok {
 		status, _ = strconv.Atoi(string(v))

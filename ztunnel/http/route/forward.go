@@ -224,15 +224,15 @@ func (f *Forward) Clusters() []string {
 func (r *Route) Request(req *head.Request, t Target, in *Input) {
 	in.Request, in.route = req, r.Name
 	var list [4]*ops
-	for _, o := range levels(r, t.chosen, false, &list) {
+	for i, o := range levels(r, t.chosen, false, &list) {
 		if !o.none() {
 			o.apply(&req.Fields, in)
 		}
+		if i == 0 && t.chosen != nil && t.chosen.authority != "" { // the levels above see it already
+			req.Authority = []byte(t.chosen.authority)
+		}
 	}
 	f := r.Forward
-	if t.chosen != nil && t.chosen.authority != "" {
-		req.Authority = []byte(t.chosen.authority)
-	}
 	f.authority.apply(req, in)
 	f.rewrite.apply(req)
 }
