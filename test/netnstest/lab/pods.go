@@ -28,7 +28,10 @@ type Pod struct {
 }
 
 // Pod makes a pod with the label app=name and starts a process in it, so that it has an owner.
-func (n *Node) Pod(namespace, name string) *Pod {
+func (n *Node) Pod(namespace, name string) *Pod { return n.Labelled(namespace, name, "app: "+name) }
+
+// Labelled is Pod with other labels, written as in YAML without braces.
+func (n *Node) Labelled(namespace, name, labels string) *Pod {
 	l := n.lab
 	l.T.Helper()
 	n.pods++
@@ -41,10 +44,10 @@ func (n *Node) Pod(namespace, name string) *Pod {
 	l.start("pause-"+namespace+"-"+name, p.NS, p.cgroup, nil, "/bin/sleep", "infinity")
 	l.Apply("pod-"+namespace+"-"+name, fmt.Sprintf(`apiVersion: v1
 kind: Pod
-metadata: {name: %s, namespace: %s, uid: %s, labels: {app: %s}}
+metadata: {name: %s, namespace: %s, uid: %s, labels: {%s}}
 spec: {nodeName: %s, serviceAccountName: %s, containers: [{name: main, image: none}]}
 status: {phase: Running, podIP: %s, podIPs: [{ip: %s}], conditions: [{type: Ready, status: "True"}]}
-`, name, namespace, p.UID, name, n.Name, p.Account, p.Addr, p.Addr))
+`, name, namespace, p.UID, labels, n.Name, p.Account, p.Addr, p.Addr))
 	return p
 }
 
@@ -58,7 +61,13 @@ func uuid() string {
 // Start runs a binary of the lab ("samples" under a name of its own) or of the system in the pod.
 func (p *Pod) Start(name string, args ...string) *Process {
 	p.Node.lab.T.Helper()
-	return p.Node.lab.start(p.Namespace+"-"+p.Name+"-"+filepath.Base(name), p.NS, p.cgroup, []string{"POD_NAME=" + p.Name}, p.program(name), args...)
+	return p.StartWith(nil, name, args...)
+}
+
+// StartWith is Start with variables of the environment, NAME=VALUE each.
+func (p *Pod) StartWith(env []string, name string, args ...string) *Process {
+	p.Node.lab.T.Helper()
+	return p.Node.lab.start(p.Namespace+"-"+p.Name+"-"+filepath.Base(name), p.NS, p.cgroup, append(env, "POD_NAME="+p.Name), p.program(name), args...)
 }
 
 func (p *Pod) program(name string) string {
