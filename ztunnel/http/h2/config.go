@@ -41,10 +41,11 @@ type Config struct {
 	// MaxControl is how many bytes of answers (to PING, SETTINGS, resets) wait for the peer to read before the connection
 	// ends. Default 64 KiB.
 	MaxControl int
-	// Burst and Rate bound what costs us and brings nothing: resets of a client before its response, PING, SETTINGS,
-	// PRIORITY, frames of unknown types, DATA without a byte, refused requests, informational responses and, beyond ten
-	// for each DATA frame that we sent, WINDOW_UPDATE. Burst at once (default 1000), then Rate a second (default 100); more
-	// ends the connection with ENHANCE_YOUR_CALM.
+	// Burst and Rate bound what costs us and brings nothing: Burst at once (default 1000), then Rate a second (default 100);
+	// more ends the connection with ENHANCE_YOUR_CALM. Frames count (PING, SETTINGS, PRIORITY, GOAWAY, unknown types, DATA
+	// without a byte, informational responses and, beyond ten for each DATA frame that we sent, WINDOW_UPDATE), but one for
+	// each DATA frame of either side and each answered request; and, apart from them, requests that were refused, reset by the
+	// client or by an error of the client, but one for each answered request.
 	Burst, Rate int
 
 	// ExtendedConnect lets clients use :protocol (RFC 8441). Default false, as Envoy.

@@ -30,29 +30,31 @@ type Conn struct {
 
 	mu sync.Mutex // protects below; no two of them at once, and none across a callback
 	out
-	sentData int // DATA frames sent since the last WINDOW_UPDATE
-	streams  map[uint32]*Stream
-	active   int // server: streams that are not released, those in the map included
-	peer     peerSettings
-	acked    bool      // the peer acknowledged our SETTINGS
-	sendWin  int64     // the peer's window for the connection
-	recvWin  int64     // what the peer may send
-	owed     int64     // consumed, and not given back yet
-	starved  []*Stream // wait for the window of the connection or for room, in order
-	gone     []uint32  // ids of the streams that we reset last while the peer was sending: what comes for them left before it knew
-	goneAt   int       // where the next goes, once there are maxGone
-	nextID   uint32    // client: of the next stream
-	lastID   uint32    // server: the highest that the peer opened
-	promised uint32    // server: what our last GOAWAY named; MaxStreamID: nothing that excludes a stream
-	opened   uint64    // streams so far
-	requests uint64    // server: that the peer sent, refused ones included
-	goneAway bool      // client: the peer sent GOAWAY
-	draining bool      // we began to drain
-	dead     error     // why the connection ended; set once
-	linger   bool      // the last frames must arrive: read on until the peer closes
-	timer    clock.Timer
-	forced   clock.Timer
-	watch    watch
+	sentData  int // DATA frames sent since the last WINDOW_UPDATE
+	useful    int // DATA frames sent and streams that came to their end, since the reader looked
+	completed int // streams that came to their end, since the reader looked
+	streams   map[uint32]*Stream
+	active    int // server: streams that are not released, those in the map included
+	peer      peerSettings
+	acked     bool      // the peer acknowledged our SETTINGS
+	sendWin   int64     // the peer's window for the connection
+	recvWin   int64     // what the peer may send
+	owed      int64     // consumed, and not given back yet
+	starved   []*Stream // wait for the window of the connection or for room, in order
+	gone      []uint32  // ids of the streams that we reset last while the peer was sending: what comes for them left before it knew
+	goneAt    int       // where the next goes, once there are maxGone
+	nextID    uint32    // client: of the next stream
+	lastID    uint32    // server: the highest that the peer opened
+	promised  uint32    // server: what our last GOAWAY named; MaxStreamID: nothing that excludes a stream
+	opened    uint64    // streams so far
+	requests  uint64    // server: that the peer sent, refused ones included
+	goneAway  bool      // client: the peer sent GOAWAY
+	draining  bool      // we began to drain
+	dead      error     // why the connection ended; set once
+	linger    bool      // the last frames must arrive: read on until the peer closes
+	timer     clock.Timer
+	forced    clock.Timer
+	watch     watch
 }
 
 // peerSettings is what the peer advertised.

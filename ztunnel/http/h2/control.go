@@ -65,10 +65,13 @@ func (c *Conn) streamError(id uint32, code frame.Code, reason string) error {
 		after()
 	}
 	c.changed()
-	if over && err == nil {
+	if err != nil {
+		return err
+	}
+	if over {
 		c.end(ErrClosed)
 	}
-	return err
+	return c.rd.waste("streams with errors")
 }
 
 func (c *Conn) gotRST(h frame.Header, code frame.Code) error {
@@ -80,7 +83,7 @@ func (c *Conn) gotRST(h frame.Header, code frame.Code) error {
 		if idle {
 			return frame.Errorf(frame.CodeProtocol, "RST_STREAM on idle stream %d", h.ID)
 		}
-		return c.rd.nuisance("resets")
+		return c.rd.waste("resets")
 	}
 	var after func()
 	if c.client && code == frame.CodeNo && s.remoteEnd {
@@ -103,7 +106,7 @@ func (c *Conn) gotRST(h frame.Header, code frame.Code) error {
 	if c.client {
 		return nil
 	}
-	return c.rd.nuisance("resets")
+	return c.rd.waste("resets")
 }
 
 // gotSettings applies the peer's settings and acknowledges them.

@@ -26,6 +26,7 @@ func (s *Stream) dataLocked(p []byte, end bool) (n int, done bool) {
 		s.sendWin -= int64(k)
 		c.sendWin -= int64(k)
 		c.sentData++
+		c.useful++
 		p, n = p[k:], n+k
 		if flags != 0 {
 			s.endSentLocked()
@@ -54,10 +55,8 @@ func (c *Conn) wakeStarvedLocked() {
 		return
 	}
 	for i, s := range c.starved {
-		if s.c == c && s.starving {
-			s.starving = false
-			s.wcond.Broadcast()
-		}
+		s.starving = false
+		s.wcond.Broadcast()
 		c.starved[i] = nil
 	}
 	c.starved = c.starved[:0]
@@ -106,10 +105,12 @@ func (r *reader) data(h frame.Header, p []byte) error {
 		return err
 	}
 	end := h.Has(frame.EndStream)
-	if len(p) > 0 || end {
-		r.earn()
-	} else if err := r.nuisance("DATA frames without data"); err != nil {
-		return err
+	if len(p) > 0 {
+		r.earn(&r.nuisances, 1)
+	} else if !end {
+		if err := r.nuisance("DATA frames without data"); err != nil {
+			return err
+		}
 	}
 	c := r.c
 	c.mu.Lock()
@@ -125,10 +126,11 @@ func (r *reader) data(h frame.Header, p []byte) error {
 		return err
 	}
 	var after func()
+	wasted := false
 	if code, reason := s.takeLocked(h, p); reason != "" {
 		c.consumedLocked(int64(h.Length))
 		after = c.resetLocked(s, code, &StreamError{Code: code, Reason: reason})
-		err = c.answerLocked(1)
+		wasted = true
 	} else {
 		s.consumedLocked(int64(h.Length - len(p))) // padding
 		s.in.add(p)
@@ -145,10 +147,13 @@ func (r *reader) data(h frame.Header, p []byte) error {
 	if after != nil {
 		after()
 	}
-	if over && err == nil {
+	if over {
 		c.end(ErrClosed)
 	}
-	return err
+	if wasted {
+		return r.waste("streams with errors")
+	}
+	return nil
 }
 
 // takeLocked accounts a DATA frame against its stream. The reason is that of a stream error.
@@ -222,39 +227,55 @@ func (c *Conn) windowUpdate(h frame.Header, inc int64) error {
 			return err
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if h.ID == 0 {
-		if inc == 0 {
-			return frame.Errorf(frame.CodeProtocol, "WINDOW_UPDATE of 0")
-		}
-		if c.sendWin += inc; c.sendWin > frame.MaxWindow {
-			return frame.Errorf(frame.CodeFlowControl, "window of the connection exceeds 2^31-1")
-		}
-		c.wakeStarvedLocked()
-		return nil
+		return c.connWindow(inc)
 	}
+	c.mu.Lock()
 	s := c.streams[h.ID]
 	if s == nil {
-		if c.idleLocked(h.ID) {
+		idle := c.idleLocked(h.ID)
+		c.mu.Unlock()
+		if idle {
 			return frame.Errorf(frame.CodeProtocol, "WINDOW_UPDATE on idle stream %d", h.ID)
 		}
 		return nil
 	}
 	s.sendWin += inc
 	var after func()
+	wrong := true
 	switch {
 	case inc == 0:
 		after = c.resetLocked(s, frame.CodeProtocol, &StreamError{Code: frame.CodeProtocol, Reason: "WINDOW_UPDATE of 0"})
 	case s.sendWin > frame.MaxWindow:
 		after = c.resetLocked(s, frame.CodeFlowControl, &StreamError{Code: frame.CodeFlowControl, Reason: "window exceeds 2^31-1"})
 	default:
+		wrong = false
 		s.wcond.Broadcast()
 	}
-	if after != nil {
-		c.mu.Unlock()
-		after()
-		c.mu.Lock()
+	over := c.drainedLocked()
+	c.mu.Unlock()
+	if !wrong {
+		return nil
 	}
+	if after != nil {
+		after()
+	}
+	if over {
+		c.end(ErrClosed)
+	}
+	return r.waste("streams with errors")
+}
+
+// connWindow handles a WINDOW_UPDATE of the connection.
+func (c *Conn) connWindow(inc int64) error {
+	if inc == 0 {
+		return frame.Errorf(frame.CodeProtocol, "WINDOW_UPDATE of 0")
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sendWin += inc; c.sendWin > frame.MaxWindow {
+		return frame.Errorf(frame.CodeFlowControl, "window of the connection exceeds 2^31-1")
+	}
+	c.wakeStarvedLocked()
 	return nil
 }

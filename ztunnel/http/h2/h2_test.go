@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -21,7 +22,7 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/http/head"
 )
 
-func testConfig() Config { return Config{Clock: clock.System()} }
+func testConfig() Config { return Config{Clock: clock.System(), CloseTimeout: 50 * time.Millisecond} }
 
 // serve runs accept behind a listener on loopback and returns its address.
 func serve(t testing.TB, cfg Config, accept func(*Stream)) string {
@@ -259,3 +260,6 @@ func TestOverOtherConns(t *testing.T) {
 		t.Error("server ended without an error")
 	}
 }
+
+// ok is the head of a response of 200.
+func ok() *head.Response { return &head.Response{Status: 200} }

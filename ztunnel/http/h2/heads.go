@@ -77,7 +77,7 @@ func (c *Conn) gotRequest(h frame.Header, block []byte, self bool) error {
 		s.text = l.text
 	}
 	c.mu.Lock()
-	ignored := c.draining && h.ID > c.promised
+	ignored := c.draining && h.ID > c.promised || c.dead != nil // which nothing would wake
 	c.lastID = h.ID
 	c.requests++
 	if reason == "" && !ignored && (len(c.streams) >= c.cfg.MaxStreams || c.active >= 2*c.cfg.MaxStreams) {
@@ -89,7 +89,7 @@ func (c *Conn) gotRequest(h frame.Header, block []byte, self bool) error {
 		s.dropLocked()
 		c.mu.Unlock()
 		if ignored {
-			return c.rd.nuisance("requests after GOAWAY")
+			return c.rd.waste("requests after GOAWAY")
 		}
 		return c.refuse(h.ID, code, reason)
 	}
@@ -99,7 +99,6 @@ func (c *Conn) gotRequest(h frame.Header, block []byte, self bool) error {
 	s.remoteEnd = end
 	c.openLocked(s)
 	c.mu.Unlock()
-	c.rd.earn()
 	c.accept(s)
 	return nil
 }
@@ -117,7 +116,7 @@ func (c *Conn) refuse(id uint32, code frame.Code, reason string) error {
 	if err != nil {
 		return err
 	}
-	return c.rd.nuisance("refused requests")
+	return c.rd.waste("refused requests")
 }
 
 // fieldsOnly says why the list is not one of regular fields.

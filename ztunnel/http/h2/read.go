@@ -42,14 +42,15 @@ type reader struct {
 	dec  decoder
 	list list
 
-	tokens  int   // of what brings nothing
-	refills int64 // when tokens were given last, in nanoseconds
-	windows int   // WINDOW_UPDATE frames beyond ten for each DATA frame sent
-	self    bool  // the HEADERS frame depends on its own stream
+	nuisances, wasted bucket
+	windows           int  // WINDOW_UPDATE frames beyond ten for each DATA frame sent
+	self              bool // the HEADERS frame depends on its own stream
 }
 
 func (r *reader) init(c *Conn) {
-	r.c, r.first, r.tokens, r.refills = c, true, c.cfg.Burst, c.cfg.Clock.Now().UnixNano()
+	r.c, r.first = c, true
+	r.nuisances = bucket{tokens: c.cfg.Burst, refills: c.cfg.Clock.Now().UnixNano()}
+	r.wasted = r.nuisances
 	r.dec = decoder{table: table{max: frame.DefaultTable, limit: frame.DefaultTable}, maxList: c.cfg.MaxHeaderList, maxFields: c.cfg.MaxFields}
 	r.once = func(fd uintptr) bool {
 		b := r.room()
@@ -237,9 +238,12 @@ func (r *reader) preface() error {
 	return nil
 }
 
-// drop reads on until the peer closes, or the socket is closed.
+// maxDropped bounds what is read from a peer that does not hear that the connection is over, in bytes.
+const maxDropped = 1 << 20
+
+// drop reads on until the peer closes, the socket is closed, or too much has come.
 func (r *reader) drop() {
-	for {
+	for n := 0; n < maxDropped; n += r.n {
 		r.r, r.w, r.rest = 0, 0, nil
 		if err := r.fill(); err != nil {
 			return
@@ -339,28 +343,52 @@ func (r *reader) fragment(h frame.Header, p []byte) error {
 // and the request refused; beyond it the connection ends.
 func maxBlock(limit int) int { return 2*limit + 4096 }
 
-// nuisance takes one token; the error ends the connection.
-func (r *reader) nuisance(what string) error {
-	if r.tokens > 0 {
-		r.tokens--
+// bucket bounds what brings nothing: Config.Burst at once, then Config.Rate a second.
+type bucket struct {
+	tokens  int
+	refills int64 // when tokens were given last, in nanoseconds
+}
+
+// spend takes one token; the error ends the connection.
+func (r *reader) spend(b *bucket, what string) error {
+	if b.tokens > 0 {
+		b.tokens--
 		return nil
 	}
 	cfg := &r.c.cfg
 	now := cfg.Clock.Now().UnixNano()
-	n := (now - r.refills) / (1e9 / int64(cfg.Rate))
-	if n == 0 {
+	n := (now - b.refills) / (1e9 / int64(cfg.Rate))
+	if n <= 0 {
 		return frame.Errorf(frame.CodeCalm, "too many %s", what)
 	}
-	r.refills = now
-	r.tokens = int(min(n, int64(cfg.Burst))) - 1
+	b.refills = now
+	b.tokens = int(min(n, int64(cfg.Burst))) - 1
 	return nil
 }
 
-// earn gives a token back for something useful.
-func (r *reader) earn() {
-	if r.tokens < r.c.cfg.Burst {
-		r.tokens++
-	}
+// earn gives tokens back for something useful.
+func (r *reader) earn(b *bucket, n int) { b.tokens = min(b.tokens+n, r.c.cfg.Burst) }
+
+// nuisance counts a frame that brings nothing. DATA in either direction and answered requests make up for it.
+func (r *reader) nuisance(what string) error {
+	c := r.c
+	c.mu.Lock()
+	n := c.useful
+	c.useful = 0
+	c.mu.Unlock()
+	r.earn(&r.nuisances, n)
+	return r.spend(&r.nuisances, what)
+}
+
+// waste counts a request that was for nothing. Only requests that were answered make up for it.
+func (r *reader) waste(what string) error {
+	c := r.c
+	c.mu.Lock()
+	n := c.completed
+	c.completed = 0
+	c.mu.Unlock()
+	r.earn(&r.wasted, n)
+	return r.spend(&r.wasted, what)
 }
 
 // farewellError is what the peer's GOAWAY said, nil when there was none or it was no error.

@@ -3,6 +3,7 @@ package h2
 import (
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/undermesh/undermesh/ztunnel/http/frame"
@@ -99,6 +100,9 @@ func (s *Stream) dropLocked() {
 		return
 	}
 	c := s.c
+	if s.starving {
+		c.starved = slices.DeleteFunc(c.starved, func(o *Stream) bool { return o == s })
+	}
 	c.active--
 	c.consumedLocked(int64(s.in.size))
 	s.in.free()
@@ -182,6 +186,10 @@ func (c *Conn) drainedLocked() bool {
 func (c *Conn) removeLocked(s *Stream) {
 	if c.streams[s.id] == s {
 		delete(c.streams, s.id)
+		if s.err == nil {
+			c.useful++
+			c.completed++
+		}
 		s.dropLocked()
 	}
 }
