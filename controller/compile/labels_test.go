@@ -46,9 +46,9 @@ func carried(t *testing.T, all []compile.Resource) []string {
 	return out
 }
 
-// TestTR10LabelsTravelWhereTheyAreAskedFor: a label goes to nodes with the workloads behind the host whose rule uses it, and with
+// TestLabelsTravelWhereTheyAreAskedFor: a label goes to nodes with the workloads behind the host whose rule uses it, and with
 // all that have it where callers are told apart by it; a change of a rule sends those again whose labels come or go.
-func TestTR10LabelsTravelWhereTheyAreAskedFor(t *testing.T) {
+func TestLabelsTravelWhereTheyAreAskedFor(t *testing.T) {
 	c := compile.New(compile.Config{})
 	var events []model.Event
 	for _, app := range []string{"a", "b"} {
@@ -86,7 +86,7 @@ func TestTR10LabelsTravelWhereTheyAreAskedFor(t *testing.T) {
 		{"the same rule", rule("a", "version"), ""},
 		{"a label that no pod has", rule("a", "nothing"), "a0,a1,a2"},
 		{"a pattern", rule("*.foo.svc.cluster.local", "version"), versions + ",b0 version=v0,b1 version=v1,b2 version=v2"},
-		{"TR-10 control: without the DestinationRule", gone(rule("a", "version")), "a0,a1,a2,b0,b1,b2"},
+		{"control: without the DestinationRule", gone(rule("a", "version")), "a0,a1,a2,b0,b1,b2"},
 		{"callers by label", virtual(map[string]string{"other": "x", "none": ""}), "a0 other=x,a1 other=x,a2 other=x,b0 other=x,b1 other=x,b2 other=x"},
 		{"other callers", virtual(map[string]string{"none": ""}), "a0,a1,a2,b0,b1,b2"},
 	} {
