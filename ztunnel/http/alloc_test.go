@@ -76,4 +76,3 @@ func BenchmarkExchange(b *testing.B) {
 		do()
 	}
 }
-

@@ -135,4 +135,3 @@ func TestAnswers(t *testing.T) {
 func noRequests(c *clusterv3.Cluster) {
 	c.CircuitBreakers = &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{MaxRequests: wrapperspb.UInt32(0)}}}
 }
-

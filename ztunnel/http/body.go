@@ -4,7 +4,7 @@ import "sync/atomic"
 
 // body is the body of a request while it is read. What was read is kept for another try, as long as it fits.
 type body struct {
-	done     bool // it was read to its end
+	done     atomic.Bool // it was read to its end
 	received int64
 	replay   []byte
 	held     int64 // bytes of replay that the tenant is charged with
@@ -31,7 +31,7 @@ func (b *body) reset(x *exchange) {
 // take notes a piece that was read.
 func (b *body) take(x *exchange, p []byte, end bool) {
 	b.received += int64(len(p))
-	b.done = end
+	b.done.Store(end)
 	if b.lost || len(p) == 0 {
 		return
 	}
@@ -73,7 +73,7 @@ func (b *body) pump(x *exchange, up upstream) {
 		}
 		b.ended <- struct{}{}
 	}()
-	for !b.done && !b.halted.Load() {
+	for !b.done.Load() && !b.halted.Load() {
 		p, end, err := x.down.next()
 		if err != nil {
 			if !b.halted.Load() {
@@ -111,7 +111,7 @@ func (b *body) pass(x *exchange, up upstream, p []byte, end bool) error {
 
 // begin starts the pump, if there is something left to read.
 func (b *body) begin(x *exchange, up upstream) {
-	if b.done || b.broken {
+	if b.done.Load() || b.broken {
 		return
 	}
 	b.halted.Store(false)

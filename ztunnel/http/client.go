@@ -32,7 +32,7 @@ const fresh = 50 * time.Millisecond
 
 // alive reports whether an idle connection can be used, as far as can be seen.
 func (l *link) alive(now int64, method []byte) bool {
-	if l.sock.raw == nil || now-l.since < int64(fresh) && string(method) == "GET" {
+	if l.uses == 0 || l.sock.raw == nil || now-l.since < int64(fresh) && string(method) == "GET" {
 		return true
 	}
 	return l.sock.raw.alive()
@@ -52,8 +52,11 @@ type client struct {
 
 // connect gets a connection to the host and puts it into x.up.
 func (x *exchange) connect(h *cluster.Host) *failure {
+	if x.version(h) == HTTP2 {
+		return x.connect2(h)
+	}
 	pool := x.e.http1(h)
-	x.waiter = waiter{x.ctx, x.g}
+	x.waiter.Context, x.waiter.g = x.ctx, x.g
 	for {
 		lease, err := pool.Acquire(&x.waiter)
 		switch {
@@ -62,42 +65,39 @@ func (x *exchange) connect(h *cluster.Host) *failure {
 		case err != nil:
 			return x.unconnected(err)
 		case lease.MustDial():
-			l, fail := x.dial(h)
+			c, fail := x.open(h)
+			if fail == nil && x.otherVersion(h, c, HTTP1) {
+				lease.Failed(nil, false)
+				return x.connect2(h)
+			}
 			if fail != nil {
-				err := errors.New(fail.reason)
-				if fail.cause != noCause {
-					err = nil
-				}
-				lease.Failed(err, fail.reason == "connection timeout")
+				lease.Failed(fail.err(), fail.reason == connectTimedOut)
 				return fail
 			}
-			if lease, err = lease.Connected(l, 1); err != nil {
+			if lease, err = lease.Connected(x.link(c), 1); err != nil {
 				return overflow()
 			}
 			x.e.reap(h)
-			x.use(lease)
-			return nil
 		}
-		if l := lease.Conn().Conn; !l.alive(x.e.now(), x.req.Method) {
+		l := lease.Conn().Conn
+		if !l.alive(x.e.now(), x.req.Method) {
 			lease.Stale()
 			continue
 		}
-		x.use(lease)
+		l.uses++
+		x.client = client{x: x, l: l, lease: lease, w: writer{sock: l.sock, out: x.upOut[:0]}}
+		x.up = &x.client
 		return nil
 	}
 }
 
-func (x *exchange) use(lease cluster.Lease[*link]) {
-	l := lease.Conn().Conn
-	l.uses++
-	x.client = client{x: x, l: l, lease: lease, w: writer{sock: l.sock, out: x.upOut[:0]}}
-	x.up = &x.client
-}
-
-// dial makes a connection.
-func (x *exchange) dial(h *cluster.Host) (*link, *failure) {
-	spec := x.cluster.Spec()
-	ctx, cancel := clock.WithTimeout(x.ctx, x.e.cfg.Clock, spec.ConnectTimeout, errConnectTimeout)
+// open makes a connection to the host, or takes that which was made for another version.
+func (x *exchange) open(h *cluster.Host) (*Conn, *failure) {
+	if c := x.spare; c != nil {
+		x.spare = nil
+		return c, nil
+	}
+	ctx, cancel := clock.WithTimeout(x.ctx, x.e.cfg.Clock, x.cluster.Spec().ConnectTimeout, errConnectTimeout)
 	defer cancel()
 	if x.g.aim(canceler(cancel)) != noCause {
 		cancel()
@@ -115,10 +115,14 @@ func (x *exchange) dial(h *cluster.Host) (*link, *failure) {
 		return nil, x.unconnected(err)
 	}
 	h.Report(cluster.Connected, 0)
+	return c, nil
+}
+
+func (x *exchange) link(c *Conn) *link {
 	x.cluster.Inc(cluster.CxHTTP1)
 	l := &link{made: c, sock: newSocket(c.Net, nil), at: addrOf(c)}
 	l.in = reader{sock: l.sock, free: &x.e.free, tenant: x.f.Workload}
-	return l, nil
+	return l
 }
 
 func addrOf(c *Conn) netip.AddrPort {
@@ -203,6 +207,7 @@ var errUnasked = &h1.Error{Detail: "http1.codec_error"}
 func (c *client) next() ([]byte, bool, error) { return c.l.in.next() }
 func (c *client) ready() bool                 { return c.l.in.ready() }
 func (c *client) trailers() *head.Fields      { return nil }
+func (c *client) ended() bool                 { return c.l.in.done }
 func (c *client) flush() error                { return c.w.flush() }
 
 func (c *client) write(p []byte, end bool) error {

@@ -32,8 +32,6 @@ type downstream interface {
 	// respond sends the head of the answer; without end it may be buffered. With tunnel all that follows, in both directions, is
 	// passed as it is.
 	respond(r *head.Response, end, tunnel bool) error
-	// received reports whether the request was read to its end.
-	received() bool
 	// abandon says that the connection is not to be used for another request.
 	abandon()
 	// pause makes next return an error until resume.
@@ -51,6 +49,8 @@ type upstream interface {
 	request(r *head.Request, end bool) error
 	// response waits for the final head of the answer. It may use into.
 	response(into *head.Response) (*head.Response, error)
+	// ended reports that nothing follows the head of the answer.
+	ended() bool
 	// tunnel says that the answer turned the stream into a tunnel.
 	tunnel()
 	// answered reports whether a byte of the answer came.

@@ -30,6 +30,7 @@ type Limits struct {
 	Request           time.Duration // from a request's head to the end of its body; default none; beyond: 408
 	DelayedClose      time.Duration // to wait for the client to read an answer that ends the connection; default 1 s
 	PoolIdle          time.Duration // of an upstream connection without a request, unless its cluster says; default 1 h
+	Streams           int           // of HTTP/2 under way on a downstream connection; default 1024; beyond: refused
 	Requests          int           // on one downstream connection, then it is closed; default no limit
 }
 
@@ -78,6 +79,8 @@ func (c Config) Validate() error {
 		return errors.New("limits.responseHeadBytes is negative")
 	case l.ReplayBytes < 0:
 		return errors.New("limits.replayBytes is negative")
+	case l.Streams < 0:
+		return errors.New("limits.streams is negative")
 	case l.Requests < 0:
 		return errors.New("limits.requests is negative")
 	case l.HeadBytes > 1<<20 || l.ResponseHeadBytes > 1<<20:

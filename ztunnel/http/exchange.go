@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/undermesh/undermesh/ztunnel/cluster"
@@ -23,8 +24,8 @@ type exchange struct {
 	answer   head.Response // own answers, and those of HTTP/1.1
 	in       route.Input
 	entry    Entry
-	began    int64 // arrival
-	sentAt   int64 // when the request was at its end; 0: it is not
+	began    int64        // arrival
+	sentAt   atomic.Int64 // when the request was at its end; 0: it is not
 	random   uint64
 	idle     time.Duration // without a byte, at most; 0: any
 	origin   []byte        // of CORS
@@ -40,9 +41,14 @@ type exchange struct {
 
 	body body
 	up   upstream // that answers; nil: none
+	keep bool     // its connection may be used again
 
 	pathBuf, upOut, downOut, idBuf, valueBuf []byte
+	guard                                    *guard // of a stream of HTTP/2
+	stream                                   server2
 	client                                   client
+	client2                                  client2
+	spare                                    *Conn // was made, and speaks another version than was expected
 	waiter                                   waiter
 }
 
@@ -63,7 +69,10 @@ func (e *Engine) put(x *exchange) {
 	if x.counted {
 		x.f.Workload.requests.Add(-1)
 	}
-	x.client = client{}
+	if x.guard != nil && x.g == x.guard {
+		x.guard.begin()
+	}
+	x.g, x.down = nil, nil
 	in := x.in
 	x.own.Reset(nil)
 	x.answer.Reset(nil)
@@ -74,7 +83,7 @@ func (e *Engine) put(x *exchange) {
 	}
 	*x = exchange{
 		e: e, own: x.own, answer: x.answer, in: in, body: body{ended: x.body.ended, replay: x.body.replay}, tried: x.tried[:0],
-		pathBuf: x.pathBuf, upOut: x.upOut[:0], downOut: x.downOut[:0], idBuf: x.idBuf, valueBuf: x.valueBuf,
+		guard: x.guard, pathBuf: x.pathBuf, upOut: x.upOut[:0], downOut: x.downOut[:0], idBuf: x.idBuf, valueBuf: x.valueBuf,
 	}
 	e.exchanges.Put(x)
 }
@@ -97,9 +106,9 @@ func (x *exchange) start(now int64) {
 func (x *exchange) run(ctx context.Context) {
 	x.ctx = ctx
 	x.in.Request, x.entry.Request = x.req, x.req
-	x.body.done = x.req.Body == 0
+	x.body.done.Store(x.req.Body == 0)
 	x.tunnel = len(x.req.Protocol) > 0 || string(x.req.Method) == "CONNECT"
-	if x.body.done {
+	if x.body.done.Load() {
 		x.requested()
 	} else {
 		x.g.after(slowRequest, x.began, x.e.cfg.Limits.Request)
@@ -128,12 +137,14 @@ func (x *exchange) admit() bool {
 // requested is called when the request was read to its end: timeouts begin, and the client may be looked for.
 func (x *exchange) requested() {
 	now := x.e.now()
-	x.sentAt = now
+	x.sentAt.Store(now)
 	g := x.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.at[slowRequest] = 0
-	g.at[watchTimer] = now + int64(100*time.Millisecond)
+	if g.watch != nil {
+		g.at[watchTimer] = now + int64(100*time.Millisecond)
+	}
 	if x.times.Global > 0 {
 		g.at[slowResponse] = now + int64(x.times.Global)
 	}
@@ -147,19 +158,20 @@ func (x *exchange) requested() {
 func (x *exchange) finish() {
 	x.body.stop(x)
 	x.g.aim(nil)
-	if x.up != nil {
-		x.up.release(false)
-		x.up = nil
+	if x.spare != nil {
+		_ = x.spare.Net.Close()
+		x.spare = nil
 	}
-	if x.retrying {
-		x.cluster.Breakers(0).DoneRetry()
-		x.retrying = false
-	}
+	x.doneRetry()
 	e := &x.entry
 	e.Response = x.resp
 	e.Duration = time.Duration(x.e.now() - x.began)
 	e.BytesReceived = x.body.received
 	if x.f.Record != nil {
 		x.f.Record(e)
+	}
+	if x.up != nil { // now: the head of the answer is its
+		x.up.release(x.keep)
+		x.up = nil
 	}
 }

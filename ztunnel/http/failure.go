@@ -28,6 +28,10 @@ func (x *exchange) lost(err error) *failure {
 		return &failure{kind: route.FailedReset, flag: UpstreamProtocolError, status: 502, reason: "protocol error"}
 	}
 	x.cluster.Inc(cluster.RqRxReset)
+	if f := lost2(err); f != nil {
+		x.entry.Host.Report(cluster.RequestFailed, 0)
+		return f
+	}
 	x.entry.Host.Report(cluster.ConnectFailed, 0)
 	return &failure{kind: route.FailedReset, flag: UpstreamConnectionTermination, status: 503, reason: "connection termination"}
 }
@@ -39,6 +43,22 @@ func overflow() *failure {
 
 // errConnectTimeout is why a connection was given up.
 var errConnectTimeout = errors.New("the connection was not made in time")
+
+const connectTimedOut = "connection timeout"
+
+// Kinds of package route, for the codecs.
+const (
+	failedRefused = route.FailedRefused
+	failedReset   = route.FailedReset
+)
+
+// err is what a pool is told; nil: the request was given up.
+func (f *failure) err() error {
+	if f.cause != noCause {
+		return nil
+	}
+	return errors.New(f.reason)
+}
 
 // unconnected is a connection that could not be made.
 func (x *exchange) unconnected(err error) *failure {
@@ -55,7 +75,7 @@ func (x *exchange) unconnected(err error) *failure {
 		}
 		f.transport = underscored(refused.Err.Error())
 	case errors.Is(err, errConnectTimeout):
-		f.reason = "connection timeout"
+		f.reason = connectTimedOut
 		x.entry.Host.Report(cluster.TimedOut, 0)
 	case errors.Is(err, context.Canceled):
 		f.cause = stopped

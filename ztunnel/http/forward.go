@@ -29,7 +29,7 @@ func (x *exchange) forward() {
 	r.Request(x.req, x.target, &x.in)
 	x.body.keep = x.retry.Enabled() || len(f.Mirrors) > 0
 	x.limits(f)
-	if x.body.done {
+	if x.body.done.Load() {
 		x.requested()
 		x.mirror()
 	}
@@ -68,6 +68,7 @@ type failure struct {
 	reason    string // "connection termination"
 	detail    string // response code detail; "": made of the reason
 	transport string // why the connection could not be made
+	unseen    bool   // the host has seen nothing of the request
 	cause     cause  // the request is at its end for another reason than the host
 }
 
@@ -194,7 +195,7 @@ func (x *exchange) try() *failure {
 	}
 	x.entry.Host = h
 	x.head(h)
-	for {
+	for replays := 0; ; replays++ {
 		if fail := x.connect(h); fail != nil {
 			return fail
 		}
@@ -202,7 +203,7 @@ func (x *exchange) try() *failure {
 		if fail == nil {
 			return nil
 		}
-		if fail.cause != noCause || !x.replayable() {
+		if fail.cause != noCause || replays == maxReplays || !x.replayable(fail) {
 			return fail
 		}
 		x.body.stop(x) // the connection had ended before the request came: once more, on another
@@ -211,9 +212,16 @@ func (x *exchange) try() *failure {
 	}
 }
 
+// maxReplays is how often a request is sent again without a policy that asks for it: so often at most a connection may end just
+// when it is used.
+const maxReplays = 3
+
 // replayable reports whether the request may be sent again although no policy asks for it: it went over a connection that was
 // used before, which ended without a byte of an answer, and doing it twice is the same as doing it once.
-func (x *exchange) replayable() bool {
+func (x *exchange) replayable(fail *failure) bool {
+	if fail.unseen && !x.body.lost {
+		return true
+	}
 	if !x.up.reused() || x.up.answered() || x.body.lost || x.tunnel {
 		return false
 	}
@@ -257,7 +265,7 @@ func (x *exchange) exchange() *failure {
 	if c := x.g.aim(up); c != noCause {
 		return &failure{cause: c}
 	}
-	if x.body.done {
+	if x.body.done.Load() {
 		now := x.e.now()
 		if x.times.PerTry > 0 {
 			x.g.after(slowTry, now, x.times.PerTry)
@@ -272,7 +280,9 @@ func (x *exchange) exchange() *failure {
 		if c := x.g.why(); c != noCause {
 			return x.timedOut(c)
 		}
-		return x.lost(err)
+		fail := x.lost(err)
+		fail.unseen = unprocessed(err) && fail.kind != failedRefused
+		return fail
 	}
 	x.entry.Response = resp
 	return nil
@@ -281,14 +291,14 @@ func (x *exchange) exchange() *failure {
 // upload sends the head and what is there of the body; the rest follows beside the answer. An error shows when the answer is read.
 func (x *exchange) upload(up upstream) {
 	b := &x.body
-	end := b.done && len(b.replay) == 0
+	end := b.done.Load() && len(b.replay) == 0
 	if up.request(x.req, end && !x.tunnel) != nil || end {
 		return
 	}
-	if len(b.replay) > 0 && up.write(b.replay, b.done) != nil || b.done {
+	if len(b.replay) > 0 && up.write(b.replay, b.done.Load()) != nil || b.done.Load() {
 		return
 	}
-	for passed := 0; !b.done && passed < largeBuffer && x.down.ready(); {
+	for passed := 0; !b.done.Load() && passed < largeBuffer && x.down.ready(); {
 		p, last, err := x.down.next()
 		if err != nil {
 			x.g.stop(x.bodyCause(err))
@@ -305,7 +315,7 @@ func (x *exchange) upload(up upstream) {
 			return
 		}
 	}
-	if !b.done && up.flush() == nil {
+	if !b.done.Load() && up.flush() == nil {
 		b.begin(x, up)
 	}
 }

@@ -41,6 +41,7 @@ type guard struct {
 	watch func() // at watchTimer
 
 	mu     sync.Mutex // protects below
+	life   uint64     // how often it was begun
 	fires  int64      // when the timer does; 0: it does not
 	at     [lastTimer + 1]int64
 	cause  cause
@@ -135,6 +136,24 @@ func (g *guard) aim(t interrupter) cause {
 func (g *guard) aimIdle(t interrupter) {
 	g.mu.Lock()
 	g.target, g.idle = t, true
+	g.mu.Unlock()
+}
+
+// begin is reset, for what is used again by others: stopOf with what it returns does nothing after the next one.
+func (g *guard) begin() uint64 {
+	g.reset()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.life++
+	return g.life
+}
+
+// stopOf is stop, in one life.
+func (g *guard) stopOf(life uint64, c cause) {
+	g.mu.Lock()
+	if g.life == life {
+		g.stopLocked(c)
+	}
 	g.mu.Unlock()
 }
 

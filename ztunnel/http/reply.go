@@ -34,7 +34,7 @@ func (x *exchange) send(r *head.Response, body []byte) {
 	if x.resp != nil || x.g.why() == clientGone {
 		return
 	}
-	if x.req.Major == 2 && route.IsGRPC(x.req) && x.entry.Details != "cors_response" {
+	if route.IsGRPC(x.req) && x.entry.Details != "cors_response" {
 		x.asGRPC(r, body)
 		body = nil
 	}

@@ -73,7 +73,7 @@ func statusOfGRPC(code int) int {
 
 // dress changes the head of a host's answer to what the client is to see.
 func (x *exchange) dress(resp *head.Response, now int64) {
-	since := x.sentAt
+	since := x.sentAt.Load()
 	if since == 0 {
 		since = now
 	}
@@ -109,23 +109,18 @@ func (x *exchange) deliver(resp *head.Response) {
 	up := x.up
 	x.resp = resp
 	tunnel := x.tunnel && x.turned(resp)
-	end := !tunnel && bodyless(x.req, resp)
-	if !end && !tunnel && up.ready() && resp.Body < 0 && resp.Minor == 0 && resp.Major == 2 {
-		p, last, err := up.next()
-		end = err == nil && last && len(p) == 0 && up.trailers() == nil // HTTP/2: the stream ended with the head
-	}
+	end := !tunnel && up.ended()
 	if tunnel {
 		x.g.set(slowResponse, 0)
 		up.tunnel()
 	}
 	if x.down.respond(resp, end, tunnel) != nil {
 		x.left()
-		x.up.release(false)
-		x.up = nil
 		return
 	}
 	if tunnel {
-		x.body.done, x.body.broken = false, false
+		x.body.done.Store(false)
+		x.body.broken = false
 		x.body.keep = false
 		x.body.begin(x, up)
 	}
@@ -134,9 +129,7 @@ func (x *exchange) deliver(resp *head.Response) {
 		x.join()
 	}
 	x.body.stop(x)
-	x.g.aim(nil)
-	x.up = nil
-	up.release(ok && x.body.done && !x.body.broken && !tunnel)
+	x.keep = ok && x.body.done.Load() && !x.body.broken && !tunnel
 }
 
 // turned reports whether the answer makes the connection a tunnel.
@@ -144,12 +137,7 @@ func (x *exchange) turned(resp *head.Response) bool {
 	if string(x.req.Method) == "CONNECT" {
 		return resp.Status >= 200 && resp.Status < 300
 	}
-	return resp.Status == 101
-}
-
-// bodyless reports that no body follows an answer whatever it announces.
-func bodyless(req *head.Request, resp *head.Response) bool {
-	return string(req.Method) == "HEAD" || resp.Status == 204 || resp.Status == 304 || resp.Body == 0
+	return resp.Status == 101 || resp.Status == 200 && x.up.protocol() == HTTP2
 }
 
 // copy passes the body of the answer. False: it was not passed to its end, and the request is over.

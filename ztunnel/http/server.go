@@ -181,7 +181,6 @@ func (s *server) protocol() Protocol { return HTTP1 }
 func (s *server) next() ([]byte, bool, error) { return s.in.next() }
 func (s *server) ready() bool                 { return s.in.ready() }
 func (s *server) trailers() *head.Fields      { return nil }
-func (s *server) received() bool              { return s.in.done }
 func (s *server) interrupt()                  { s.sock.interrupt() }
 func (s *server) abandon()                    { s.keep = false }
 func (s *server) pause()                      { s.sock.interruptRead() }
@@ -199,11 +198,11 @@ func (s *server) respond(r *head.Response, end, tunnel bool) error {
 	if end && !none && r.Body < 0 {
 		r.Body = 0
 	}
-	s.keep = s.keep && s.in.done && !tunnel && !s.leaving()
+	s.keep = s.keep && s.x.body.done.Load() && !tunnel && !s.leaving()
 	r.Close = !s.keep && !tunnel
 	switch {
-	case tunnel && r.Protocol == nil && r.Status == 101:
-		r.Protocol = s.x.req.Protocol
+	case tunnel && len(s.x.req.Protocol) > 0:
+		r.Status, r.Protocol, none = 101, s.x.req.Protocol, true
 	case tunnel:
 		none = true // CONNECT: neither length nor coding
 	}
