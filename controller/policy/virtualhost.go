@@ -222,8 +222,8 @@ func (c *composer) destination(name string, called uint16) (string, *routev3.Rou
 	svc := c.service(p.host)
 	if p.port == 0 {
 		p.port = called
-		if ports := svc.GetPorts(); svc != nil && len(ports) == 1 {
-			p.port = uint16(ports[0].GetServicePort())
+		if svc != nil && len(svc.GetPorts()) == 1 {
+			p.port = uint16(svc.GetPorts()[0].GetServicePort())
 		}
 	}
 	var hash *routev3.RouteAction_HashPolicy

@@ -144,7 +144,8 @@ type defaults struct {
 }
 
 func newRoute(r *route.Route, d *defaults) (*Route, error) {
-	err := only(r, "name", "match", "route", "redirect", "direct_response", "metadata", "decorator", "typed_per_filter_config",
+	// stat_prefix names statistics of the route, which are not kept, and changes nothing of what becomes of a request.
+	err := only(r, "name", "stat_prefix", "match", "route", "redirect", "direct_response", "metadata", "decorator", "typed_per_filter_config",
 		"request_headers_to_add", "request_headers_to_remove", "response_headers_to_add", "response_headers_to_remove",
 		"per_request_buffer_limit_bytes", "request_body_buffer_limit")
 	if err != nil {

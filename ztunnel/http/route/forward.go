@@ -281,7 +281,8 @@ func newMirrors(list []*route.RouteAction_RequestMirrorPolicy) ([]Mirror, error)
 
 func newMirror(m *route.RouteAction_RequestMirrorPolicy) (Mirror, error) {
 	out := Mirror{Cluster: m.GetCluster(), Keep: m.GetDisableShadowHostSuffixAppend()}
-	err := only(m, "cluster", "cluster_header", "runtime_fraction", "disable_shadow_host_suffix_append")
+	// trace_sampled is about spans of the copy, of which there are none.
+	err := only(m, "cluster", "cluster_header", "runtime_fraction", "disable_shadow_host_suffix_append", "trace_sampled")
 	if err != nil {
 		return out, err
 	}
