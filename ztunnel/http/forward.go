@@ -234,8 +234,12 @@ func (x *exchange) replayable(fail *failure) bool {
 
 func (x *exchange) pick() cluster.PickInput {
 	in := cluster.PickInput{Hash: x.hash.Value, HasHash: x.hash.Set, Original: x.f.Destination}
-	if p := x.retry.Policy(); p != nil && p.AnotherHost {
+	p := x.retry.Policy()
+	if p != nil && p.AnotherHost {
 		in.Tried, in.Attempts = x.tried, p.HostAttempts
+	}
+	if p != nil && p.Priorities > 0 && len(x.tried) >= p.Priorities {
+		in.Tried, in.AvoidPriorities = x.tried, true
 	}
 	return in
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	prioritiesv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
 
 	"github.com/undermesh/undermesh/ztunnel/http/head"
 )
@@ -83,6 +84,8 @@ type RetryPolicy struct {
 	Base, Max    time.Duration // of the back-off: 25 ms and ten times Base unless said
 	AnotherHost  bool          // previous_hosts: hosts that were tried are passed over
 	HostAttempts int           // how often another host is looked for then
+	// Priorities is that of previous_priorities: after so many tries the priorities of the hosts tried are left out; 0: never.
+	Priorities int
 
 	on             on
 	codes          []uint32
@@ -94,13 +97,15 @@ const (
 	defaultRetries = 1
 	defaultBackOff = 25 * time.Millisecond
 	previousHosts  = "envoy.retry_host_predicates.previous_hosts"
+
+	previousPriorities = "envoy.retry_priorities.previous_priorities"
 )
 
 func newRetryPolicy(m *route.RetryPolicy) (*RetryPolicy, error) {
 	if m == nil {
 		return nil, nil
 	}
-	err := only(m, "retry_on", "num_retries", "per_try_timeout", "per_try_idle_timeout", "retry_host_predicate",
+	err := only(m, "retry_on", "num_retries", "per_try_timeout", "per_try_idle_timeout", "retry_host_predicate", "retry_priority",
 		"host_selection_retry_max_attempts", "retriable_status_codes", "retry_back_off", "retriable_headers", "retriable_request_headers")
 	if err != nil {
 		return nil, err
@@ -131,6 +136,9 @@ func newRetryPolicy(m *route.RetryPolicy) (*RetryPolicy, error) {
 		}
 		p.AnotherHost = true
 	}
+	if err := p.setPriority(m.GetRetryPriority()); err != nil {
+		return nil, fmt.Errorf("retry_priority: %w", err)
+	}
 	if n := m.GetHostSelectionRetryMaxAttempts(); n > 0 {
 		p.HostAttempts = int(min(n, math.MaxInt32))
 	}
@@ -144,6 +152,27 @@ func newRetryPolicy(m *route.RetryPolicy) (*RetryPolicy, error) {
 		return nil, fmt.Errorf("retriable_request_headers%w", err)
 	}
 	return p, nil
+}
+
+func (p *RetryPolicy) setPriority(m *route.RetryPolicy_RetryPriority) error {
+	if m == nil {
+		return nil
+	}
+	var cfg prioritiesv3.PreviousPrioritiesConfig
+	switch {
+	case m.GetName() != previousPriorities:
+		return fmt.Errorf("%q: not supported", m.GetName())
+	case m.GetTypedConfig() == nil:
+		return errors.New("typed_config: must be set")
+	}
+	if err := unpack(m.GetTypedConfig(), &cfg); err != nil {
+		return fmt.Errorf("typed_config: %w", err)
+	}
+	if cfg.GetUpdateFrequency() < 1 {
+		return errors.New("update_frequency: must be at least 1")
+	}
+	p.Priorities = int(cfg.GetUpdateFrequency())
+	return nil
 }
 
 func (p *RetryPolicy) setBackOff(m *route.RetryPolicy_RetryBackOff) error {
