@@ -34,6 +34,9 @@ type Workload struct {
 	incomplete   bool // the settings that it names are not there
 }
 
+// SettingsName is the name of the settings that it names, "" for none.
+func (w *Workload) SettingsName() string { return w.settingsName }
+
 // Service is one service of a snapshot. It never changes.
 type Service struct {
 	*workloadapi.Service

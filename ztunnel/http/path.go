@@ -135,3 +135,6 @@ func unhex(c byte) (byte, bool) {
 	}
 	return 0, false
 }
+
+// CanonicalPath returns a path as it is matched, false for one that is refused.
+func CanonicalPath(path []byte, how Paths) ([]byte, bool) { return canonical(nil, path, how) }
