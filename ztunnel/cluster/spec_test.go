@@ -56,7 +56,7 @@ func TestCompileRefuses(t *testing.T) {
 		`{"circuitBreakers": {"thresholds": [{"maxConnectionPools": 1}]}}`:                                          "max_connection_pools",
 		`{"circuitBreakers": {"thresholds": [{"retryBudget": {"budgetPercent": {"value": 200}}}]}}`:                 "budget_percent",
 		`{"circuitBreakers": {"perHostThresholds": [{"maxRequests": 1}]}}`:                                          "max_requests",
-		`{"type": "LOGICAL_DNS"}`: "load_assignment",
+		`{"type": "LOGICAL_DNS", "load_assignment": {"endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": "a", "port_value": 1}}}}, {"endpoint": {"address": {"socket_address": {"address": "b", "port_value": 1}}}}]}]}}`: "load_assignment",
 		`{"type": "STRICT_DNS", "loadAssignment": {"endpoints": [{"lbEndpoints": [{}]}]}}`:                                                                                                                "lb_endpoints[0].endpoint.address",
 		`{"commonHttpProtocolOptions": {"maxHeadersCount": 0}}`:                                                                                                                                           "max_headers_count",
 		`{"commonHttpProtocolOptions": {"headersWithUnderscoresAction": "REJECT_REQUEST"}}`:                                                                                                               "headers_with_underscores_action",

@@ -95,14 +95,19 @@ func (f *requests) service(c policy.Caller) *client.Service {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.snap != c.Snapshot {
-		f.snap = c.Snapshot
-		if f.dialled = c.View.ServiceAt(c.Snapshot, c.Workload.GetNetwork(), f.s.dst); f.dialled == nil {
-			r := &way{snap: c.Snapshot, source: c.Workload, view: c.View}
-			f.s.byName(r)
-			f.dialled = r.svc
-		}
+		f.snap, f.dialled = c.Snapshot, f.s.dialledService(c)
 	}
 	return f.dialled
+}
+
+// dialledService is the service of the address that was dialled, or of the declared host that it is one of, nil for none.
+func (s *session) dialledService(c policy.Caller) *client.Service {
+	if svc := c.View.ServiceAt(c.Snapshot, c.Workload.GetNetwork(), s.dst); svc != nil {
+		return svc
+	}
+	r := &way{snap: c.Snapshot, source: c.Workload, view: c.View}
+	s.byName(r)
+	return r.svc
 }
 
 // Cluster implements http.Upstreams.
@@ -247,6 +252,9 @@ func (s *session) wayTo(e *calls.Cluster, h *cluster.Host) (*way, error) {
 		return nil, err
 	}
 	spec := e.Spec()
+	if spec.Tunnel != nil || spec.ProxyProtocol != 0 {
+		return nil, refusedf(reason.PolicyUnenforceable, "a DestinationRule asks for a tunnel or the PROXY protocol to %s, which this build cannot make", e.Name())
+	}
 	if e.Cluster.Spec().Kind == cluster.OriginalDestination {
 		return s.wayToOriginal(r, spec)
 	}

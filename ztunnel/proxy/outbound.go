@@ -53,16 +53,14 @@ func (s *session) outbound(life context.Context) error {
 	if err != nil {
 		return err
 	}
-	switch what, err := s.detect(s.client, r.snap, s.declared(r)); {
+	what, err := s.detect(s.client, r.snap, s.declared(r))
+	switch {
 	case err != nil:
 		return err
 	case what == sniff.HTTP1, what == sniff.HTTP2:
 		return s.serveRequests(life)
 	}
-	if r, err = s.route(); err != nil {
-		return err
-	}
-	up, release, err := s.open(r)
+	up, release, err := s.openStream(what)
 	if err != nil {
 		return err
 	}
