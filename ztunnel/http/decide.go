@@ -29,6 +29,12 @@ func (x *exchange) decide() bool {
 	}
 	if r.Forward != nil {
 		x.target = r.Pick(x.req, &x.in)
+		if x.target.Cluster != "" {
+			x.cluster = x.f.Upstreams.Cluster(x.target.Cluster)
+		}
+		if x.cluster != nil {
+			x.in.Cluster = x.cluster.Name()
+		}
 	}
 	if !x.fault(r.Fault) {
 		return false
@@ -41,12 +47,11 @@ func (x *exchange) decide() bool {
 		x.entry.Details = "cors_response"
 		x.send(&x.answer, nil)
 	case r.Direct != nil:
-		x.direct(r, r.Direct.Status, r.Direct.Body)
+		x.valueBuf = r.Direct.Location(x.valueBuf[:0], x.req)
+		x.direct(r.Direct.Status, r.Direct.Body)
 	case r.Redirect != nil:
 		x.valueBuf = r.Redirect.Location(x.valueBuf[:0], x.req)
-		x.answer.Reset(nil)
-		x.answer.Add(head.Location, head.Names[head.Location], x.valueBuf)
-		x.direct(r, r.Redirect.Status, nil)
+		x.direct(r.Redirect.Status, nil)
 	default:
 		return true
 	}
@@ -115,15 +120,15 @@ func (x *exchange) wait(d time.Duration) bool {
 	return true
 }
 
-// direct is an answer of the route's own, whose fields may be in x.answer already.
-func (x *exchange) direct(r *route.Route, status int, body []byte) {
+// direct is an answer of the route's own. Where it leads is in x.valueBuf; empty: nowhere.
+func (x *exchange) direct(status int, body []byte) {
 	x.entry.Details = "direct_response"
+	x.answer.Reset(nil)
 	x.answer.Status = status
-	x.in.Request = x.req
-	if len(body) > 0 {
-		x.answer.Add(head.ContentType, head.Names[head.ContentType], textPlain)
+	if len(x.valueBuf) > 0 {
+		x.answer.Add(head.Location, head.Names[head.Location], x.valueBuf)
 	}
-	r.Response(&x.answer, x.target, &x.in)
+	x.operate(&x.answer)
 	x.send(&x.answer, body)
 }
 

@@ -73,16 +73,15 @@ func (e *Engine) put(x *exchange) {
 		x.guard.begin()
 	}
 	x.g, x.down = nil, nil
-	in := x.in
 	x.own.Reset(nil)
 	x.answer.Reset(nil)
-	in.Request, in.Response, in.Flags, in.Details = nil, nil, "", ""
+	x.in.Reset()
 	const most = 64 << 10
 	if cap(x.upOut) > most || cap(x.downOut) > most || cap(x.pathBuf) > most {
 		return
 	}
 	*x = exchange{
-		e: e, own: x.own, answer: x.answer, in: in, body: body{ended: x.body.ended, replay: x.body.replay}, tried: x.tried[:0],
+		e: e, own: x.own, answer: x.answer, in: x.in, body: body{ended: x.body.ended, replay: x.body.replay}, tried: x.tried[:0],
 		guard: x.guard, pathBuf: x.pathBuf, upOut: x.upOut[:0], downOut: x.downOut[:0], idBuf: x.idBuf, valueBuf: x.valueBuf,
 	}
 	e.exchanges.Put(x)

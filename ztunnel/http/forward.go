@@ -1,6 +1,8 @@
 package http
 
 import (
+	"time"
+
 	"github.com/undermesh/undermesh/ztunnel/cluster"
 	"github.com/undermesh/undermesh/ztunnel/http/head"
 	"github.com/undermesh/undermesh/ztunnel/http/route"
@@ -10,16 +12,12 @@ import (
 func (x *exchange) forward() {
 	r := x.entry.Route
 	f := r.Forward
-	if x.target.Cluster != "" {
-		x.cluster = x.f.Upstreams.Cluster(x.target.Cluster)
-	}
 	if x.cluster == nil {
 		x.entry.Flags.Add(NoClusterFound)
 		x.reply(f.NotFound, "", "cluster_not_found")
 		return
 	}
 	x.entry.Cluster = x.cluster
-	x.in.Cluster = x.cluster.Name()
 	x.times = r.Timeouts(x.req)
 	x.retry = r.Retry(x.req, &x.in)
 	x.hash = r.Hash(x.req, &x.in)
@@ -138,7 +136,13 @@ func (x *exchange) doneRetry() {
 
 // again waits before the next try. False: the request came to its end meanwhile.
 func (x *exchange) again() bool {
-	return x.wait(x.retry.BackOff(x.e.cfg.Random()))
+	if !x.wait(x.retry.BackOff(x.e.cfg.Random())) {
+		return false
+	}
+	if at := x.sentAt.Load(); at != 0 {
+		x.times.Expect(x.req, time.Duration(x.e.now()-at))
+	}
+	return true
 }
 
 // fail answers that no host did.

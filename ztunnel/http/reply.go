@@ -20,8 +20,8 @@ func (x *exchange) reply(status int, body, detail string) {
 	r := &x.answer
 	r.Reset(nil)
 	r.Status = status
-	if body != "" {
-		r.Add(head.ContentType, head.Names[head.ContentType], textPlain)
+	if route := x.entry.Route; route != nil && route.Forward != nil {
+		x.operate(r)
 	}
 	if x.entry.Flags.Has(UpstreamOverflow) {
 		r.Add(head.XEnvoyOverloaded, head.Names[head.XEnvoyOverloaded], []byte("true"))
@@ -29,10 +29,27 @@ func (x *exchange) reply(status int, body, detail string) {
 	x.send(r, []byte(body))
 }
 
+// operate applies the route's header operations to an answer of our own. As in Envoy it is a status and nothing else then.
+func (x *exchange) operate(r *head.Response) {
+	x.in.Local, x.in.Details = true, x.entry.Details
+	x.told()
+	x.entry.Route.Response(r, x.target, &x.in)
+}
+
+// told makes known to header operations what there is of flags.
+func (x *exchange) told() {
+	if x.entry.Flags.n > 0 {
+		x.in.Flags = x.entry.Flags.String()
+	}
+}
+
 // send sends an answer of our own. The answer to gRPC is made of it.
 func (x *exchange) send(r *head.Response, body []byte) {
 	if x.resp != nil || x.g.why() == clientGone {
 		return
+	}
+	if len(body) > 0 && !r.Has(head.ContentType) {
+		r.Add(head.ContentType, head.Names[head.ContentType], textPlain)
 	}
 	if route.IsGRPC(x.req) && x.entry.Details != "cors_response" {
 		x.asGRPC(r, body)
@@ -71,7 +88,7 @@ func (x *exchange) asGRPC(r *head.Response, body []byte) {
 	r.Status = 200
 	r.Set(head.ContentType, head.Names[head.ContentType], []byte("application/grpc"))
 	r.Set(head.GRPCStatus, head.Names[head.GRPCStatus], strconv.AppendInt(nil, int64(code), 10))
-	if len(body) > 0 {
+	if len(body) > 0 && string(x.req.Method) != "HEAD" {
 		r.Set(head.GRPCMessage, head.Names[head.GRPCMessage], escaped(body))
 	}
 }

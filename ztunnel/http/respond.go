@@ -85,7 +85,7 @@ func (x *exchange) dress(resp *head.Response, now int64) {
 		x.attemptCount(&resp.Fields)
 	}
 	r := x.entry.Route
-	x.in.Request = x.req
+	x.told()
 	r.Response(resp, x.target, &x.in)
 	for _, c := range x.hash.Cookie {
 		x.valueBuf = append(x.valueBuf[:0], c...)

@@ -101,10 +101,10 @@ func (d *Redirect) Location(dst []byte, req *head.Request) []byte {
 }
 
 // Location appends where an answer of status 201 or 3xx says that it is: where it was asked for, as Envoy has it. For another
-// it returns nil.
+// it returns dst as it is.
 func (d *Direct) Location(dst []byte, req *head.Request) []byte {
 	if d.Status != http.StatusCreated && d.Status/100 != 3 || req.Path == nil {
-		return nil
+		return dst
 	}
 	return (&Redirect{}).Location(dst, req)
 }

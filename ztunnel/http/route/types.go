@@ -32,6 +32,9 @@ type Input struct {
 	path    []byte // without parameters
 }
 
+// Reset makes it ready for another request; memory is kept.
+func (in *Input) Reset() { *in = Input{scratch: in.scratch, lines: in.lines, path: in.path} }
+
 // VirtualHost is a compiled route.v3.VirtualHost.
 type VirtualHost struct {
 	Name                   string
