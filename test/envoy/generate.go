@@ -20,9 +20,12 @@ var clusterNames = []string{"one", "two", "three", "ring"}
 type object = map[string]any
 
 // generator makes route configurations and requests that are likely to match them, from one seed.
-type generator struct{ *rand.Rand }
+type generator struct {
+	*rand.Rand
+	certain bool // chance takes no part in what is made: no shares but none and all
+}
 
-func newGenerator(seed uint64) *generator { return &generator{rand.New(rand.NewPCG(seed, 1))} }
+func newGenerator(seed uint64) *generator { return &generator{Rand: rand.New(rand.NewPCG(seed, 1))} }
 
 func pick[T any](g *generator, list ...T) T { return list[g.IntN(len(list))] }
 
@@ -141,7 +144,7 @@ func (g *generator) match() object {
 		m["grpc"] = object{}
 	}
 	if g.chance(12) {
-		m["runtime_fraction"] = object{"default_value": object{"numerator": pick(g, 0, 50, 100), "denominator": "HUNDRED"}, "runtime_key": "r"}
+		m["runtime_fraction"] = object{"default_value": object{"numerator": g.share(100), "denominator": "HUNDRED"}, "runtime_key": "r"}
 	}
 	var headers, query []any
 	for g.chance(3) && len(headers) < 3 {
@@ -158,6 +161,14 @@ func (g *generator) match() object {
 	}
 	m["headers"], m["query_parameters"] = headers, query
 	return m
+}
+
+// share is none, half or all of n.
+func (g *generator) share(n int) int {
+	if g.certain {
+		return pick(g, 0, n)
+	}
+	return pick(g, 0, n/2, n)
 }
 
 func (g *generator) headerMatch() object {
@@ -304,6 +315,9 @@ func (g *generator) weighted() object {
 	var list []any
 	for i := range 1 + g.IntN(3) {
 		c := object{"name": clusterNames[i], "weight": pick(g, 0, 1, 10, 50)}
+		if g.certain {
+			c["weight"] = 0
+		}
 		if i == 0 {
 			c["weight"] = pick(g, 1, 100)
 		}
@@ -363,12 +377,20 @@ func (g *generator) headerOps(to object, n int) {
 
 func (g *generator) value(direction string) string {
 	list := []string{"plain", "with %% sign", "%REQ(x-a)%", "[%REQ(x-missing?x-b)%]", "%REQ(:path):3%", "%PROTOCOL%", "%REQ(:authority)%-%REQ(:method)%",
-		"%ROUTE_NAME%", "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "%DOWNSTREAM_REMOTE_ADDRESS%", "%DOWNSTREAM_LOCAL_PORT%",
+		"%ROUTE_NAME%", "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "%DOWNSTREAM_REMOTE_ADDRESS%", g.port(),
 		"%REQUESTED_SERVER_NAME%", "%REQ(x-none)%", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%", "%REQ(user-agent?x-a):4%"}
 	if direction == "response" {
 		list = append(list, "%RESP(x-up)%", "%RESPONSE_CODE%", "%UPSTREAM_CLUSTER%", "%RESP(content-type?x-up)%", "%RESPONSE_FLAGS%")
 	}
 	return pick(g, list...)
+}
+
+// port is an operator whose value depends on the listener.
+func (g *generator) port() string {
+	if g.certain {
+		return "no port"
+	}
+	return "%DOWNSTREAM_LOCAL_PORT%"
 }
 
 func (g *generator) filters(to object, n int) {
@@ -399,7 +421,7 @@ func (g *generator) filters(to object, n int) {
 	}
 	if g.chance(2 * n) {
 		f := object{"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"}
-		a := object{"percentage": object{"numerator": pick(g, 0, 1_000_000, 500_000), "denominator": "MILLION"}}
+		a := object{"percentage": object{"numerator": g.share(1_000_000), "denominator": "MILLION"}}
 		if g.chance(3) {
 			a["grpc_status"] = pick(g, 14, 5, 0, 7, 1)
 		} else {
@@ -453,7 +475,6 @@ func (g *generator) call() call {
 	add(5, "access-control-request-headers", "x-a")
 	add(8, "access-control-request-private-network", "true", "false")
 	add(3, "x-cluster", append(slices.Clone(clusterNames), "unknown", "")...)
-	add(10, "x-forwarded-proto", "https", "http", "bogus")
 	add(10, "x-forwarded-host", "before.test", "a.test")
 	add(10, "x-envoy-upstream-rq-timeout-ms", "2500", "x", "0")
 	add(10, "x-envoy-upstream-rq-per-try-timeout-ms", "1000", "90000")

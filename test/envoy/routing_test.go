@@ -296,6 +296,9 @@ func forwarded(r *route.Route, q call, req *head.Request, target route.Target, i
 		}
 	}
 	resp.AddString(head.ContentType, "text/echo")
+	if r.Operation != "" && r.Propagate {
+		req.Set(head.XEnvoyDecoratorOperation, "x-envoy-decorator-operation", []byte(r.Operation))
+	}
 	r.Request(req, target, in)
 	retry := r.Retry(req, in)
 	r.HostPicked(req, in)

@@ -3,6 +3,7 @@ package envoy
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -81,7 +83,7 @@ func tcpListener(routes, log string) xds.Resource {
 		return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: packed(m)}}
 	}
 	manager := packed(&hcm.HttpConnectionManager{
-		StatPrefix: "d", GenerateRequestId: wrapperspb.Bool(false), UseRemoteAddress: wrapperspb.Bool(true), SkipXffAppend: true,
+		StatPrefix: "d", Tracing: &hcm.HttpConnectionManager_Tracing{}, UseRemoteAddress: wrapperspb.Bool(true), SkipXffAppend: true,
 		InternalAddressConfig: &hcm.HttpConnectionManager_InternalAddressConfig{CidrRanges: []*core.CidrRange{
 			{AddressPrefix: "127.0.0.0", PrefixLen: wrapperspb.UInt32(8)}}},
 		RouteSpecifier: &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{RouteConfigName: routes, ConfigSource: &core.ConfigSource{
@@ -92,7 +94,7 @@ func tcpListener(routes, log string) xds.Resource {
 			Path: log, AccessLogFormat: &filelog.FileAccessLog_LogFormat{LogFormat: &core.SubstitutionFormatString{
 				Format: &core.SubstitutionFormatString_TextFormat{TextFormat: logFormat}}}})}}},
 	})
-	return xds.Resource{Type: ListenerType, Name: "l" + routes, Message: &listener.Listener{Name: "l" + routes,
+	return xds.Resource{Type: ListenerType, Name: "l" + routes, Message: &listener.Listener{Name: "l" + routes, TrafficDirection: core.TrafficDirection_OUTBOUND,
 		Address: &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{Address: "127.0.0.1",
 			PortSpecifier: &core.SocketAddress_PortValue{}}}},
 		FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{Name: "envoy.filters.network.http_connection_manager",
@@ -216,7 +218,7 @@ func outcome(resp *http.Response, body []byte) Outcome {
 	var seen Seen
 	if v := resp.Header.Get("X-Seen"); v != "" && json.Unmarshal([]byte(v), &seen) == nil {
 		o.Upstream = &seen
-		seen.Fields = without(seen.Fields, "x-case", "content-length")
+		seen.Fields = without(seen.Fields, "x-case", "content-length", "x-request-id")
 		resp.Header.Del("X-Seen")
 	}
 	for _, f := range volatile {
@@ -226,8 +228,27 @@ func outcome(resp *http.Response, body []byte) Outcome {
 	return o
 }
 
-// Logged reads what Envoy logged of requests, by their number.
-func (p *Proxy) Logged(text string, into map[string]*Outcome) {
+// WaitLogged adds what Envoy logged of requests, by their number, once it has logged them all.
+func (p *Proxy) WaitLogged(t testing.TB, into map[string]*Outcome) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	ctx, stop := context.WithTimeout(t.Context(), answerLimit)
+	defer stop()
+	for {
+		text, err := os.ReadFile(p.access)
+		if err == nil && logged(string(text), into) >= len(into) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("Envoy did not log all %d requests: %v", len(into), err)
+		}
+	}
+}
+
+func logged(text string, into map[string]*Outcome) (n int) {
 	for line := range strings.Lines(text) {
 		cols := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		if len(cols) != 4 {
@@ -240,8 +261,10 @@ func (p *Proxy) Logged(text string, into map[string]*Outcome) {
 		}
 		if o := into[cols[0]]; o != nil {
 			o.Flags, o.Details, o.Route = cols[1], cols[2], cols[3]
+			n++
 		}
 	}
+	return n
 }
 
 // without drops fields of a list of "name: value".
