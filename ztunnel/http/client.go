@@ -214,7 +214,7 @@ func (c *client) write(p []byte, end bool) error {
 	if err := c.w.write(p, end); err != nil || !end || !c.tube {
 		return err
 	}
-	return c.l.sock.closeWrite()
+	return c.l.sock.endWrite()
 }
 
 func (c *client) finish(*head.Fields) error { return c.write(nil, true) }

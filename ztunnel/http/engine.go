@@ -21,6 +21,8 @@ type Engine struct {
 
 	mu      sync.Mutex // protects below
 	tenants map[*Tenant]int
+	closed  bool
+	copies  sync.WaitGroup // of requests, which outlive them
 }
 
 // New returns an engine. It starts nothing.
@@ -108,6 +110,27 @@ func (e *Engine) leave(s *server) {
 		delete(e.tenants, t)
 	}
 	e.mu.Unlock()
+}
+
+// hold begins a copy of a request; false: the engine is closed.
+func (e *Engine) hold() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return false
+	}
+	e.copies.Add(1)
+	return true
+}
+
+func (e *Engine) release() { e.copies.Done() }
+
+// Close waits for the copies of requests that are under way; they have their timeouts. No more are sent.
+func (e *Engine) Close() {
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	e.copies.Wait()
 }
 
 // Drain ends all connections after the requests that are under way: with HTTP/1.1 their answers say Connection: close, with HTTP/2

@@ -46,6 +46,8 @@ var errConnectTimeout = errors.New("the connection was not made in time")
 
 const connectTimedOut = "connection timeout"
 
+const abandoned = cluster.RetryOrShadowAbandoned
+
 // Kinds of package route, for the codecs.
 const (
 	failedRefused = route.FailedRefused

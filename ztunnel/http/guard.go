@@ -132,10 +132,10 @@ func (g *guard) aim(t interrupter) cause {
 	return g.cause
 }
 
-// aimIdle is aim for what waits for a request: stopIdle ends it.
-func (g *guard) aimIdle(t interrupter) {
+// aimIdle is aim for what waits for a request: stopIdle ends it, unless it is the first one, which may be on its way.
+func (g *guard) aimIdle(t interrupter, idle bool) {
 	g.mu.Lock()
-	g.target, g.idle = t, true
+	g.target, g.idle = t, idle
 	g.mu.Unlock()
 }
 

@@ -96,7 +96,7 @@ func (s *server) await() bool {
 		return true
 	}
 	s.g.after(idleClient, s.e.now(), s.e.cfg.Limits.Idle)
-	s.g.aimIdle(readInterrupter{s.sock})
+	s.g.aimIdle(readInterrupter{s.sock}, s.served > 0)
 	err := errPaused
 	if !s.leaving() || s.served == 0 {
 		err = s.in.await()
@@ -222,7 +222,7 @@ func (s *server) write(p []byte, end bool) error {
 	if err := s.w.write(p, end); err != nil || !end || s.in.framing != h1.UntilClose {
 		return err
 	}
-	return s.sock.closeWrite() // the end of one direction of a tunnel
+	return s.sock.endWrite() // the end of one direction of a tunnel
 }
 
 func (s *server) finish(trailers *head.Fields) error { return s.write(nil, true) }

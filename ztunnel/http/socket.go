@@ -1,6 +1,7 @@
 package http
 
 import (
+	"errors"
 	"io"
 	"net"
 	"time"
@@ -80,6 +81,15 @@ func (s *socket) resumeRead()    { _ = s.SetReadDeadline(time.Time{}) }
 
 // interrupt makes everything return, for good.
 func (s *socket) interrupt() { _ = s.SetDeadline(past) }
+
+// endWrite is closeWrite, and ends both directions where one alone cannot be.
+func (s *socket) endWrite() error {
+	err := s.closeWrite()
+	if errors.Is(err, io.ErrNoProgress) {
+		err = s.Close()
+	}
+	return err
+}
 
 // closeWrite ends the direction to the peer; io.ErrNoProgress where the connection cannot.
 func (s *socket) closeWrite() error {
