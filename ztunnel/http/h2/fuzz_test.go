@@ -188,3 +188,12 @@ func FuzzClientConn(f *testing.F) {
 		}
 	})
 }
+
+// benchBlocks are a request that fills the dynamic table, and the same again.
+func benchBlocks() [2][]byte {
+	var buf bytes.Buffer
+	e := hpack.NewEncoder(&buf)
+	kv := append(plain[:8:8], "user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", "accept", "text/html,application/xhtml+xml",
+		"accept-language", "en-US,en;q=0.5", "accept-encoding", "gzip, deflate, br", "x-request-id", "5e0f9c5a-7a1c-4f6e-9d59-1f6c2c6f8f10")
+	return [2][]byte{encode(e, &buf, kv...), encode(e, &buf, kv...)}
+}
