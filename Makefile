@@ -26,7 +26,7 @@ mesh_images = .cache/images/controller.tar .cache/images/nodeagent.tar .cache/im
 cluster_flags = --name $(NAME) --nodes $(NODES) --proxy $(PROXY) --family $(FAMILY)
 
 .PHONY: help build images test test-unit test-envoy test-node test-cluster cluster-up cluster-down mesh-up demo demo-down \
-	generate check-generate check fuzz bench bench-controller capabilities clean
+	generate check-generate check fuzz bench bench-l7 bench-controller capabilities clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -123,6 +123,11 @@ fuzz:
 bench:
 	@$(call setup,build node) MESH_TEST_PRIVILEGED=1 ENVOY='$(ENVOY)' ZTUNNEL='$(ZTUNNEL)' go test -count=1 -run '^$$' -bench '^BenchmarkMesh$$' -benchtime 1x -timeout 0 \
 		./test/bench -rounds $(ROUNDS) -length $(LENGTH) -cells '$(RUN)' -out $(CURDIR)/docs/bench
+
+## bench-l7        the L7 engine beside Envoy, and nginx and haproxy where installed, about 8 minutes (ROUNDS, RUN=cells, LENGTH of a cell)
+bench-l7: $(envoy)
+	@$(call setup,build) mkdir -p .cache; go build -o .cache/bench-l7 ./test/bench/l7; \
+	.cache/bench-l7 -envoy $(CURDIR)/$(envoy) -rounds $(ROUNDS) -length $(LENGTH) -cells '$(RUN)' -out $(CURDIR)/docs/bench
 
 ## bench-controller the controller with 2,000 to 100,000 generated pods and up to 1,000 clients (ROUNDS, SIZES=pods/nodes,…, CLIENTS)
 bench-controller:
