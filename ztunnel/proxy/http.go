@@ -154,7 +154,7 @@ func refusedHTTP(err error) error {
 		return &http.Refused{Status: 403, Body: denied, Detail: "rbac_access_denied_matched_policy[none]", Err: err}
 	case reason.OutboundBlocked.String():
 		return &http.Refused{Status: 502, Err: err}
-	case reason.UpstreamConnect.String():
+	case reason.UpstreamConnect.String(), reason.Draining.String():
 		return err // tried again where the route says so
 	}
 	return &http.Refused{Err: err}

@@ -83,6 +83,8 @@ type Pod struct {
 
 	gate *gate // of the tunnel listener
 
+	drained atomic.Bool // no new connections are let in
+
 	calls   *calls.Table
 	calling atomic.Pointer[policy.Caller] // that its requests go by
 	tenant  *http.Tenant

@@ -166,6 +166,9 @@ func (s *session) connectTimeout() time.Duration {
 // admit decides whether the policies of dest let c through; it waits for them. The connection must be watched before
 // (liveSet.add), so that no change falls between decision and watch.
 func (s *session) admit(dest *Pod, c policy.Connection) error {
+	if dest.drained.Load() {
+		return refusedf(reason.Draining, "pod %s/%s was told to take no connections", dest.cfg.Namespace, dest.cfg.Name)
+	}
 	var w *client.Workload
 	var now *client.Snapshot
 	if !s.p.await(s.ctx, func(snap *client.Snapshot) bool {

@@ -54,3 +54,7 @@ func (pod *Pod) Tenant() *http.Tenant { return pod.tenant }
 
 // Caller is the workload and the snapshot that the pod's requests go by now; false when no snapshot knew the pod.
 func (pod *Pod) Caller() (policy.Caller, bool) { return pod.caller() }
+
+// Drain has new connections to the pod refused, which its clients' proxies take for a failure to connect, or let in again (LB-12).
+// Those that are there go on, and so do the kubelet's probes.
+func (pod *Pod) Drain(on bool) { pod.drained.Store(on) }
