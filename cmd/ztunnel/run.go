@@ -107,7 +107,7 @@ func run(ctx context.Context, o options, out logs, level *slog.LevelVar, quit fu
 		return err
 	}
 	w.admin, err = admin.New(admin.Config{
-		Sections: w.sections(), Checks: w.checks(), Gatherer: w.registry, Level: level, Quit: quit,
+		Sections: w.sections(), Checks: w.checks(), Gatherer: w.registry, Level: level, Quit: quit, Pod: w.pods.podNamed,
 		Log: log.With("component", "admin"),
 	})
 	if err != nil {

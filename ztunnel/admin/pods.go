@@ -3,12 +3,15 @@ package admin
 import (
 	"bufio"
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/undermesh/undermesh/ztunnel/explain"
 )
 
 // Pod is what is shown of one pod that the process serves. Its methods are called concurrently.
@@ -19,6 +22,8 @@ type Pod interface {
 	Clusters(yield func(line string) bool)
 	// Drain has connections to the pod refused, or taken again.
 	Drain(on bool)
+	// World is what its calls go by now; without a snapshot while the mesh does not know it.
+	World() explain.World
 }
 
 // Stat is one statistic under Envoy's name: SCOPE.OF.NAME.
@@ -58,6 +63,7 @@ func (a *Admin) addPods(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+at+"stats/prometheus", a.pod(podMetrics))
 	mux.HandleFunc("GET "+at+"clusters", a.pod(podClusters))
 	mux.HandleFunc("POST "+at+"drain_listeners", a.pod(a.drainPod))
+	mux.HandleFunc("GET "+at+"explain", a.pod(explainPod))
 }
 
 // pod finds the pod of a path.
@@ -158,6 +164,27 @@ func podClusters(p Pod, w http.ResponseWriter, _ *http.Request) {
 			return
 		}
 	}
+}
+
+// explainPod says what would become of a request that the query names: method, url, header (several), address. With record the
+// answer is a record that can be replayed.
+func explainPod(p Pod, w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	ask := explain.Question{Namespace: r.PathValue("namespace"), Pod: r.PathValue("pod"), Method: q.Get("method"), URL: q.Get("url"),
+		Headers: q["header"], Address: q.Get("address")}
+	var answer any
+	var err error
+	if q.Has("record") {
+		answer, err = explain.NewRecord(p.World(), ask)
+	} else {
+		answer, err = explain.Decide(p.World(), ask)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(answer) // the client is gone
 }
 
 // drainPod answers as Envoy does. It says ?undo to take connections again, which Envoy has nothing for.

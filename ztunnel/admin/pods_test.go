@@ -4,10 +4,17 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/undermesh/undermesh/controller/api/workloadapi"
+	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/ztunnel/explain"
 )
 
 // fakePod is a pod that called one service.
-type fakePod struct{ drained []bool }
+type fakePod struct {
+	drained []bool
+	snap    *client.Snapshot
+}
 
 func (p *fakePod) Stats(yield func(Stat) bool) {
 	const of = "outbound|8000||httpbin.default.svc.cluster.local"
@@ -27,6 +34,8 @@ func (p *fakePod) Clusters(yield func(string) bool) {
 }
 
 func (p *fakePod) Drain(on bool) { p.drained = append(p.drained, on) }
+
+func (p *fakePod) World() explain.World { return explain.World{Snapshot: p.snap} }
 
 func withPod(t *testing.T) (*Admin, *fakePod) {
 	p := &fakePod{}
@@ -89,6 +98,22 @@ func TestPodViews(t *testing.T) {
 	} {
 		if code, body := ask(a.Handler(), c.method, c.target, "localhost"); code != c.code || body != c.want {
 			t.Errorf("%s %s: %d %s", c.method, c.target, code, body)
+		}
+	}
+	snap, err := client.NewSnapshot(client.Resource{Message: &workloadapi.Workload{Uid: "u", Name: "fortio", Namespace: "default"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.snap = snap
+	for query, want := range map[string]struct {
+		code int
+		text string
+	}{
+		"?url=http://10.0.0.9/x&header=a:+b": {200, `"address":"10.0.0.9:80"`}, "?url=http://10.0.0.9/&record": {200, `"resources":[`},
+		"?url=ftp://a": {400, "neither http nor https"},
+	} {
+		if code, body := ask(a.Handler(), "GET", "/pods/default/fortio/explain"+query, "localhost"); code != want.code || !strings.Contains(body, want.text) {
+			t.Errorf("%s: %d %s", query, code, body)
 		}
 	}
 	if !slices.Equal(p.drained, []bool{true, false}) {
