@@ -60,6 +60,7 @@ func newRoot(name string, in io.Reader, out, errw io.Writer) *cobra.Command {
 		f.installCommand(), f.uninstallCommand(), f.precheckCommand(), f.versionCommand(), f.podsCommand(),
 		f.manifestCommand(), f.profileCommand(), f.meshCommand(), f.caCommand(), f.proxyConfigCommand(), f.validateCommand(), f.analyzeCommand(),
 		f.proxyStatusCommand(), f.statsCommand(), f.clustersCommand(), f.drainCommand(),
+		f.explainCommand(), f.recordCommand(),
 	}
 	root.AddCommand(verbs...)
 	x := &cobra.Command{Use: "experimental", Aliases: []string{"x"}, Short: "The documents' names for some verbs"}

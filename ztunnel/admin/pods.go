@@ -64,6 +64,7 @@ func (a *Admin) addPods(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+at+"clusters", a.pod(podClusters))
 	mux.HandleFunc("POST "+at+"drain_listeners", a.pod(a.drainPod))
 	mux.HandleFunc("GET "+at+"explain", a.pod(explainPod))
+	mux.HandleFunc("GET "+at+"snapshot", a.pod(snapshotOfPod))
 }
 
 // pod finds the pod of a path.
@@ -185,6 +186,19 @@ func explainPod(p Pod, w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(answer) // the client is gone
+}
+
+// snapshotOfPod writes all that the pod's calls go by, resource by resource, as explain.ReadWorld reads it.
+func snapshotOfPod(p Pod, w http.ResponseWriter, _ *http.Request) {
+	world := p.World()
+	if world.Snapshot == nil {
+		http.Error(w, "the mesh does not know the pod yet", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	out := bufio.NewWriter(w)
+	defer out.Flush()
+	_ = world.Write(out) // the client is gone
 }
 
 // drainPod answers as Envoy does. It says ?undo to take connections again, which Envoy has nothing for.

@@ -116,6 +116,11 @@ func TestPodViews(t *testing.T) {
 			t.Errorf("%s: %d %s", query, code, body)
 		}
 	}
+	if code, body := ask(a.Handler(), "GET", "/pods/default/fortio/snapshot", "localhost"); code != 200 {
+		t.Error("snapshot:", code, body)
+	} else if again, err := explain.ReadWorld([]byte(body)); err != nil || again.Snapshot.WorkloadByUID("u") == nil {
+		t.Error("snapshot:", err, body)
+	}
 	if !slices.Equal(p.drained, []bool{true, false}) {
 		t.Error("drained", p.drained)
 	}

@@ -16,13 +16,6 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/http/route"
 )
 
-// World is what a node decides by.
-type World struct {
-	Snapshot *client.Snapshot
-	// Ejected are the endpoints that the pod's own outlier detection has taken out, by cluster and the endpoints' keys.
-	Ejected map[string][]string
-}
-
 // errNotReady is for a pod of which not everything has arrived.
 var errNotReady = errors.New("not all that it refers to has arrived yet")
 

@@ -273,3 +273,35 @@ func TestEjected(t *testing.T) {
 		}
 	}
 }
+
+// TestWorldAsText: what a node writes of all that it knows decides as the node does.
+func TestWorldAsText(t *testing.T) {
+	w := world(t)
+	w.Ejected = map[string][]string{"a": {"b"}}
+	var text strings.Builder
+	if err := w.Write(&text); err != nil {
+		t.Fatal(err)
+	}
+	again, err := explain.ReadWorld([]byte(text.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := get("http://reviews:9080/reviews/0", "end-user: jason")
+	want, err := explain.Decide(w, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := explain.Decide(again, q)
+	if err != nil || got.Text() != want.Text() || got.Generation != want.Generation || again.Ejected["a"][0] != "b" {
+		t.Errorf("%v, %+v: %s", err, again.Ejected, got.Text())
+	}
+	for _, bad := range []string{"", `{"resources":7}`, `{"resources":[{"type":"type.googleapis.com/undermesh.v1.MeshSettings","resource":7}]}`} {
+		if _, err := explain.ReadWorld([]byte(bad)); err == nil {
+			t.Errorf("%q is read", bad)
+		}
+	}
+	other := `{"resources":[{"type":"type.googleapis.com/envoy.config.cluster.v3.Cluster","resource":{}}]}`
+	if _, err := explain.ReadWorld([]byte(other)); err != nil {
+		t.Error("of a control plane that serves more:", err)
+	}
+}

@@ -12,7 +12,6 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/workloadapi"
@@ -84,24 +83,9 @@ func ReadRecord(raw []byte) (*Record, error) {
 
 // Decide decides the recorded question again, by what was recorded.
 func (r *Record) Decide() (*Decision, error) {
-	all := make([]client.Resource, 0, len(r.Resources))
-	for i, in := range r.Resources {
-		m, err := newMessage(in.Type)
-		if err != nil {
-			return nil, fmt.Errorf("resources[%d]: %w", i, err)
-		}
-		if err := protojson.Unmarshal(in.Resource, m); err != nil {
-			return nil, fmt.Errorf("resources[%d] (%s): %w", i, in.Name, err)
-		}
-		all = append(all, client.Resource{Name: in.Name, Message: m})
-	}
-	empty, err := client.NewSnapshot()
+	snap, err := snapshotOf(r.Decision.Generation, r.Resources)
 	if err != nil {
 		return nil, err
-	}
-	snap, err := empty.With(r.Decision.Generation, all, nil)
-	if err != nil {
-		return nil, fmt.Errorf("make snapshot: %w", err)
 	}
 	return Decide(World{Snapshot: snap, Ejected: r.Ejected}, r.Decision.Question)
 }
@@ -138,25 +122,25 @@ func fields(d *Decision) (map[string]json.RawMessage, error) {
 	return out, json.Unmarshal(raw, &out)
 }
 
-// newMessage makes a message of one of the types of a snapshot.
-func newMessage(typ string) (proto.Message, error) {
-	if !client.Understands(typ) {
-		return nil, fmt.Errorf("type %q is none of a snapshot", typ)
-	}
-	return (&anypb.Any{TypeUrl: typ}).UnmarshalNew()
-}
-
 func encode(all []client.Resource) ([]Resource, error) {
 	out := make([]Resource, 0, len(all))
 	for _, r := range all {
-		text, err := protojson.Marshal(r.Message)
+		one, err := encodeOne(r)
 		if err != nil {
-			return nil, fmt.Errorf("encode resource %s: %w", r.Name, err)
+			return nil, err
 		}
-		typ := "type.googleapis.com/" + string(r.Message.ProtoReflect().Descriptor().FullName())
-		out = append(out, Resource{Type: typ, Name: r.Name, Resource: compacted(text)})
+		out = append(out, one)
 	}
 	return out, nil
+}
+
+func encodeOne(r client.Resource) (Resource, error) {
+	text, err := protojson.Marshal(r.Message)
+	if err != nil {
+		return Resource{}, fmt.Errorf("encode resource %s: %w", r.Name, err)
+	}
+	typ := "type.googleapis.com/" + string(r.Message.ProtoReflect().Descriptor().FullName())
+	return Resource{Type: typ, Name: r.Name, Resource: compacted(text)}, nil
 }
 
 // extract collects resources of a snapshot, each once.
