@@ -69,11 +69,11 @@ func newPiece(s string, response bool) (piece, int, error) {
 	}
 	called, arg, n, has := s[:end], "", end, false
 	if s[end] == '(' {
-		stop := strings.IndexByte(s, ')')
-		if stop < 0 {
+		inner, _, ok := strings.Cut(s[end+1:], ")")
+		if !ok {
 			return piece{}, 0, fmt.Errorf("operator %%%s: the bracket is not closed", called)
 		}
-		arg, has, n = s[end+1:stop], true, stop+1
+		arg, has, n = inner, true, end+len(inner)+2
 	}
 	p := piece{}
 	if n < len(s) && s[n] == ':' {

@@ -103,18 +103,13 @@ func (x *index) lists(path []byte, out *[maxLists][]int32) (count int, ok bool) 
 // Match returns the first route that the request matches, or nil. It allocates nothing.
 func (v *VirtualHost) Match(req *head.Request, in *Input) *Route {
 	path := v.compared(req, in)
-	var lists [maxLists][]int32
-	count, ok := 0, v.index.root != nil
-	if ok {
-		count, ok = v.index.lists(path, &lists)
+	if v.index.root == nil {
+		return v.inOrder(req, path, in)
 	}
+	var lists [maxLists][]int32
+	count, ok := v.index.lists(path, &lists)
 	if !ok {
-		for _, r := range v.Routes {
-			if r.match.matches(req, path, in) {
-				return r
-			}
-		}
-		return nil
+		return v.inOrder(req, path, in)
 	}
 	for {
 		best := -1
@@ -132,6 +127,16 @@ func (v *VirtualHost) Match(req *head.Request, in *Input) *Route {
 		}
 		lists[best] = lists[best][1:]
 	}
+}
+
+// inOrder tries one route after the other.
+func (v *VirtualHost) inOrder(req *head.Request, path []byte, in *Input) *Route {
+	for _, r := range v.Routes {
+		if r.match.matches(req, path, in) {
+			return r
+		}
+	}
+	return nil
 }
 
 // compared is the part of a request's path that routes are matched with.
