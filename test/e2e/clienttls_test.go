@@ -78,9 +78,9 @@ func TestMT15SecureNaming(t *testing.T) {
 		})
 	}
 	for _, tc := range []struct{ title, names, want string }{
-		{"MT-15 an account that is not the server's", "spiffe://cluster.local/ns/bar/sa/other", "000 56"},
-		{"MT-15 the account of another namespace", "spiffe://cluster.local/ns/foo/sa/httpbin", "000 56"},
-		{"MT-15 a name that is no account", "httpbin.bar.svc.cluster.local", "000 56"},
+		{"MT-15 an account that is not the server's", "spiffe://cluster.local/ns/bar/sa/other", "503 0"},
+		{"MT-15 the account of another namespace", "spiffe://cluster.local/ns/foo/sa/httpbin", "503 0"},
+		{"MT-15 a name that is no account", "httpbin.bar.svc.cluster.local", "503 0"},
 		{"MT-15 control: the server's account", "spiffe://cluster.local/ns/bar/sa/other, spiffe://cluster.local/ns/bar/sa/httpbin", "200 0"},
 		{"MT-15 control: no account is named", "", "200 0"},
 	} {

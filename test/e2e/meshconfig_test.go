@@ -166,9 +166,9 @@ func (w *World) accessLine(ctx context.Context) (string, error) {
 		}
 		for line := range strings.Lines(out) {
 			switch {
-			case strings.Contains(line, port+`"`) && strings.Contains(line, `"msg":"connection complete"`):
+			case strings.Contains(line, port+`"`) && strings.Contains(line, `"msg":"request complete"`):
 				form = "json"
-			case strings.Contains(line, port+" ") && strings.Contains(line, `msg="connection complete"`):
+			case strings.Contains(line, port+" ") && strings.Contains(line, `msg="request complete"`):
 				form = "text"
 			}
 		}

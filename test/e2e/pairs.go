@@ -31,8 +31,8 @@ func (w *World) Pairs(ctx context.Context) (map[string]string, error) {
 	return got, nil
 }
 
-// ExpectPairs polls until every pair answers 200 but those that are refused: "000", curl exit code 56. Policies and
-// enrolment take effect within the limit.
+// ExpectPairs polls until every pair answers 200 but those that are refused: "000", curl exit code 56, or what follows "=" in the
+// pair ("foo→bar=403 0"). Policies and enrolment take effect within the limit.
 func (w *World) ExpectPairs(ctx context.Context, limit time.Duration, refused ...string) error {
 	var got map[string]string
 	err := Until(ctx, limit, "nine pairs", func(ctx context.Context) (err error) {
@@ -52,7 +52,9 @@ func wantPairs(got map[string]string, refused []string) error {
 	for pair, result := range got {
 		want := "200 0"
 		for _, r := range refused {
-			if r == pair {
+			if name, answer, given := strings.Cut(r, "="); name == pair && given {
+				want = answer
+			} else if r == pair {
 				want = "000 56"
 			}
 		}

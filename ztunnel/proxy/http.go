@@ -18,6 +18,7 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/http/head"
 	"github.com/undermesh/undermesh/ztunnel/http/route"
 	"github.com/undermesh/undermesh/ztunnel/proxy/calls"
+	"github.com/undermesh/undermesh/ztunnel/telemetry"
 )
 
 // caller returns what the pod's requests go by now: of the newest snapshot, or of the last one that knew the pod. False when no
@@ -50,18 +51,15 @@ type requests struct {
 	mu      sync.Mutex // protects below
 	snap    *client.Snapshot
 	dialled *client.Service // that the address which was dialled is of, in snap
-	last    *upstream       // that carried a request
 }
 
 // serveRequests carries a connection of one of the pod's processes that speaks HTTP.
 func (s *session) serveRequests(life context.Context) error {
 	s.line.Path = "http"
 	f := &requests{s: s, life: life}
-	err := s.serveHTTP(s.client, &http.Flow{
+	return s.serveHTTP(s.client, &http.Flow{
 		Source: s.src, Destination: s.dst, Direction: http.Outbound, Upstreams: f, Workload: s.pod.tenant, Record: f.record,
 	})
-	f.describe()
-	return err
 }
 
 // serveHTTP gives a client's connection to the engine, which closes it.
@@ -72,6 +70,7 @@ func (s *session) serveHTTP(c net.Conn, flow *http.Flow) error {
 		s.meter = m.bytes
 	}
 	err := s.p.engine.Serve(s.ctx, m.conn(func() {}), s.early, flow)
+	s.silent = s.recorded.Load()
 	if r := refusalOf(context.Cause(s.ctx)); r != nil {
 		return r
 	}
@@ -164,29 +163,43 @@ const denied = "RBAC: access denied"
 
 // record is called at the end of each request.
 func (f *requests) record(e *http.Entry) {
-	if e.Conn == nil || e.Mirror {
+	if e.Mirror {
 		return
 	}
-	u, ok := e.Conn.Value.(*upstream)
-	if !ok {
+	f.s.recorded.Store(true)
+	if f.s.p.cfg.Telemetry.Quiet() {
 		return
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.last = u
+	line := telemetry.Line{Direction: Outbound.String(), Src: f.s.src, Dst: f.s.dst, Rule: -1, Path: "http"}
+	if c, ok := f.s.pod.caller(); ok {
+		line.SrcWorkload, line.SrcNamespace, line.SrcID = c.Workload.GetName(), c.Workload.GetNamespace(), c.Workload.Identity.String()
+		line.Generation = c.Snapshot.Generation()
+	}
+	if e.Conn != nil {
+		if u, ok := e.Conn.Value.(*upstream); ok {
+			line = u.line
+			line.Src = f.s.src
+		}
+	}
+	line.Sent, line.Received = e.BytesReceived, e.BytesSent // as the client sees them
+	f.s.p.logRequest(line, e)
 }
 
-// describe fills in the connection's record where its last request went.
-func (f *requests) describe() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.last == nil {
-		return
+// logRequest writes the record of a request.
+func (p *Proxy) logRequest(line telemetry.Line, e *http.Entry) {
+	line.Duration = e.Duration
+	q := &telemetry.Request{Status: e.Status(), Flags: e.Flags.String(), Details: e.Details, Attempts: e.Attempts}
+	if r := e.Request; r != nil {
+		q.Method, q.Authority, q.Path = string(r.Method), string(r.Authority), string(r.Path)
 	}
-	line, up := &f.s.line, &f.last.s.line
-	line.Dst, line.HBONE, line.Path, line.Generation = up.Dst, up.HBONE, up.Path, up.Generation
-	line.DstService, line.DstWorkload, line.DstNamespace, line.DstID = up.DstService, up.DstWorkload, up.DstNamespace, up.DstID
-	line.Policy, line.Rule, line.DryRun = up.Policy, up.Rule, up.DryRun
+	if e.Cluster != nil {
+		q.Cluster = e.Cluster.Name()
+	}
+	if e.Route != nil {
+		q.Route = e.Route.Name
+	}
+	line.Request = q
+	p.cfg.Telemetry.Log(line)
 }
 
 // reach opens a connection to a host of a cluster.

@@ -32,7 +32,7 @@ type arrivals struct {
 func (s *session) serveArrivals(c net.Conn, target netip.AddrPort, proved *identity.Peer, own api.Identity, spare net.Conn) error {
 	in := s.pod.calls.Inbound(target, s.version(target.Port()))
 	a := &arrivals{s: s, target: target, in: in, cluster: in.Cluster(), spare: spare}
-	flow := &http.Flow{Source: s.src, Destination: target, Direction: http.Inbound, Upstreams: a, Workload: s.pod.tenant}
+	flow := &http.Flow{Source: s.src, Destination: target, Direction: http.Inbound, Upstreams: a, Workload: s.pod.tenant, Record: a.record}
 	if proved != nil {
 		flow.Secure = true
 		flow.Peer = &http.Peer{URI: proved.ID.String(), By: own.String(), Hash: proved.Fingerprint}
@@ -43,6 +43,17 @@ func (s *session) serveArrivals(c net.Conn, target netip.AddrPort, proved *ident
 		reset(unused)
 	}
 	return err
+}
+
+// record is called at the end of each request. The connection's own record does not change while it is served.
+func (a *arrivals) record(e *http.Entry) {
+	a.s.recorded.Store(true)
+	if a.s.p.cfg.Telemetry.Quiet() {
+		return
+	}
+	line := a.s.line
+	line.Sent, line.Received = e.BytesSent, e.BytesReceived
+	a.s.p.logRequest(line, e)
 }
 
 // version is the HTTP that the application takes on a port of the pod.

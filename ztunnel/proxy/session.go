@@ -40,6 +40,7 @@ type session struct {
 	patience       time.Duration                  // for the upstream connection; 0: Config.ConnectTimeout
 	silent         bool                           // a tunnel that served streams, or a connection of requests: they were recorded
 	turnedAway     bool                           // the client has its answer
+	recorded       atomic.Bool                    // requests of it were
 }
 
 func (pod *Pod) session(ctx context.Context, src, dst netip.AddrPort) *session {

@@ -12,13 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/undermesh/undermesh/ztunnel/hbone"
+	"github.com/undermesh/undermesh/ztunnel/telemetry"
 )
 
 // upstream is a connection that a pod's requests go over: to a host as the pod, judged, counted and ended as any connection of
 // its processes. It outlives the connection that it was opened for.
 type upstream struct {
 	s       *session
-	conn    net.Conn // what the engine has; its Close ends the upstream
+	line    telemetry.Line // as of its opening: what requests over it are recorded with
+	conn    net.Conn       // what the engine has; its Close ends the upstream
 	release func()
 	unwatch func() bool
 	once    sync.Once
@@ -26,7 +28,7 @@ type upstream struct {
 
 // opened makes an upstream of a connection that s has opened.
 func (s *session) opened(up net.Conn, release func()) *upstream {
-	u := &upstream{s: s, release: release}
+	u := &upstream{s: s, line: s.line, release: release}
 	if stream, ok := up.(*hbone.Stream); ok {
 		s.stream = stream
 	}

@@ -10,9 +10,10 @@ import (
 	"github.com/undermesh/undermesh/controller/api/reason"
 )
 
-// Line is the record of one connection, written when it ended or was refused. Empty values are left out.
+// Line is the record of one connection, written when it ended or was refused, or of one request. Empty values are left out.
 type Line struct {
-	Direction string // "outbound", "inbound"
+	Request   *Request // nil: of a connection
+	Direction string   // "outbound", "inbound"
 	Src, Dst  netip.AddrPort
 	// HBONE is the address inside the tunnel when Dst is a tunnel's.
 	HBONE                            netip.AddrPort
@@ -30,6 +31,16 @@ type Line struct {
 	Err                              error
 }
 
+// Request is what the record of a request has beside that of its connection.
+type Request struct {
+	Method, Authority, Path string
+	Status                  int    // that the client got; 0: none
+	Flags                   string // of Envoy, "-" for none
+	Details                 string
+	Cluster, Route          string
+	Attempts                int
+}
+
 // Access is what the mesh wants logged (MeshConfig accessLogFile and accessLogEncoding).
 type Access struct {
 	Quiet bool // only connections that were refused, that failed, or that a dry-run policy speaks of
@@ -38,6 +49,9 @@ type Access struct {
 
 // plain reports whether there is nothing to say of the connection but that it was.
 func (l Line) plain() bool { return l.Reason == reason.None && l.Err == nil && len(l.DryRun) == 0 }
+
+// Quiet reports whether a line that says nothing but that something went well would not be written.
+func (r *Registry) Quiet() bool { return r.cfg.Access().Quiet }
 
 // Log queues a line, unless the mesh does not want it. It never blocks: when the buffer is full the line is dropped and
 // counted.
@@ -119,9 +133,23 @@ func (l Line) write(ctx context.Context, log *slog.Logger) {
 	text("path", l.Path)
 	attrs = append(attrs, slog.Uint64("generation", l.Generation))
 	level := slog.LevelInfo
+	if q := l.Request; q != nil {
+		attrs = append(attrs, slog.Int("status", q.Status), slog.Int("attempts", q.Attempts))
+		text("method", cut(q.Method))
+		text("authority", cut(q.Authority))
+		text("url", cut(q.Path))
+		text("flags", q.Flags)
+		text("details", q.Details)
+		text("cluster", q.Cluster)
+		text("route", q.Route)
+	}
 	if l.Err != nil {
 		attrs = append(attrs, slog.String("error", cut(l.Err.Error())))
 		level = slog.LevelError
+	}
+	if l.Request != nil {
+		log.LogAttrs(ctx, level, "request complete", attrs...)
+		return
 	}
 	log.LogAttrs(ctx, level, "connection complete", attrs...)
 }

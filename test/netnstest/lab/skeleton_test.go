@@ -109,11 +109,11 @@ func TestSkeleton(t *testing.T) {
 		}
 		for _, to := range []*Pod{w.fooServer, w.barServer} {
 			w.Apply("only", policy(to.Namespace, "somebody-else"))
-			w.expect(w.fooClient, to, "000 56")
-			w.expect(w.legacy, to, "000 56")
+			w.expect(w.fooClient, to, "403 0")
+			w.expect(w.legacy, to, "403 0")
 			w.Apply("only", policy(to.Namespace, "sleep"))
 			w.expect(w.fooClient, to, "200 0")
-			w.expect(w.legacy, to, "000 56")
+			w.expect(w.legacy, to, "403 0")
 			w.Delete("only")
 			w.expect(w.legacy, to, "200 0")
 		}
