@@ -266,6 +266,7 @@ func TestTenantLimits(t *testing.T) {
 		}
 		_ = first.Close()
 		w.log(2)
+		synctest.Wait() // the count goes down after the line
 		if a := second.get("GET / HTTP/1.1", "Host: b"); a.StatusCode != 404 {
 			t.Errorf("%d", a.StatusCode)
 		}

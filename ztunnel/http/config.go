@@ -83,6 +83,12 @@ func (c Config) Validate() error {
 		return errors.New("limits.streams is negative")
 	case l.Requests < 0:
 		return errors.New("limits.requests is negative")
+	case l.HeadBytes > 0 && l.HeadBytes < 1<<10 || l.ResponseHeadBytes > 0 && l.ResponseHeadBytes < 1<<10:
+		return errors.New("limits of heads are below 1 KiB")
+	case l.HeadFields > 0 && l.HeadFields < 8 || l.HeadFields > 1<<14:
+		return errors.New("limits.headFields is not one of 8 to 16384")
+	case l.Streams > 1<<20:
+		return errors.New("limits.streams is above 1048576")
 	case l.HeadBytes > 1<<20 || l.ResponseHeadBytes > 1<<20:
 		return errors.New("limits of heads are above 1 MiB")
 	}

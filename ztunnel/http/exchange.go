@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -94,7 +95,8 @@ func (x *exchange) start(now int64) {
 	x.entry = Entry{Flow: x.f, Request: x.req, Protocol: x.down.protocol(), Start: x.e.epoch.Add(time.Duration(now)), ServiceTime: -1, GRPCStatus: -1}
 	f := x.f
 	x.in.Random, x.in.Source, x.in.Direct, x.in.Destination, x.in.SNI, x.in.Start = x.random, f.Source, f.Source, f.Destination, f.SNI, x.entry.Start
-	x.in.PeerURI, x.in.LocalURI = "", ""
+	x.in.PeerURI, x.in.LocalURI, x.in.Hostname, x.in.Cluster, x.in.Local = "", "", "", "", false
+	x.in.Upstream, x.in.UpstreamLocal = netip.AddrPort{}, netip.AddrPort{}
 	if f.Peer != nil {
 		x.in.PeerURI, x.in.LocalURI = f.Peer.URI, f.Peer.By
 	}

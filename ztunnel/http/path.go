@@ -33,6 +33,8 @@ func canonical(dst, path []byte, how Paths) (out []byte, ok bool) {
 	for i := 0; i < end; {
 		c := path[i]
 		switch {
+		case c == 0:
+			return nil, false
 		case c == '\\':
 			c = '/'
 		case c == '%' && i+2 < end:
