@@ -32,6 +32,13 @@ const (
 
 // listen serves an answer of 64 bytes to every request and returns the address.
 func listen(t *testing.T, cfg h2.Config) *net.TCPAddr {
+	return accept(t, func(ctx context.Context, nc net.Conn) {
+		_ = h2.NewServer(nc, cfg, func(s *h2.Stream) { s.Go(answer) }).Serve(ctx, nil)
+	})
+}
+
+// accept serves each connection in a goroutine and returns the address.
+func accept(t *testing.T, serve func(context.Context, net.Conn)) *net.TCPAddr {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -44,9 +51,7 @@ func listen(t *testing.T, cfg h2.Config) *net.TCPAddr {
 			if err != nil {
 				return
 			}
-			wg.Go(func() {
-				_ = h2.NewServer(nc, cfg, func(s *h2.Stream) { s.Go(answer) }).Serve(ctx, nil)
-			})
+			wg.Go(func() { serve(ctx, nc) })
 		}
 	})
 	t.Cleanup(func() { l.Close(); stop(); wg.Wait() })
@@ -65,13 +70,31 @@ func answer(s *h2.Stream) {
 	}
 }
 
-func TestServer(t *testing.T) {
-	addr := listen(t, h2.Config{Clock: clock.System()})
+func TestServer(t *testing.T) { serverSuite(t, listen(t, h2.Config{Clock: clock.System()}), nil) }
+
+// TestEngine: the engine in between, which speaks HTTP/2 to both sides. What does not begin with the preface of HTTP/2 is for it
+// a request of HTTP/1, and a bad one.
+func TestEngine(t *testing.T) {
+	serverSuite(t, engine(t, listen(t, h2.Config{Clock: clock.System()})), map[string]func(*testing.T, net.Conn){"http2/3.5/2": badRequest})
+}
+
+func badRequest(t *testing.T, nc net.Conn) {
+	if _, err := io.WriteString(nc, "INVALID CONNECTION PREFACE\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(nc)
+	if err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 400 ") {
+		t.Errorf("got %q, %v; want a status of 400 and the end", got, err)
+	}
+}
+
+// serverSuite runs all cases against the server at addr; instead has those that are judged in another way.
+func serverSuite(t *testing.T, addr *net.TCPAddr, instead map[string]func(*testing.T, net.Conn)) {
 	cfg := &config.Config{Host: addr.IP.String(), Port: addr.Port, Path: "/", Timeout: time.Second, MaxHeaderLen: 4000, Strict: true}
 	var ran atomic.Int32
 	t.Run("suite", func(t *testing.T) {
 		for _, g := range []*spec.TestGroup{generic.Spec(), suite.Spec(), hpack.Spec()} {
-			serverGroup(t, cfg, g, &ran)
+			serverGroup(t, cfg, g, instead, &ran)
 		}
 	})
 	if n := ran.Load(); n != serverCases {
@@ -79,11 +102,21 @@ func TestServer(t *testing.T) {
 	}
 }
 
-func serverGroup(t *testing.T, cfg *config.Config, g *spec.TestGroup, ran *atomic.Int32) {
+func serverGroup(t *testing.T, cfg *config.Config, g *spec.TestGroup, instead map[string]func(*testing.T, net.Conn), ran *atomic.Int32) {
 	for i, tc := range append(g.Tests, g.StrictTests...) {
-		t.Run(fmt.Sprintf("%s/%d", g.ID(), i+1), func(t *testing.T) {
+		name := fmt.Sprintf("%s/%d", g.ID(), i+1)
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ran.Add(1)
+			if other := instead[name]; other != nil {
+				nc, err := net.Dial("tcp", cfg.Addr())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer nc.Close()
+				other(t, nc)
+				return
+			}
 			conn, err := spec.Dial(cfg)
 			if err != nil {
 				t.Fatal(err)
@@ -93,7 +126,7 @@ func serverGroup(t *testing.T, cfg *config.Config, g *spec.TestGroup, ran *atomi
 		})
 	}
 	for _, sub := range g.Groups {
-		serverGroup(t, cfg, sub, ran)
+		serverGroup(t, cfg, sub, instead, ran)
 	}
 }
 
