@@ -66,22 +66,9 @@ type Config struct {
 	// CloseTimeout bounds the last words of a connection (GOAWAY) and what it waits for the peer to hear them. Default 1 s.
 	CloseTimeout time.Duration
 
-	// Changed is called without locks when a stream has ended, the peer's limit of streams has changed or no stream can be
-	// opened any more. It must not block. Default nil.
+	// Changed is called without locks when the peer's limit of streams may have changed or no stream can be opened any more,
+	// and at other times. It must not block. Default nil.
 	Changed func()
-	// Refused is called on the goroutine that reads for each request that was refused before a handler saw it. It must not
-	// block. Default nil.
-	Refused func(Refusal)
-}
-
-// Refusal is a request that was refused before a handler saw it.
-type Refusal struct {
-	// ID is the stream's.
-	ID uint32
-	// Code is that of the RST_STREAM.
-	Code frame.Code
-	// Reason is a constant text.
-	Reason string
 }
 
 func orDefault[T int | time.Duration](v *T, d T) {

@@ -309,9 +309,6 @@ func (c *Conn) usableLocked() error {
 	return nil
 }
 
-// NetConn returns the connection below, for its addresses and its TLS state.
-func (c *Conn) NetConn() net.Conn { return c.nc }
-
 var (
 	pingKeepalive = [8]byte{'a', 'l', 'i', 'v', 'e'}
 	pingDrain     = [8]byte{'d', 'r', 'a', 'i', 'n'}
@@ -332,6 +329,7 @@ func (c *Conn) Drain() {
 		if idle {
 			c.end(ErrClosed)
 		}
+		c.changed()
 		return
 	}
 	c.q = frame.AppendGoAway(c.q, frame.MaxStreamID, frame.CodeNo, "")

@@ -110,9 +110,7 @@ func (c *Conn) refuse(id uint32, code frame.Code, reason string) error {
 	c.goneLocked(id)
 	err := c.answerLocked(13)
 	c.mu.Unlock()
-	if f := c.cfg.Refused; f != nil {
-		f(Refusal{ID: id, Code: code, Reason: reason})
-	}
+	c.cfg.Log.Debug("HTTP/2 request refused", "peer", peerName(c.nc), "code", code, "reason", reason)
 	if err != nil {
 		return err
 	}

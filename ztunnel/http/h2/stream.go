@@ -122,9 +122,6 @@ func (s *Stream) dropLocked() {
 // ID returns the id of the stream on its connection.
 func (s *Stream) ID() uint32 { return s.id }
 
-// Conn returns the connection.
-func (s *Stream) Conn() *Conn { return s.c }
-
 // Request returns the head of a server's stream. It is the caller's to change, until the end of the stream.
 func (s *Stream) Request() *head.Request { return &s.req }
 
