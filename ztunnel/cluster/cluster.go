@@ -1,8 +1,10 @@
 package cluster
 
 import (
+	"maps"
 	"math"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,16 +101,22 @@ func (c *Cluster) newTurns(old []atomic.Uint64, v *view) []atomic.Uint64 {
 	return turns
 }
 
-// Update puts another configuration and other endpoints in force. Hosts whose key and address stay keep what they are: their
-// connections, counts, ejection. The others take no new requests; what they attached is told to drain.
+// Update puts another configuration and other endpoints in force. Hosts whose key and address stay keep what they are: counts and
+// ejection, and under the same configuration their connections; under another one those end as soon as they carry no request, as
+// in Envoy: they were made by rules that count no more. Hosts that are gone or draining take no new requests, and their
+// connections end likewise.
 func (c *Cluster) Update(spec *Spec, hosts *Hosts) {
-	for _, h := range c.update(spec, hosts) {
-		h.drain()
+	leave, renew := c.update(spec, hosts)
+	for _, h := range leave {
+		h.each(pooled.Drain)
+	}
+	for _, h := range renew {
+		h.each(pooled.renew)
 	}
 }
 
-// update returns the hosts that are gone or draining since.
-func (c *Cluster) update(spec *Spec, hosts *Hosts) []*Host {
+// update returns the hosts that are gone or draining since, and those that are under another configuration.
+func (c *Cluster) update(spec *Spec, hosts *Hosts) (leave, renew []*Host) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.state.Load()
@@ -116,13 +124,15 @@ func (c *Cluster) update(spec *Spec, hosts *Hosts) []*Host {
 		hosts = NewHosts(nil)
 	}
 	if old.spec == spec && old.hosts == hosts {
-		return nil
+		return nil, nil
 	}
 	st := &state{spec: spec, hosts: hosts, slots: old.slots, down: old.down}
-	var leave []*Host
 	if old.hosts != hosts {
 		leave = c.moveLocked(old, st)
 		c.stats.inc(MembershipChange)
+	}
+	if c.original != nil && spec.Kind == OriginalDestination && old.spec != spec {
+		renew = slices.Collect(maps.Values(c.original.hosts))
 	}
 	if spec.Kind != OriginalDestination && c.original != nil {
 		for _, o := range c.original.hosts {
@@ -134,13 +144,14 @@ func (c *Cluster) update(spec *Spec, hosts *Hosts) []*Host {
 	if old.spec != spec {
 		c.outlierChangedLocked(old.spec, st)
 		c.nextWeigh.Store(math.MaxInt64)
+		renew = append(renew, c.usedLocked(st)...)
 	}
 	if spec.slowStart() != nil {
 		c.nextWeigh.Store(0)
 	}
 	st.turns = old.turns
 	c.rebuildLocked(st)
-	return leave
+	return leave, renew
 }
 
 // moveLocked takes the hosts over into the new list.

@@ -18,8 +18,10 @@ type Host struct {
 	successes, late    atomic.Uint64 // good answers, and those that did not come in time
 	made, notMade      atomic.Uint64 // connections since the host is there
 
-	attach   sync.Mutex // protects attached
+	attach   sync.Mutex // protects attached; order: attach before mu
 	attached any
+	mu       sync.Mutex // protects pools
+	pools    []pooled
 
 	// Below: protected by Cluster.mu, but for the atomic parts of monitor.
 	index    uint32
@@ -48,8 +50,7 @@ func (h *Host) Begin() {
 // End is the counterpart of Begin.
 func (h *Host) End() { h.active.Add(-1) }
 
-// Attach returns what hangs on the host, which is made by the first call: the pool of its connections. When the host leaves
-// and the thing has a method Drain(), that is called, perhaps more than once.
+// Attach returns what hangs on the host, which is made by the first call: who proxies keeps the pools of its connections there.
 func (h *Host) Attach(make func() any) any {
 	h.attach.Lock()
 	defer h.attach.Unlock()
@@ -59,12 +60,28 @@ func (h *Host) Attach(make func() any) any {
 	return h.attached
 }
 
-func (h *Host) drain() {
-	h.attach.Lock()
-	a := h.attached
-	h.attach.Unlock()
-	if d, ok := a.(interface{ Drain() }); ok {
-		d.Drain()
+// pooled is a Pool of whatever connections.
+type pooled interface {
+	Drain()
+	renew()
+}
+
+// keep adds a pool to those that learn of the host's changes.
+func (h *Host) keep(p pooled) {
+	h.mu.Lock()
+	h.pools = append(h.pools, p)
+	h.mu.Unlock()
+	if h.Leaving() {
+		p.Drain()
+	}
+}
+
+func (h *Host) each(f func(pooled)) {
+	h.mu.Lock()
+	pools := h.pools
+	h.mu.Unlock()
+	for _, p := range pools {
+		f(p)
 	}
 }
 

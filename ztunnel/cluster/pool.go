@@ -15,7 +15,7 @@ var ErrOverflow = errors.New("circuit breaker overflow")
 // request that is to have a new connection is told to make one.
 //
 // A request that finds no connection counts as pending until it has one. When the limit of connections is reached it waits for
-// one of this host; but a host without any may always have one, so that a request that waits here is served here. All methods
+// one of this host; but a host may always have a few, so that a request that waits here is served here. All methods
 // are safe for concurrent use.
 type Pool[C any] struct {
 	host     *Host
@@ -56,9 +56,11 @@ type waiter[C any] struct {
 // NewPool makes a pool whose connections are expected to carry so many requests at a time (HTTP/1.1: 1); closeConn is called, once
 // and without locks held, when a connection is of no more use.
 func NewPool[C any](h *Host, p Priority, streams int, closeConn func(C)) *Pool[C] {
-	return &Pool[C]{
+	pool := &Pool[C]{
 		host: h, breakers: h.cluster.Breakers(p), close: closeConn, streams: h.capacity(streams), busy: map[*PoolConn[C]]struct{}{},
 	}
+	h.keep(pool)
+	return pool
 }
 
 // capacity is how many requests at a time a connection to the host is good for.
@@ -110,13 +112,18 @@ func (p *Pool[C]) Acquire(ctx context.Context) (Lease[C], error) {
 	return p.wait(ctx, w)
 }
 
+// leeway is how many connections a host may have whatever the limits say. In Envoy it is one for each worker thread, so that no
+// request waits in vain, and an Istio sidecar has two: without the second, the documents' breaker of one connection would refuse
+// half of the calls of two clients, where they saw 15 percent ("the istio-proxy does allow for some leeway").
+const leeway = 2
+
 // mayDialLocked asks the limits for one more connection, and counts it.
 func (p *Pool[C]) mayDialLocked() bool {
 	b, c := p.breakers, p.host.cluster
 	free := p.host.conns.Load() < int64(b.spec(c.state.Load()).perHost) && b.take(connections)
 	if !free {
 		c.stats.inc(CxOverflow)
-		if p.conns > 0 {
+		if p.conns >= leeway {
 			return false
 		}
 		b.force(connections)
@@ -429,8 +436,11 @@ func (p *Pool[C]) Drain() {
 	p.mu.Lock()
 	p.draining = true
 	p.mu.Unlock()
-	p.retire(func(*PoolConn[C]) bool { return true })
+	p.renew()
 }
+
+// renew ends the connections that there are as soon as they carry no request.
+func (p *Pool[C]) renew() { p.retire(func(*PoolConn[C]) bool { return true }) }
 
 // Reap closes the connections that have been without requests for as many calls of Reap, and returns how many are left. Who
 // owns the pool calls it as time goes.

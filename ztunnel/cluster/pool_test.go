@@ -104,8 +104,9 @@ func TestPoolOneRequestPerConnection(t *testing.T) {
 // The limit of connections makes requests wait, that of pending ones refuses them (RS-07, RS-09).
 func TestPoolLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, limits(1, 1, 1024, oneRequest), endpoints(1)...)
+		w := newWorld(t, limits(2, 1, 1024, oneRequest), endpoints(1)...)
 		p := newPool(t, w, 1)
+		defer p.must(1).Release(true, false)
 		w.wantStats(map[string]uint64{"circuit_breakers.default.remaining_cx": 1, "circuit_breakers.default.remaining_pending": 1,
 			"circuit_breakers.default.rq_pending_open": 0, "circuit_breakers.default.cx_open": 0})
 		a := p.must(1)
@@ -133,7 +134,7 @@ func TestPoolLimits(t *testing.T) {
 		}
 		a.Release(true, false) // one request per connection: the second dials
 		b := <-second
-		w.wantStats(map[string]uint64{"upstream_cx_total": 2, "upstream_cx_active": 1, "upstream_rq_pending_active": 0})
+		w.wantStats(map[string]uint64{"upstream_cx_total": 3, "upstream_cx_active": 2, "upstream_rq_pending_active": 0})
 		b.Release(true, false)
 	})
 }
@@ -152,7 +153,7 @@ func TestPoolMaxRequests(t *testing.T) {
 	p.must(1).Release(true, false)
 }
 
-// A host without a connection may have one, whatever the others have; limits of a host are its own.
+// A host may have two connections, whatever the others have; limits of a host are its own.
 func TestPoolLimitOfHosts(t *testing.T) {
 	w := newWorld(t, limits(1, 10, 1024, ""), endpoints(2)...)
 	pools := []*cluster.Pool[int]{
@@ -160,11 +161,18 @@ func TestPoolLimitOfHosts(t *testing.T) {
 		cluster.NewPool(w.host(endpoint(1).Key), cluster.Default, 1, func(int) {}),
 	}
 	for _, p := range pools {
-		if l, err := p.Acquire(t.Context()); err != nil || !l.MustDial() {
-			t.Fatalf("%v", err)
+		for range 2 {
+			if l, err := p.Acquire(t.Context()); err != nil || !l.MustDial() {
+				t.Fatalf("%v", err)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := p.Acquire(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("the third connection: %v", err)
 		}
 	}
-	w.wantStats(map[string]uint64{"upstream_cx_active": 2, "upstream_cx_overflow": 1})
+	w.wantStats(map[string]uint64{"upstream_cx_active": 4, "upstream_cx_overflow": 5})
 	w = newWorld(t, `{"circuitBreakers": {"perHostThresholds": [{"maxConnections": 2}]}}`, endpoints(2)...)
 	for i := range 2 {
 		p := cluster.NewPool(w.host(endpoint(i).Key), cluster.Default, 1, func(int) {})
@@ -184,8 +192,9 @@ func TestPoolLimitOfHosts(t *testing.T) {
 
 func TestPoolDialFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, limits(1, 10, 1024, ""), endpoints(1)...)
+		w := newWorld(t, limits(2, 10, 1024, ""), endpoints(1)...)
 		p := newPool(t, w, 1)
+		other := p.must(1)
 		l, err := p.Acquire(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -201,7 +210,7 @@ func TestPoolDialFails(t *testing.T) {
 			t.Errorf("who waited is told %v", err)
 		}
 		w.wantStats(map[string]uint64{"upstream_cx_connect_fail": 1, "upstream_cx_connect_timeout": 1, "upstream_rq_pending_failure_eject": 2,
-			"upstream_rq_pending_active": 0, "upstream_cx_active": 0})
+			"upstream_rq_pending_active": 0, "upstream_cx_active": 1})
 		// When the request that dialled is given up, who waits dials.
 		l, err = p.Acquire(t.Context())
 		if err != nil {
@@ -221,8 +230,9 @@ func TestPoolDialFails(t *testing.T) {
 			t.Error("who waited does not dial")
 		}
 		l.Failed(boom, false)
-		w.wantStats(map[string]uint64{"upstream_rq_cancelled": 1, "upstream_cx_connect_fail": 2, "upstream_cx_active": 0,
+		w.wantStats(map[string]uint64{"upstream_rq_cancelled": 1, "upstream_cx_connect_fail": 2, "upstream_cx_active": 1,
 			"upstream_rq_pending_active": 0})
+		other.Release(false, false)
 	})
 }
 
@@ -329,10 +339,10 @@ func TestPoolReap(t *testing.T) {
 func TestPoolDrainsWithItsHost(t *testing.T) {
 	w := newWorld(t, `{}`, endpoints(2)...)
 	h := w.host(endpoint(0).Key)
-	p := newPool(t, w, 1)
-	if h.Attach(func() any { return p }) != any(p) || h.Attach(func() any { return nil }) != any(p) {
+	if h.Attach(func() any { return 1 }) != any(1) || h.Attach(func() any { return 2 }) != any(1) {
 		t.Fatal("what is attached is not kept")
 	}
+	p := newPool(t, w, 1)
 	a, b := p.must(1), p.must(1)
 	a.Release(true, false)
 	w.Update(w.Spec(), cluster.NewHosts(endpoints(2, func(i int, e *cluster.Endpoint) { e.Draining = i == 0 })))
@@ -400,6 +410,26 @@ func TestTCPConnections(t *testing.T) {
 	w.wantStats(map[string]uint64{"upstream_cx_destroy_remote": 1, "upstream_cx_active": 2})
 }
 
+// Connections that were made under another configuration end, or its limits would not count until they do.
+func TestPoolIsRenewed(t *testing.T) {
+	w := newWorld(t, `{}`, endpoints(2)...)
+	p := newPool(t, w, 1)
+	a, b := p.must(1), p.must(1)
+	a.Release(true, false)
+	w.Update(compile(t, limits(1, 1, 1024, oneRequest)), cluster.NewHosts(endpoints(1)))
+	w.wantStats(map[string]uint64{"upstream_cx_active": 1, "upstream_rq_active": 1})
+	b.Release(true, false)
+	w.wantStats(map[string]uint64{"upstream_cx_active": 0, "upstream_cx_total": 2})
+	for range 3 {
+		p.must(1).Release(true, false)
+	}
+	w.wantStats(map[string]uint64{"upstream_cx_active": 0, "upstream_cx_total": 5})
+	w.Update(w.Spec(), cluster.NewHosts(endpoints(3))) // other endpoints alone end nothing
+	c := p.must(1)
+	w.wantStats(map[string]uint64{"upstream_cx_active": 1})
+	c.Release(true, false)
+}
+
 // Limits are those of the configuration in force.
 func TestLimitsChangeLive(t *testing.T) {
 	w := newWorld(t, limits(1, 1, 1, ""), endpoints(1)...)
@@ -445,7 +475,7 @@ func poolHistory(t *testing.T, seed uint64) {
 				return
 			case <-tick.C:
 				p.Reap(5)
-				if n := w.stat("upstream_cx_active"); n > uint64(maxConns) {
+				if n := w.stat("upstream_cx_active"); n > uint64(max(2, maxConns)) {
 					t.Errorf("seed %d: %d connections, allowed are %d", seed, n, maxConns)
 				}
 				if n := w.stat("upstream_rq_pending_active"); n > uint64(maxPending) {
