@@ -65,17 +65,31 @@ func refusedCalls(object metav1.Object) string {
 	}
 	var out []string
 	note := func(field string, tls *networking.ClientTLSSettings) {
-		switch m := tls.GetMode(); m {
-		case networking.ClientTLSSettings_SIMPLE, networking.ClientTLSSettings_MUTUAL:
+		skips := tls.GetInsecureSkipVerify().GetValue()
+		switch m := tls.GetMode(); {
+		case m == networking.ClientTLSSettings_MUTUAL:
 			out = append(out, field+".mode "+m.String())
+		case m != networking.ClientTLSSettings_SIMPLE:
+		case tls.GetCredentialName() != "":
+			out = append(out, field+".credentialName")
+		case tls.GetCaCertificates() != "" && tls.GetCaCertificates() != "system" && !skips:
+			out = append(out, field+".caCertificates")
+		case tls.GetCaCrl() != "" && !skips:
+			out = append(out, field+".caCrl")
 		}
 	}
-	note("spec.trafficPolicy.tls", rule.Spec.GetTrafficPolicy().GetTls())
-	for i, p := range rule.Spec.GetTrafficPolicy().GetPortLevelSettings() {
-		note(fmt.Sprintf("spec.trafficPolicy.portLevelSettings[%d].tls", i), p.GetTls())
+	level := func(field string, p *networking.TrafficPolicy) {
+		note(field+".tls", p.GetTls())
+		for i, p := range p.GetPortLevelSettings() {
+			note(fmt.Sprintf("%s.portLevelSettings[%d].tls", field, i), p.GetTls())
+		}
+	}
+	level("spec.trafficPolicy", rule.Spec.GetTrafficPolicy())
+	for i, s := range rule.Spec.GetSubsets() {
+		level(fmt.Sprintf("spec.subsets[%d].trafficPolicy", i), s.GetTrafficPolicy())
 	}
 	if len(out) == 0 {
 		return ""
 	}
-	return "connections are refused, since TLS to the server is not originated yet: " + shorten(out)
+	return "connections are refused, since nodes read no files and secrets of workloads: " + shorten(out)
 }

@@ -27,18 +27,18 @@ func says(resource, namespace, name, condition, want, text string) seen {
 // clientRows are what DestinationRules ask of their clients.
 func clientRows() []modeRow {
 	open, legacy := pairsAre(), "httpbin.legacy.svc.cluster.local"
-	toBar, toLegacy := pairsAre("foo→bar", "bar→bar"), pairsAre("foo→legacy", "bar→legacy")
-	simple := clientTLS("legacy", "simple", legacy, "{tls: {mode: SIMPLE, sni: httpbin}}")
+	toBar, toLegacy := pairsAre("foo→bar=503 0", "bar→bar=503 0"), pairsAre("foo→legacy=503 0", "bar→legacy=503 0")
+	files := clientTLS("legacy", "simple", legacy, "{tls: {mode: SIMPLE, sni: httpbin, caCertificates: /etc/ca.pem}}")
 	return []modeRow{
 		{ids: "client mode", title: "DISABLE is plain text, which a STRICT server refuses", base: StrictNamespace("bar"),
 			resource: clientTLS("bar", "httpbin", httpbinBar, "{tls: {mode: DISABLE}}"),
-			holds:    pairsAre("foo→bar", "bar→bar", "legacy→bar"), without: refused("bar"), outside: open},
+			holds:    pairsAre("foo→bar=503 0", "bar→bar=503 0", "legacy→bar"), without: refused("bar"), outside: open},
 		{ids: "client mode", title: "DISABLE for a port of another namespace's service, from the client's own namespace",
 			resource: clientTLS("foo", "httpbin", httpbinBar, "{portLevelSettings: [{port: {number: 8000}, tls: {mode: DISABLE}}]}"),
 			holds:    all(open, link("foo", "bar", false)), without: link("foo", "bar", true), outside: all(open, link("foo", "bar", false))},
 		{ids: "client mode", title: "ISTIO_MUTUAL to a server that has none is refused",
 			resource: clientTLS("legacy", "mutual", legacy, "{tls: {mode: ISTIO_MUTUAL}}"), holds: toLegacy, without: open, outside: open},
-		{ids: "client mode", title: "SIMPLE is refused as long as nobody originates it, and the status says so", resource: simple,
+		{ids: "client mode", title: "SIMPLE with a file of the workload is refused, and the status says so", resource: files,
 			holds:   all(toLegacy, says("destinationrules", "legacy", "simple", "Enforced", "False AcceptedNotEnforced", "connections are refused")),
 			without: open, outside: open},
 		{ids: "MT-15", title: "a server that may not run the service is refused, with a certificate of the mesh as it has", resource: clientTLS("bar", "httpbin", httpbinBar, servedBy("other")),

@@ -53,7 +53,7 @@ const (
 	noInterval = "the budget is of the requests at the moment"
 )
 
-const noOrigination = "TLS to servers that are not the mesh's is not originated yet: connections by SIMPLE and MUTUAL are refused"
+const noFiles = "nodes read no files and secrets of workloads: connections by MUTUAL, and by SIMPLE with any of these, are refused"
 
 var destinationRule = []entry{
 	{"host", Enforced, "", "SR-17 TR-10", ""},
@@ -79,12 +79,16 @@ var destinationRule = []entry{
 	{"trafficPolicy.outlierDetection.consecutiveErrors", Carried, L7, "RS-12", ""},
 	{"trafficPolicy.tls.mode", Enforced, "", "MT-07 MT-13", ""},
 	{"trafficPolicy.tls.subjectAltNames[]", Enforced, "", "MT-15", ""},
-	{"trafficPolicy.tls", Refused, L7, "MT-13 EG-09 EG-23", noOrigination},
+	{"trafficPolicy.tls.sni", Enforced, "", "EG-09", ""},
+	{"trafficPolicy.tls.insecureSkipVerify", Enforced, "", "EG-09", ""},
+	{"trafficPolicy.tls", Refused, L7, "MT-13 EG-09 EG-23", noFiles},
 	{"trafficPolicy.portLevelSettings", Carried, L7, "LB-06", ""},
 	{"trafficPolicy.portLevelSettings[].port.number", Enforced, "", "MT-07", ""},
 	{"trafficPolicy.portLevelSettings[].tls.mode", Enforced, "", "MT-07 MT-13", ""},
 	{"trafficPolicy.portLevelSettings[].tls.subjectAltNames[]", Enforced, "", "MT-15", ""},
-	{"trafficPolicy.portLevelSettings[].tls", Refused, L7, "MT-13", noOrigination},
+	{"trafficPolicy.portLevelSettings[].tls.sni", Enforced, "", "EG-09", ""},
+	{"trafficPolicy.portLevelSettings[].tls.insecureSkipVerify", Enforced, "", "EG-09", ""},
+	{"trafficPolicy.portLevelSettings[].tls", Refused, L7, "MT-13", noFiles},
 	{"trafficPolicy.tunnel", Carried, L7, "EG-22", ""},
 	{"trafficPolicy.proxyProtocol", Carried, L7, "IG-22", ""},
 	{"trafficPolicy.retryBudget", Carried, L7, "RS-05", ""},
