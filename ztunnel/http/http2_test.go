@@ -150,11 +150,19 @@ func TestManyStreams(t *testing.T) {
 	const n = 20
 	wait.Add(n)
 	w.cluster("up", overHTTP2, standard(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/first" {
+			return
+		}
 		wait.Done()
 		wait.Wait() // all are there at once
 		_, _ = io.WriteString(rw, r.URL.Path)
 	}))
 	c := w.standardClient(true)
+	resp, err := c.Get("http://a/first") // or the client makes several connections
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
 	var all sync.WaitGroup
 	for i := range n {
 		all.Go(func() {
