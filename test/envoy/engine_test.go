@@ -144,12 +144,24 @@ func TestEnvoyAgreesOnRequests(t *testing.T) {
 		}
 		configs = append(configs, c)
 	}
+	agree(t, configs, clusterNames, func(*routev3.RouteConfiguration) []call {
+		var out []call
+		for range callCount {
+			out = append(out, g.call())
+		}
+		return out
+	})
+}
+
+// agree sends the calls that are made for each configuration through Envoy and our engine, before one upstream for each cluster.
+func agree(t *testing.T, configs []*routev3.RouteConfiguration, clusters []string, calls func(*routev3.RouteConfiguration) []call) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "echo")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	sockets := Echo(t, dir, clusterNames)
+	sockets := Echo(t, dir, clusters)
 	p, o := StartProxy(t, configs, sockets), startOurs(t, configs, sockets)
 	envoys := map[string]*Outcome{}
 	type pair struct {
@@ -161,8 +173,8 @@ func TestEnvoyAgreesOnRequests(t *testing.T) {
 	var pairs []pair
 	for _, c := range configs {
 		theirs, we := &Client{addr: p.addrs[c.GetName()]}, &Client{addr: o.addrs[c.GetName()]}
-		for i := range callCount {
-			q, number := g.call(), fmt.Sprintf("%s-%d", c.GetName(), i)
+		for i, q := range calls(c) {
+			number := fmt.Sprintf("%s-%d", c.GetName(), i)
 			a, err := theirs.Do(q, number)
 			if err != nil {
 				t.Fatalf("Envoy: %s: %v", q, err)
@@ -194,6 +206,7 @@ func TestEnvoyAgreesOnRequests(t *testing.T) {
 	if differ > 0 {
 		t.Errorf("%d of %d differ", differ, len(pairs))
 	}
+	t.Logf("%d requests under %d configurations", len(pairs), len(configs))
 }
 
 // alike takes out of an outcome what differs between connections and in time.
