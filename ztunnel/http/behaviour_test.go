@@ -406,15 +406,15 @@ func TestIdentityOfTheCaller(t *testing.T) {
 	}
 }
 
-// TestPoolLimits: with one connection and one place to wait, the third request at a time is refused.
+// TestPoolLimits: with two connections and one place to wait, the fourth request at a time is refused.
 func TestPoolLimits(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, w *world) {
 		go1 := make(chan struct{})
-		one := func(c *clusterv3.Cluster) {
+		two := func(c *clusterv3.Cluster) {
 			c.CircuitBreakers = &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{
-				{MaxConnections: wrapperspb.UInt32(1), MaxPendingRequests: wrapperspb.UInt32(1)}}}
+				{MaxConnections: wrapperspb.UInt32(2), MaxPendingRequests: wrapperspb.UInt32(1)}}}
 		}
-		w.cluster("up", one, func(c net.Conn) {
+		w.cluster("up", two, func(c net.Conn) {
 			r := bufio.NewReader(c)
 			for {
 				if _, err := readMessage(r); err != nil {
@@ -424,22 +424,22 @@ func TestPoolLimits(t *testing.T) {
 				_, _ = io.WriteString(c, ok)
 			}
 		})
-		a, b, c := w.connect(), w.connect(), w.connect()
-		a.send(get)
-		synctest.Wait()
-		b.send(get)
-		synctest.Wait()
+		waiting := []*testClient{w.connect(), w.connect(), w.connect()}
+		for _, c := range waiting {
+			c.send(get)
+			synctest.Wait()
+		}
+		c := w.connect()
 		if r := c.get("GET / HTTP/1.1", "Host: a"); r.StatusCode != 503 || r.Header.Get("X-Envoy-Overloaded") != "true" {
 			t.Errorf("%d", r.StatusCode)
 		}
 		close(go1)
-		if r := a.read("GET"); r.StatusCode != 200 {
-			t.Errorf("%d", r.StatusCode)
+		for _, c := range waiting {
+			if r := c.read("GET"); r.StatusCode != 200 {
+				t.Errorf("%d", r.StatusCode)
+			}
 		}
-		if r := b.read("GET"); r.StatusCode != 200 {
-			t.Errorf("%d", r.StatusCode)
-		}
-		if w.dials != 1 {
+		if w.dials != 2 {
 			t.Errorf("%d connections", w.dials)
 		}
 	})
