@@ -90,7 +90,7 @@ func badRequest(t *testing.T, nc net.Conn) {
 
 // serverSuite runs all cases against the server at addr; instead has those that are judged in another way.
 func serverSuite(t *testing.T, addr *net.TCPAddr, instead map[string]func(*testing.T, net.Conn)) {
-	cfg := &config.Config{Host: addr.IP.String(), Port: addr.Port, Path: "/", Timeout: time.Second, MaxHeaderLen: 4000, Strict: true}
+	cfg := &config.Config{Host: addr.IP.String(), Port: addr.Port, Path: "/", Timeout: 5 * time.Second, MaxHeaderLen: 4000, Strict: true}
 	var ran atomic.Int32
 	t.Run("suite", func(t *testing.T) {
 		for _, g := range []*spec.TestGroup{generic.Spec(), suite.Spec(), hpack.Spec()} {
@@ -169,7 +169,7 @@ func clientCase(t *testing.T, tc *spec.ClientTestCase) error {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	cfg := &config.Config{Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, Path: "/", Timeout: time.Second, MaxHeaderLen: 4000, Strict: true}
+	cfg := &config.Config{Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, Path: "/", Timeout: 5 * time.Second, MaxHeaderLen: 4000, Strict: true}
 	over := make(chan struct{})
 	defer func() { <-over }()
 	go func() {

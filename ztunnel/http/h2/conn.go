@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -141,7 +142,7 @@ func (c *Conn) begin() {
 
 // run reads until the connection is over, and waits for everything else.
 func (c *Conn) run(early []byte) {
-	err := c.rd.loop(early)
+	err := c.read(early)
 	var own *frame.ConnError
 	switch {
 	case errors.As(err, &own):
@@ -167,6 +168,20 @@ func (c *Conn) run(early []byte) {
 	}
 	c.mu.Unlock()
 	close(c.done)
+}
+
+// errPanic ends a connection whose reading panicked: a fault of ours that a peer found.
+var errPanic = frame.Errorf(frame.CodeInternal, "reading panicked")
+
+// read runs the loop of the reader. A panic ends this connection, and no other.
+func (c *Conn) read(early []byte) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.cfg.Log.Error("reading an HTTP/2 connection panicked", "peer", peerName(c.nc), "panic", p, "stack", string(debug.Stack()))
+			err = errPanic
+		}
+	}()
+	return c.rd.loop(early)
 }
 
 // end makes the connection dead; the first error wins and reaches every stream. It does not wait.

@@ -189,7 +189,7 @@ func TestBackPressure(t *testing.T) {
 		if !errors.Is(err, os.ErrDeadlineExceeded) || n != cfg.withDefaults().StreamWindow {
 			t.Errorf("%d bytes went, %v", n, err)
 		}
-		_ = (<-stuck)
+		<-stuck
 	}
 	s, err := c.Open(get("a", "/"), false)
 	if err != nil {
@@ -357,3 +357,28 @@ func TestKeepalive(t *testing.T) {
 		})
 	}
 }
+
+// TestPanic: what panics while it reads ends its connection, and the streams of that.
+func TestPanic(t *testing.T) {
+	over := make(chan struct{})
+	err := againstServer(t, testConfig(), func(s *Stream) {
+		if s.ID() == 3 {
+			panic("a fault")
+		}
+		s.OnDone(func() { close(over) })
+		goRead(s)
+	}, func(p *rawPeer) {
+		p.request(1, false)
+		p.request(3, false)
+		if f := next[*http2.GoAwayFrame](p); f.ErrCode != http2.ErrCodeInternal {
+			t.Errorf("GOAWAY %v", f.ErrCode)
+		}
+		<-over
+	})
+	if !errors.Is(err, errPanic) {
+		t.Error(err)
+	}
+}
+
+// goRead is a server whose handlers read until their stream ends.
+func goRead(s *Stream) { s.Go(func(s *Stream) { _, _ = io.Copy(io.Discard, s) }) }
