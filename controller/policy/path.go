@@ -76,7 +76,7 @@ type PathQuery struct {
 	Captured bool
 }
 
-// PathFor decides how the source's ztunnel carries one connection. HTTP ports travel as TCP in this build.
+// PathFor decides how the source's ztunnel carries one connection, or those that it makes for requests.
 func PathFor(q PathQuery) Path {
 	p := Path{Destination: q.Destination, Port: q.Address.Port()}
 	reject := func(r reason.Reason, why string) Path {

@@ -13,6 +13,7 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -210,5 +211,36 @@ func TestPoliciesOverHTTP(t *testing.T) {
 		if got := askOn(t, conn, bufio.NewReader(conn), "reviews"); strings.HasPrefix(got, "403") || strings.HasPrefix(got, "200") {
 			t.Errorf("plain text from outside to STRICT: %s, want a reset", got)
 		}
+	})
+}
+
+// TestHTTP2Client: a client with prior knowledge of HTTP/2 is served as well, many requests over one connection.
+func TestHTTP2Client(t *testing.T) {
+	inTown(t, "http", func(t *testing.T, w *world, c, v1, v2 *testPod) {
+		w.apply(byVersion()...)
+		conn := c.connect(reviewsVIP)
+		defer conn.Close()
+		cc, err := (&http2.Transport{AllowHTTP: true}).NewClientConn(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, user := range []string{"jason", "bob", "jason", "bob"} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://reviews/x", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("end-user", user)
+			res, err := cc.RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(res.Body)
+			_ = res.Body.Close()
+			want := map[string]string{"jason": "v2", "bob": "v1"}[user]
+			if err != nil || res.StatusCode != 200 || !strings.HasPrefix(string(body), want+" host=reviews from=10.0.0.1 xfcc=By=spiffe://cluster.local/ns/foo/sa/"+want) {
+				t.Errorf("%s: %d %s, %v", user, res.StatusCode, body, err)
+			}
+		}
+		_ = cc.Close()
 	})
 }
