@@ -48,6 +48,8 @@ const (
 
 	LabelCanonicalName     = "service.istio.io/canonical-name"
 	LabelCanonicalRevision = "service.istio.io/canonical-revision"
+	// LabelLocality of a pod says where it stands, "region.zone.subzone", instead of its node.
+	LabelLocality = "istio-locality"
 )
 
 // Ports, as Istio's documents name them.

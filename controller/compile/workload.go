@@ -2,6 +2,7 @@ package compile
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,6 +16,17 @@ import (
 	"github.com/undermesh/undermesh/controller/validate"
 )
 
+// localityOf is where a pod says by its label that it stands, and else where its node is. A label that has no region, or more parts than
+// there are, says nothing.
+func localityOf(p *model.Pod, node model.Locality) model.Locality {
+	said := strings.Split(p.Labels[api.LabelLocality], ".")
+	if len(said) > 3 || slices.Contains(said, "") {
+		return node
+	}
+	said = append(said, "", "")
+	return model.Locality{Region: said[0], Zone: said[1], Subzone: said[2]}
+}
+
 // pod compiles one pod: its workload, and the settings and policies that it shares with others.
 func (c *Compiler) pod(n model.Name) []Resource {
 	p := c.reg.Pod(n)
@@ -22,7 +34,7 @@ func (c *Compiler) pod(n model.Name) []Resource {
 		return nil
 	}
 	services := c.reg.ServicesOf(p)
-	loc := c.reg.Locality(p.Node)
+	loc := localityOf(p, c.reg.Locality(p.Node))
 	w := &workloadapi.Workload{
 		Uid: c.cfg.ClusterID + "//Pod/" + n.String(), Name: n.Name, Namespace: n.Namespace, Network: c.cfg.Network,
 		ServiceAccount: p.ServiceAccount, Node: p.Node, ClusterId: c.cfg.ClusterID,
