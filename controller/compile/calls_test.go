@@ -134,6 +134,7 @@ func TestWhoIsCalled(t *testing.T) {
 		{name: "the oldest counts", rules: virtual("shop", "a", "reviews", "03", to("host: nobody")) + virtual("shop", "z", "reviews", "02", toRatings), authority: "reviews", want: plainRatings},
 		{name: "the name before the pattern", rules: virtual("shop", "a", "\"*.shop.svc.cluster.local\"", "02", to("host: nobody")) + virtual("shop", "z", "reviews", "03", toRatings), authority: "reviews", want: plainRatings},
 		{name: "the longer pattern", rules: virtual("shop", "a", "\"*.cluster.local\"", "02", to("host: nobody")) + virtual("shop", "z", "\"*.shop.svc.cluster.local\"", "03", toRatings), authority: "reviews", want: plainRatings},
+		{name: "a destination that is nowhere", rules: virtual("shop", "r", "reviews", "02", to("host: nobody.example")), authority: "reviews", want: "outbound|9080||nobody.example"},
 		{name: "a host in no registry", rules: virtual("shop", "r", "books.example", "02", to("host: reviews")), port: 80, authority: "books.example", want: plainReviews},
 		{name: "a pattern in no registry", rules: virtual("shop", "r", "\"*.books.example\"", "02", to("host: reviews")), port: 80, authority: "a.books.example:80", want: plainReviews},
 		{name: "a short host in no registry", rules: virtual("shop", "r", "books", "02", to("host: reviews")), port: 80, authority: "books", want: plainReviews},
