@@ -99,7 +99,7 @@ func TestCertificateOfThePodsAccount(t *testing.T) {
 	if got := certificateOf(list, pod); got != nil {
 		t.Errorf("another account's: %+v", got)
 	}
-	for arg, want := range map[string]string{"a": "a/default", "a.b": "a/b", "pod/a": "a/default"} {
+	for arg, want := range map[string]string{"a": "a/default", "a.b": "a/b", "a.1.b": "a.1/b", "pod/a": "a/default"} {
 		if name, ns := podArgument(arg, ""); name+"/"+ns != want {
 			t.Errorf("%s is %s/%s", arg, name, ns)
 		}

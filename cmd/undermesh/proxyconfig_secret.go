@@ -63,13 +63,13 @@ func (f *frame) proxyConfigSecret(ctx context.Context, arg string) error {
 		namespace, name, pod.Spec.NodeName, account(pod)))...)
 }
 
-// podArgument reads POD, POD.NAMESPACE, pod/POD.
+// podArgument reads POD, POD.NAMESPACE, pod/POD. A name may have dots itself, a namespace has none.
 func podArgument(arg, namespace string) (string, string) {
 	arg = strings.TrimPrefix(strings.TrimPrefix(arg, "pods/"), "pod/")
-	name, ns, dotted := strings.Cut(arg, ".")
+	dot := strings.LastIndexByte(arg, '.')
 	switch {
-	case dotted:
-		return name, ns
+	case dot >= 0:
+		return arg[:dot], arg[dot+1:]
 	case namespace == "":
 		return arg, metav1.NamespaceDefault
 	}
