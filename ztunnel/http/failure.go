@@ -74,6 +74,8 @@ func (x *exchange) unconnected(err error) *failure {
 		f.body, f.detail = refused.Body, refused.Detail
 		if refused.Status != 0 {
 			f.status = refused.Status
+		} else { // no policy: the host cannot be reached
+			x.entry.Host.Report(cluster.ConnectFailed, 0)
 		}
 		f.transport = underscored(refused.Err.Error())
 	case errors.Is(err, errConnectTimeout):
