@@ -5,8 +5,10 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha1"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,18 +32,24 @@ type echoed struct {
 	Path     string            `json:"path"` // with the query
 	Headers  map[string]string `json:"headers"`
 	Body     string            `json:"body,omitempty"`
-	Seq      int64             `json:"seq"` // requests of this instance so far
+	Remote   string            `json:"remote"` // who opened the connection
+	Seq      int64             `json:"seq"`    // requests of this instance so far
 }
 
 // echoServer answers every request on HTTP/1.1 and HTTP/2 (with prior knowledge) with what it was asked: JSON, or by gRPC and
 // WebSocket, if those were spoken, the message. The query may ask for status=CODE, for status=CODE on the instance or version
-// only=NAME, for delay=DURATION, for fail=N (503 until the header X-Envoy-Attempt-Count is above N) and size=BYTES.
+// only=NAME, for delay=DURATION, for fail=N (503, by gRPC 14, until the header X-Envoy-Attempt-Count is above N) and size=BYTES.
 type echoServer struct {
 	service, version, instance string
+	log                        io.Writer // a line of JSON a request
 	seq                        atomic.Int64
 }
 
-// echo serves the ports that are its arguments (8080 without any). SERVICE_NAME and SERVICE_VERSION say who answers.
+// echoDelay is the longest that a request may ask for: longer than the timeout that proxies have when nobody sets one.
+const echoDelay = 20 * time.Second
+
+// echo serves the ports that are its arguments (8080 without any); those after "tls:" over TLS, with a certificate of the version's
+// name. SERVICE_NAME and SERVICE_VERSION say who answers.
 func echo(ctx context.Context, args []string) error {
 	if len(args) == 0 {
 		args = []string{"8080"}
@@ -50,10 +58,23 @@ func echo(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("read host name: %w", err)
 	}
-	s := &echoServer{service: os.Getenv("SERVICE_NAME"), version: cmp.Or(os.Getenv("SERVICE_VERSION"), "unknown"), instance: pod}
+	s := &echoServer{service: os.Getenv("SERVICE_NAME"), version: cmp.Or(os.Getenv("SERVICE_VERSION"), "unknown"), instance: pod, log: os.Stdout}
+	ca, err := newSitesTLS(time.Now)
+	if err != nil {
+		return err
+	}
 	var servers []func(context.Context) error
 	for _, port := range args {
-		servers = append(servers, func(ctx context.Context) error { return serve(ctx, ":"+port, accessLog(os.Stdout, s.handler(port))) })
+		if port, secure := strings.CutPrefix(port, "tls:"); secure {
+			config := &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+				return ca.certificate(&tls.ClientHelloInfo{ServerName: s.version})
+			}}
+			servers = append(servers, func(ctx context.Context) error {
+				return serveTLS(ctx, ":"+port, config, s.handler(port))
+			})
+			continue
+		}
+		servers = append(servers, func(ctx context.Context) error { return serve(ctx, ":"+port, s.handler(port)) })
 	}
 	return both(ctx, servers...)
 }
@@ -78,10 +99,13 @@ func (s *echoServer) plain(w http.ResponseWriter, r *http.Request, port string) 
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	v := echoed{s.service, s.version, s.instance, port, r.Proto, r.Method, r.Host, r.URL.RequestURI(), headers(r), text(body), s.seq.Add(1)}
+	v := echoed{s.service, s.version, s.instance, port, r.Proto, r.Method, r.Host, r.URL.RequestURI(), headers(r), text(body), r.RemoteAddr, s.seq.Add(1)}
+	if line, err := json.Marshal(v); err == nil {
+		fmt.Fprintf(s.log, "%s\n", line)
+	}
 	q := r.URL.Query()
 	if d, err := time.ParseDuration(q.Get("delay")); err == nil && s.asked(q.Get("only")) {
-		t := time.NewTimer(min(d, maxDelay))
+		t := time.NewTimer(min(d, echoDelay))
 		defer t.Stop()
 		select {
 		case <-t.C:
@@ -93,10 +117,8 @@ func (s *echoServer) plain(w http.ResponseWriter, r *http.Request, port string) 
 	if n, err := strconv.Atoi(q.Get("status")); err == nil && n >= 200 && n <= 599 && s.asked(q.Get("only")) {
 		status = n
 	}
-	if fails, err := strconv.Atoi(q.Get("fail")); err == nil {
-		if try, err := strconv.Atoi(r.Header.Get("X-Envoy-Attempt-Count")); err != nil || try <= fails {
-			status = http.StatusServiceUnavailable
-		}
+	if failsNow(r) {
+		status = http.StatusServiceUnavailable
 	}
 	if n, err := strconv.Atoi(q.Get("size")); err == nil && n >= 0 {
 		w.WriteHeader(status)
@@ -111,11 +133,26 @@ func (s *echoServer) asked(only string) bool {
 	return only == "" || only == s.version || only == s.instance
 }
 
+// failsNow tells whether a request that asks for its first tries to fail is one of those.
+func failsNow(r *http.Request) bool {
+	fails, err := strconv.Atoi(r.URL.Query().Get("fail"))
+	if err != nil {
+		return false
+	}
+	try, err := strconv.Atoi(r.Header.Get("X-Envoy-Attempt-Count"))
+	return err != nil || try <= fails
+}
+
 // grpc sends every message back, with the version in front, and ends with status OK; the path's last element, if it is a number,
 // is the status instead.
 func (s *echoServer) grpc(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Content-Type", "application/grpc")
+	if failsNow(r) { // with the status in the head, as servers answer that have nothing to say
+		h.Set("Grpc-Status", "14")
+		w.WriteHeader(http.StatusOK)
+		return
+	}
 	h.Set("Trailer", "Grpc-Status, Grpc-Message")
 	w.WriteHeader(http.StatusOK)
 	code := "0"

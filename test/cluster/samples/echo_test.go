@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -13,8 +15,8 @@ import (
 // echoing starts an echo server as the sample does, HTTP/2 included.
 func echoing(t *testing.T) string {
 	t.Helper()
-	e := &echoServer{service: "reviews", version: "v2", instance: "pod"}
-	s := httptest.NewUnstartedServer(accessLog(&bytes.Buffer{}, e.handler("8080")))
+	e := &echoServer{service: "reviews", version: "v2", instance: "pod", log: io.Discard}
+	s := httptest.NewUnstartedServer(e.handler("8080"))
 	s.Config.Protocols = &http.Protocols{}
 	s.Config.Protocols.SetHTTP1(true)
 	s.Config.Protocols.SetUnencryptedHTTP2(true)
@@ -77,6 +79,11 @@ func TestAskEcho(t *testing.T) {
 			t.Errorf("%s: got %+v", code, got)
 		}
 	}
+	for path, status := range map[string]string{"/echo.Echo/Say?fail=1": "14", "/echo.Echo/Say": ""} {
+		if got := asked(t, question{URL: "grpc://" + addr + path}); got[0].Headers["grpc-status"] != status {
+			t.Errorf("%s: got %+v", path, got)
+		}
+	}
 	tcp := lineServer(t, mongoConn)
 	if got := asked(t, question{URL: "tcp://" + tcp, Body: "other"}); got[0].Body != "{}" || got[0].Error != "" {
 		t.Errorf("tcp: got %+v", got)
@@ -89,6 +96,27 @@ func TestAskEcho(t *testing.T) {
 	}
 	if err := ask(t.Context(), strings.NewReader("{"), &bytes.Buffer{}); err == nil {
 		t.Error("what is no list is accepted")
+	}
+}
+
+// TestEchoPorts: a port is plain or, after "tls:", has a certificate of the version's name.
+func TestEchoPorts(t *testing.T) {
+	t.Setenv("SERVICE_VERSION", "v7")
+	ctx, cancel := context.WithCancel(t.Context())
+	plain, secure := freePort(t), freePort(t)
+	ended := make(chan error, 1)
+	go func() { ended <- echo(ctx, []string{plain, "tls:" + secure}) }()
+	dial(t, "127.0.0.1:"+plain).Close()
+	dial(t, "127.0.0.1:"+secure).Close()
+	if got := asked(t, question{URL: "http://127.0.0.1:" + plain}); got[0].Headers["x-version"] != "v7" {
+		t.Errorf("plain: %+v", got)
+	}
+	if got := asked(t, question{URL: "https://127.0.0.1:" + secure, SNI: "any.example.org"}); got[0].Peer != "v7" || got[0].Status != 200 {
+		t.Errorf("TLS: %+v", got)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
