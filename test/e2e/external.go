@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 )
@@ -68,24 +70,34 @@ func (w *World) DeployOutside(ctx context.Context) (*Outside, error) {
 }
 
 // zoneMark is before what the tests put into the cluster's DNS.
-const zoneMark = "example.org:53 {"
+const zoneMark = "# hosts of the tests"
 
-// SetDNS makes the names of example.org what records say, NAME → address, and waits until a pod sees it. No records take the
-// names away.
+// SetDNS makes names of example.org what records say, NAME → address; see SetHosts.
 func (w *World) SetDNS(ctx context.Context, records map[string]string) error {
+	hosts := map[string]string{}
+	for name, ip := range records {
+		hosts[name+".example.org"] = ip
+	}
+	return w.SetHosts(ctx, hosts)
+}
+
+// SetHosts makes the cluster's DNS answer for hosts as records say, host → address, and for nothing else of their domains, and waits
+// until a pod sees it. No records take the names away.
+func (w *World) SetHosts(ctx context.Context, records map[string]string) error {
 	old, err := w.Kubectl(ctx, "get", "configmap", "-n", "kube-system", "coredns", "-o", "jsonpath={.data.Corefile}")
 	if err != nil {
 		return err
 	}
 	file, _, _ := strings.Cut(old, zoneMark)
 	if len(records) > 0 {
-		var b strings.Builder
-		b.WriteString(zoneMark + "\n    hosts {\n        ttl 1\n")
-		for name, ip := range records {
-			fmt.Fprintf(&b, "        %s %s.example.org\n", ip, name)
+		var lines strings.Builder
+		zones := map[string]bool{}
+		for _, name := range slices.Sorted(maps.Keys(records)) {
+			labels := strings.Split(name, ".")
+			zones[strings.Join(labels[max(0, len(labels)-2):], ".")+":53"] = true
+			fmt.Fprintf(&lines, "        %s %s\n", records[name], name)
 		}
-		b.WriteString("    }\n}\n")
-		file += b.String()
+		file += zoneMark + "\n" + strings.Join(slices.Sorted(maps.Keys(zones)), " ") + " {\n    hosts {\n        ttl 1\n" + lines.String() + "    }\n}\n"
 	}
 	patch, err := json.Marshal(map[string]any{"data": map[string]string{"Corefile": file}})
 	if err != nil {
@@ -99,7 +111,7 @@ func (w *World) SetDNS(ctx context.Context, records map[string]string) error {
 	}
 	return Until(ctx, time.Minute, "DNS to say so", func(ctx context.Context) error {
 		for name, ip := range records {
-			r, err := w.Exec(ctx, "legacy", "sleep", "getent ahostsv4 "+name+".example.org")
+			r, err := w.Exec(ctx, "legacy", "sleep", "getent ahostsv4 "+name)
 			if err != nil {
 				return err
 			}
@@ -126,6 +138,17 @@ func (w *World) setMeshConfig(ctx context.Context, text string) error {
 		return err
 	}
 	_, err = w.Kubectl(ctx, "patch", "configmap", "-n", "istio-system", "istio", "--type", "merge", "-p", string(patch))
+	return err
+}
+
+// RegistryOnly blocks what is in no registry, or lets it pass again.
+func (w *World) RegistryOnly(ctx context.Context, on bool) error {
+	_, err := w.meshConfig(ctx, func(text string) string {
+		if on {
+			return registryOnly(text)
+		}
+		return strings.Replace(text, "mode: REGISTRY_ONLY", "mode: ALLOW_ANY", 1)
+	})
 	return err
 }
 

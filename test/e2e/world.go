@@ -123,6 +123,11 @@ func (w *World) Exec(ctx context.Context, namespace, deployment, line string) (R
 	return w.kubectl(ctx, nil, "exec", "-n", namespace, "deploy/"+deployment, "--", "sh", "-c", line)
 }
 
+// ExecDirect runs a program in a pod of a deployment that may have no shell; a non-zero exit is not an error.
+func (w *World) ExecDirect(ctx context.Context, namespace, deployment string, args ...string) (Result, error) {
+	return w.kubectl(ctx, nil, append([]string{"exec", "-n", namespace, "deploy/" + deployment, "--"}, args...)...)
+}
+
 // ExecIn is Exec with standard input.
 func (w *World) ExecIn(ctx context.Context, stdin []byte, namespace, deployment, line string) (Result, error) {
 	return w.kubectl(ctx, stdin, "exec", "-i", "-n", namespace, "deploy/"+deployment, "--", "sh", "-c", line)
