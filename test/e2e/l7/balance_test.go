@@ -228,7 +228,7 @@ func TestLocality(t *testing.T) {
 		{ids: "LB-08", title: "the nearest place", namespace: namespace, resource: failover, look: where(20, in(places[0]))},
 	})
 	// Three of four pods are drained in the end: as many may be ejected.
-	defer with(ctx, t, w, namespace, strings.Replace(failover, "consecutive5xxErrors: 1", "consecutive5xxErrors: 1\n      maxEjectionPercent: 100", 1))()
+	wide := with(ctx, t, w, namespace, strings.Replace(failover, "consecutive5xxErrors: 1", "consecutive5xxErrors: 1\n      maxEjectionPercent: 100", 1))
 	check(t, (&row{title: "the nearest place", look: where(20, in(places[0]))}).expects(ctx, place{w, namespace, "sleep"}, true))
 	for i, locality := range places[:3] {
 		t.Run("LB-08 LB-12 after a drain of "+locality+" the next place", func(t *testing.T) {
@@ -253,6 +253,8 @@ func TestLocality(t *testing.T) {
 			_, err = w.Undermesh(ctx, "drain", "--undo", pods[0].Metadata.Name+"."+namespace)
 			check(t, err)
 		}
+		wide() // and with it the ejections, which last longer than the drain
+		defer with(ctx, t, w, namespace, failover)()
 		check(t, (&row{title: "the nearest place again", look: where(20, in(places[0]))}).expects(ctx, place{w, namespace, "sleep"}, true))
 	})
 }
