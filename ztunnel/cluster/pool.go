@@ -457,6 +457,11 @@ func (p *Pool[C]) Reap(calls uint32) int {
 	return p.conns
 }
 
+// Weed closes the connections without requests that are dead, which it is told by a func that must not block.
+func (p *Pool[C]) Weed(dead func(C) bool) {
+	p.retire(func(c *PoolConn[C]) bool { return c.active == 0 && dead(c.Conn) })
+}
+
 // retire ends connections, and returns how many were closed.
 func (p *Pool[C]) retire(which func(*PoolConn[C]) bool) int {
 	var gone []*PoolConn[C]

@@ -93,6 +93,13 @@ func (s *Stream) LocalAddr() net.Addr { return s.c.nc.LocalAddr() }
 // RemoteAddr returns the address of the tunnel's peer, not of the CONNECT's target.
 func (s *Stream) RemoteAddr() net.Addr { return s.c.nc.RemoteAddr() }
 
+// Quiet reports that nothing waits to be read: neither bytes nor the end of the stream. A stream that was idle can be used then.
+func (s *Stream) Quiet() bool {
+	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	return s.q.size == 0 && s.rerr == nil && !s.eof
+}
+
 // Read returns received bytes, io.EOF after the peer's END_STREAM, a *StreamError after a reset, or the error that
 // ended the connection.
 func (s *Stream) Read(p []byte) (int, error) {

@@ -2,9 +2,11 @@ package http
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +14,7 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/undermesh/undermesh/ztunnel/cluster"
 	"github.com/undermesh/undermesh/ztunnel/http/head"
 	"github.com/undermesh/undermesh/ztunnel/http/route"
 )
@@ -327,6 +330,66 @@ func TestStale(t *testing.T) {
 		}
 		w.close()
 	}
+}
+
+// telling is a connection that tells whether it can be used.
+type telling struct {
+	net.Conn
+	dead *atomic.Bool
+}
+
+func (c telling) Quiet() bool { return !c.dead.Load() }
+
+// quietly is Upstreams whose connections tell.
+type quietly struct {
+	*world
+	dead *atomic.Bool
+}
+
+func (q quietly) Dial(ctx context.Context, c *cluster.Cluster, h *cluster.Host) (*Conn, error) {
+	conn, err := q.world.Dial(ctx, c, h)
+	if err == nil {
+		conn.Net = telling{conn.Net, q.dead}
+	}
+	return conn, err
+}
+
+// TestDeadConnections: an idle connection that its host has ended is closed soon, and is not used again for what may not be done
+// twice.
+func TestDeadConnections(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, w *world) {
+		var dead atomic.Bool
+		w.flow.Upstreams = quietly{w, &dead}
+		up := w.cluster("up", nil, echo)
+		c := w.connect()
+		post := func() {
+			t.Helper()
+			if a := c.get("POST / HTTP/1.1", "Host: a", "Content-Length: 0"); a.StatusCode != 200 {
+				t.Errorf("%d %q", a.StatusCode, a.body)
+			}
+			synctest.Wait()
+		}
+		post()
+		post()
+		if w.dials != 1 {
+			t.Errorf("%d connections", w.dials)
+		}
+		time.Sleep(time.Minute)
+		if n := up.Get(cluster.CxActive); n != 1 {
+			t.Errorf("%d connections are open", n)
+		}
+		dead.Store(true)
+		time.Sleep(2 * weeding)
+		if n := up.Get(cluster.CxActive); n != 0 {
+			t.Errorf("%d dead connections are open", n)
+		}
+		dead.Store(false)
+		post()
+		time.Sleep(2 * time.Hour)
+		if n := up.Get(cluster.CxActive); n != 0 {
+			t.Errorf("%d idle connections are open after two hours", n)
+		}
+	})
 }
 
 func TestTimeoutInBody(t *testing.T) {

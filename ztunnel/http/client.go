@@ -32,10 +32,16 @@ const fresh = 50 * time.Millisecond
 
 // alive reports whether an idle connection can be used, as far as can be seen.
 func (l *link) alive(now int64, method []byte) bool {
-	if l.uses == 0 || l.sock.raw == nil || now-l.since < int64(fresh) && string(method) == "GET" {
-		return true
+	return l.uses == 0 || now-l.since < int64(fresh) && string(method) == "GET" || l.quiet()
+}
+
+// quiet reports that neither bytes nor the end of the connection wait, as far as can be seen: of TLS nothing can.
+func (l *link) quiet() bool {
+	if l.sock.raw != nil {
+		return l.sock.raw.alive()
 	}
-	return l.sock.raw.alive()
+	q, ok := l.sock.Conn.(interface{ Quiet() bool })
+	return !ok || q.Quiet()
 }
 
 // client is the host's side of one exchange over HTTP/1.1.

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"math"
 	"sync"
 	"time"
 
@@ -10,12 +11,13 @@ import (
 
 // pools are the connections to one host of one source workload. It hangs on the host.
 type pools struct {
-	mu    sync.Mutex // protects below
-	one   *cluster.Pool[*link]
-	two   *cluster.Pool[*link2]
-	alpn  Protocol    // that was negotiated last
-	timer clock.Timer // reaps; nil: never set
-	armed bool
+	mu     sync.Mutex // protects below
+	one    *cluster.Pool[*link]
+	two    *cluster.Pool[*link2]
+	alpn   Protocol    // that was negotiated last
+	timer  clock.Timer // reaps; nil: never set
+	armed  bool
+	rounds uint32 // of tick that a connection may be idle
 }
 
 func newPools() any { return new(pools) }
@@ -88,10 +90,10 @@ func (x *exchange) otherVersion(h *cluster.Host, c *Conn, want Protocol) bool {
 	return true
 }
 
-// reapings is how often connections are looked through in the time that they may be idle.
-const reapings = 4
+// weeding is how often idle connections are looked through.
+const weeding = 5 * time.Second
 
-// reap sees to it that idle connections are closed, from the first one on.
+// reap sees to it that connections are closed that are idle for too long, or that their hosts have closed, from the first one on.
 func (e *Engine) reap(h *cluster.Host) {
 	p := poolsOf(h)
 	idle := h.Cluster().Spec().HTTP.IdleTimeout
@@ -99,48 +101,37 @@ func (e *Engine) reap(h *cluster.Host) {
 		idle = e.cfg.Limits.PoolIdle
 	}
 	if idle <= 0 {
-		return
+		idle = math.MaxInt64 // none
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.rounds = uint32(min(max(idle/weeding, 1), math.MaxUint32))
 	if p.armed {
 		return
 	}
 	p.armed = true
 	if p.timer == nil {
-		p.timer = e.cfg.Clock.AfterFunc(idle/reapings, func() { p.tick(idle / reapings) })
+		p.timer = e.cfg.Clock.AfterFunc(weeding, p.tick)
 	} else {
-		p.timer.Reset(idle / reapings)
+		p.timer.Reset(weeding)
 	}
 }
 
-func (p *pools) tick(every time.Duration) {
+func (p *pools) tick() {
 	p.mu.Lock()
-	one, two := p.one, p.two
+	one, two, rounds := p.one, p.two, p.rounds
 	p.mu.Unlock()
 	left := 0
 	if one != nil {
-		left += one.Reap(reapings)
+		one.Weed(func(l *link) bool { return !l.quiet() })
+		left += one.Reap(rounds)
 	}
 	if two != nil {
-		left += two.Reap(reapings)
+		left += two.Reap(rounds)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.armed = left > 0; p.armed {
-		p.timer.Reset(every)
-	}
-}
-
-// Drain is called when the host leaves.
-func (p *pools) Drain() {
-	p.mu.Lock()
-	one, two := p.one, p.two
-	p.mu.Unlock()
-	if one != nil {
-		one.Drain()
-	}
-	if two != nil {
-		two.Drain()
+		p.timer.Reset(weeding)
 	}
 }

@@ -85,7 +85,7 @@ func (s *socket) interrupt() { _ = s.SetDeadline(past) }
 // endWrite is closeWrite, and ends both directions where one alone cannot be.
 func (s *socket) endWrite() error {
 	err := s.closeWrite()
-	if errors.Is(err, io.ErrNoProgress) {
+	if errors.Is(err, io.ErrNoProgress) || errors.Is(err, errors.ErrUnsupported) {
 		err = s.Close()
 	}
 	return err

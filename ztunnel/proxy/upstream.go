@@ -152,6 +152,12 @@ func (c *otherConn) Close() error {
 	return c.Conn.Close()
 }
 
+// Quiet reports that nothing waits to be read, as far as the connection can tell.
+func (c *otherConn) Quiet() bool {
+	q, ok := c.Conn.(interface{ Quiet() bool })
+	return !ok || q.Quiet()
+}
+
 // CloseWrite passes a half-close on.
 func (c *otherConn) CloseWrite() error {
 	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
