@@ -16,8 +16,6 @@ const resetBefore = "upstream connect error or disconnect/reset before headers. 
 // silent reads a request and answers nothing.
 func silent(c net.Conn) { _, _ = io.Copy(io.Discard, c) }
 
-func refuseDial(net.Conn) {}
-
 // TestAnswers is what a client and the log get where a host does not simply answer.
 func TestAnswers(t *testing.T) {
 	route := func(more string) string {

@@ -2,7 +2,6 @@ package http
 
 import (
 	"errors"
-	"io"
 	"strconv"
 	"time"
 
@@ -221,6 +220,3 @@ func (x *exchange) join() {
 	<-x.body.ended
 	x.body.ended <- struct{}{} // for stop
 }
-
-// isEnd reports that the peer has ended the connection in order.
-func isEnd(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, errEarly) }

@@ -4,7 +4,6 @@ import (
 	"net"
 
 	"github.com/undermesh/undermesh/ztunnel/http/h1"
-	"github.com/undermesh/undermesh/ztunnel/http/head"
 )
 
 // joined is up to how many bytes a piece is copied behind what is buffered, so that both leave in one write.
@@ -59,6 +58,3 @@ func (w *writer) flush() error {
 	w.out = w.out[:0]
 	return err
 }
-
-// finish ends the body. Trailers are left out, as Envoy does with HTTP/1.1.
-func (w *writer) finish(*head.Fields) error { return w.write(nil, true) }
