@@ -10,6 +10,7 @@ import (
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/proxy/calls"
 )
 
 // affinity remembers where services with ClientIP affinity led the clients of this node, so that a living client stays where
@@ -164,6 +165,20 @@ func (a *affinity) dropLocked(p *podPins, e *pin) {
 		delete(p.services, e.service)
 	}
 	a.total--
+}
+
+// pin is where the affinity of a service holds the pod's requests now (calls.Pin).
+func (pod *Pod) pin(c policy.Caller, svc *client.Service, port uint16) (calls.Endpoint, bool) {
+	if c.Workload == nil || len(c.Workload.Addrs) == 0 {
+		return calls.Endpoint{}, false
+	}
+	own := netip.AddrPortFrom(c.Workload.Addrs[0], port)
+	s := &session{p: pod.p, pod: pod, src: own, dst: own}
+	choice, why := s.pickEndpoint(&way{snap: c.Snapshot, source: c.Workload, view: c.View, svc: svc}, own)
+	if why != reason.None {
+		return calls.Endpoint{}, false
+	}
+	return calls.Endpoint{UID: choice.Workload.GetUid(), Port: choice.Port}, true
 }
 
 // pickEndpoint asks policy for an endpoint of r.svc, the next in turn, and keeps the promise of its ClientIP affinity.

@@ -10,12 +10,14 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/settings"
@@ -242,5 +244,41 @@ func TestHTTP2Client(t *testing.T) {
 			}
 		}
 		_ = cc.Close()
+	})
+}
+
+// TestAffinityOfRequests: a pod's requests to a service with ClientIP affinity stay where they are when endpoints come, and move when
+// theirs goes.
+func TestAffinityOfRequests(t *testing.T) {
+	inTown(t, "http", func(t *testing.T, w *world, c, v1, v2 *testPod) {
+		svc := reviews("")
+		svc.Extensions[0].Config = packed(&settings.ServiceSettings{AppProtocols: map[uint32]string{80: "http"}, ClientIpAffinity: durationpb.New(time.Hour)})
+		w.apply(client.Resource{Message: svc})
+		ask := func() string { return c.ask(t, reviewsVIP, "reviews")[:6] }
+		first := ask()
+		if !strings.HasPrefix(first, "200 v") {
+			t.Fatal(first)
+		}
+		for i := range 20 {
+			ip := netip.AddrFrom4([4]byte{10, 0, 1, byte(100 + i)})
+			w.apply(client.Resource{Message: labelled(fmt.Sprintf("more%d", i), ip, "v3")})
+			if got := ask(); got != first {
+				t.Errorf("with %d more endpoints: %s, before %s", i+1, got, first)
+			}
+		}
+		other := map[string]string{"200 v1": "v2", "200 v2": "v1"}[first]
+		var gone []client.Resource
+		for i := range 20 {
+			m := labelled(fmt.Sprintf("more%d", i), netip.AddrFrom4([4]byte{10, 0, 1, byte(100 + i)}), "v3")
+			m.Services = nil
+			gone = append(gone, client.Resource{Message: m})
+		}
+		p := map[string]*testPod{"200 v1": v1, "200 v2": v2}[first]
+		m := labelled(p.cfg.Name, p.ip, "v")
+		m.Services = nil
+		w.apply(append(gone, client.Resource{Message: m})...)
+		if got := ask(); got != "200 "+other {
+			t.Errorf("its endpoint went: %s, want %s", got, other)
+		}
 	})
 }

@@ -121,7 +121,7 @@ func (p *Proxy) NewPod(cfg PodConfig) *Pod {
 	}
 	pod := &Pod{p: p, cfg: cfg, removed: make(chan struct{}), listeners: map[net.Listener]*listener{}, gate: newGate(p.cfg.Clock, p.cfg.MaxHandshakes, &p.unproved)}
 	pod.SetProbes(cfg.Probes)
-	pod.tunnels, pod.calls, pod.tenant = newTunnels(pod), p.calls.NewTable(), http.NewTenant(http.TenantLimits{Connections: p.cfg.MaxConnsPerPod})
+	pod.tunnels, pod.calls, pod.tenant = newTunnels(pod), p.calls.NewTable(pod.pin), http.NewTenant(http.TenantLimits{Connections: p.cfg.MaxConnsPerPod})
 	p.affinity.add(pod)
 	p.mu.Lock()
 	defer p.mu.Unlock()

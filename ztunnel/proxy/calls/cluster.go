@@ -31,6 +31,7 @@ type Cluster struct {
 	caller  *client.Workload
 	spec    policy.ClusterSpec
 	members []*client.Workload
+	only    *Endpoint // nil: it may be any
 	gone    bool
 }
 
@@ -51,7 +52,29 @@ func (t *Table) Cluster(c policy.Caller, name string) *Cluster {
 		t.remove(e)
 		return nil
 	}
+	if spec := e.Spec(); held(spec) {
+		if at, ok := t.pin(c, spec.Service, spec.Port); ok {
+			e.hold(c, at)
+		}
+	}
 	return e
+}
+
+// held reports whether the pod's calls of the cluster stay at one endpoint, as kube-proxy has it, and no DestinationRule says where
+// they go instead.
+func held(spec policy.ClusterSpec) bool {
+	return spec.Service != nil && spec.Service.Settings.GetClientIpAffinity() != nil && len(spec.Rules) == 0
+}
+
+// hold leaves the cluster one endpoint.
+func (e *Cluster) hold(c policy.Caller, at Endpoint) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if now := e.Hosts(); e.gone || now.Len() == 1 && now.Endpoint(0).Value == at {
+		return
+	}
+	e.only = &at
+	e.Update(e.Cluster.Spec(), e.hosts(c, e.shared.cfg.Clock.Now()))
 }
 
 // Of returns the cluster of the pod that c is, nil when it is none any more.
@@ -133,6 +156,9 @@ func (e *Cluster) refresh(c policy.Caller) bool {
 		e.spec, fresh = spec, true
 	}
 	members := c.Snapshot.Endpoints(e.spec.Service)
+	if !held(e.spec) && e.only != nil {
+		e.only, fresh = nil, true
+	}
 	fresh = fresh || !same(members, e.members)
 	e.snap, e.caller, e.members = c.Snapshot, c.Workload, members
 	hosts := e.Hosts()
@@ -161,6 +187,9 @@ func (e *Cluster) hosts(c policy.Caller, now time.Time) *cluster.Hosts {
 	all := c.Endpoints(e.spec)
 	list := make([]cluster.Endpoint, 0, len(all))
 	for _, x := range all {
+		if e.only != nil && *e.only != (Endpoint{x.Workload.GetUid(), x.Port}) {
+			continue
+		}
 		out := cluster.Endpoint{
 			Key: x.Key, Hostname: x.Workload.GetHostname(), Weight: x.Weight, LocalityWeight: x.LocalityWeight, Priority: x.Priority,
 			Locality: cluster.Locality{Region: x.Locality.GetRegion(), Zone: x.Locality.GetZone(), SubZone: x.Locality.GetSubzone()},

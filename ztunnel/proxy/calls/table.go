@@ -44,10 +44,14 @@ func NewShared(cfg Config) *Shared {
 	return &Shared{cfg: cfg}
 }
 
+// Pin says which endpoint of a service with ClientIP affinity the pod is held to now; false when there is none. It is asked at each use.
+type Pin func(c policy.Caller, svc *client.Service, port uint16) (Endpoint, bool)
+
 // Table is what the calls of one pod go by. Safe for concurrent use; methods do not block. Callers are of the newest snapshot that
 // their pod is known in.
 type Table struct {
 	shared *Shared
+	pin    Pin
 
 	mu       sync.RWMutex // protects below
 	snap     *client.Snapshot
@@ -73,8 +77,8 @@ type host struct {
 }
 
 // NewTable makes the table of a pod.
-func (s *Shared) NewTable() *Table {
-	return &Table{shared: s, names: map[nameKey]*host{}, hosts: map[policy.Target]*host{}, clusters: map[string]*Cluster{},
+func (s *Shared) NewTable(pin Pin) *Table {
+	return &Table{shared: s, pin: pin, names: map[nameKey]*host{}, hosts: map[policy.Target]*host{}, clusters: map[string]*Cluster{},
 		inbound: map[inboundKey]*Inbound{}}
 }
 
