@@ -23,14 +23,10 @@ const (
 	CxDestroyWithActiveRq
 	CxDestroyLocalWithActiveRq
 	CxDestroyRemoteWithActiveRq
-	CxCloseNotify
 	CxIdleTimeout
-	CxMaxDuration
 	CxMaxRequests
 	CxNoneHealthy
 	CxProtocolError
-	CxRxBytes
-	CxTxBytes
 	RqTotal
 	RqActive
 	RqPendingTotal
@@ -48,7 +44,6 @@ const (
 	RqRetryOverflow
 	RqRetryLimitExceeded
 	RqRetryBackoffExponential
-	RqRetryBackoffRatelimited
 	RetryOrShadowAbandoned
 	MembershipChange
 	LbHealthyPanic
@@ -70,9 +65,8 @@ var statNames = [numStats]string{
 	CxDestroyWithActiveRq:       "upstream_cx_destroy_with_active_rq",
 	CxDestroyLocalWithActiveRq:  "upstream_cx_destroy_local_with_active_rq",
 	CxDestroyRemoteWithActiveRq: "upstream_cx_destroy_remote_with_active_rq",
-	CxCloseNotify:               "upstream_cx_close_notify", CxIdleTimeout: "upstream_cx_idle_timeout", CxMaxDuration: "upstream_cx_max_duration_reached",
-	CxMaxRequests: "upstream_cx_max_requests", CxNoneHealthy: "upstream_cx_none_healthy", CxProtocolError: "upstream_cx_protocol_error",
-	CxRxBytes: "upstream_cx_rx_bytes_total", CxTxBytes: "upstream_cx_tx_bytes_total",
+	CxIdleTimeout:               "upstream_cx_idle_timeout",
+	CxMaxRequests:               "upstream_cx_max_requests", CxNoneHealthy: "upstream_cx_none_healthy", CxProtocolError: "upstream_cx_protocol_error",
 	RqTotal: "upstream_rq_total", RqActive: "upstream_rq_active", RqPendingTotal: "upstream_rq_pending_total",
 	RqPendingActive: "upstream_rq_pending_active", RqPendingOverflow: "upstream_rq_pending_overflow",
 	RqPendingFailureEject: "upstream_rq_pending_failure_eject", RqCancelled: "upstream_rq_cancelled",
@@ -80,9 +74,9 @@ var statNames = [numStats]string{
 	RqRxReset: "upstream_rq_rx_reset", RqTxReset: "upstream_rq_tx_reset",
 	RqRetry: "upstream_rq_retry", RqRetrySuccess: "upstream_rq_retry_success", RqRetryOverflow: "upstream_rq_retry_overflow",
 	RqRetryLimitExceeded:      "upstream_rq_retry_limit_exceeded",
-	RqRetryBackoffExponential: "upstream_rq_retry_backoff_exponential", RqRetryBackoffRatelimited: "upstream_rq_retry_backoff_ratelimited",
-	RetryOrShadowAbandoned: "retry_or_shadow_abandoned",
-	MembershipChange:       "membership_change", LbHealthyPanic: "lb_healthy_panic", OriginalDstInvalid: "original_dst_host_invalid",
+	RqRetryBackoffExponential: "upstream_rq_retry_backoff_exponential",
+	RetryOrShadowAbandoned:    "retry_or_shadow_abandoned",
+	MembershipChange:          "membership_change", LbHealthyPanic: "lb_healthy_panic", OriginalDstInvalid: "original_dst_host_invalid",
 	EjectionsTotal: "outlier_detection.ejections_total", EjectionsEnforced: "outlier_detection.ejections_enforced_total",
 	EjectionsOverflow:       "outlier_detection.ejections_overflow",
 	EjectionsConsecutive5xx: "outlier_detection.ejections_consecutive_5xx", EjectionsSuccessRate: "outlier_detection.ejections_success_rate",
@@ -124,9 +118,6 @@ func (c *Cluster) Inc(s Stat) { c.stats.inc(s) }
 
 // Dec takes one from a gauge: CxActive.
 func (c *Cluster) Dec(s Stat) { c.stats.dec(s) }
-
-// Add counts n more: bytes.
-func (c *Cluster) Add(s Stat, n uint64) { c.stats.n[s].Add(n) }
 
 // Get returns a statistic.
 func (c *Cluster) Get(s Stat) uint64 { return c.stats.n[s].Load() }
