@@ -284,3 +284,43 @@ func TestLists(t *testing.T) {
 	}
 	runtime.KeepAlive(a)
 }
+
+// With sessionAffinity a client stays where it is while endpoints come, as long as it is there and within the timeout.
+func TestStick(t *testing.T) {
+	w := newWorld(t, `{"lbPolicy": "MAGLEV", "outlierDetection": {"consecutive5xx": 1, "maxEjectionPercent": 100}}`, endpoints(2)...)
+	in := cluster.PickInput{Hash: 42, HasHash: true}
+	moved := func() bool { // as endpoints come
+		w.Update(w.Spec(), cluster.NewHosts(endpoints(2)))
+		at := w.pick(in)
+		for n := 3; n < 40; n++ {
+			w.clock.advance(time.Second)
+			w.Update(w.Spec(), cluster.NewHosts(endpoints(n)))
+			if w.pick(in) != at {
+				return true
+			}
+		}
+		return false
+	}
+	if !moved() {
+		t.Fatal("a hash that does not stick never moves: it says nothing")
+	}
+	w.Stick(10 * time.Second)
+	if moved() {
+		t.Error("a hash that sticks moves when endpoints come")
+	}
+	at := w.pick(in)
+	answer(w.host(at), 500, 1)
+	if w.pick(in) == at {
+		t.Error("it sticks to an ejected host")
+	}
+	w.clock.advance(time.Minute)
+	next := w.pick(in)
+	w.Update(w.Spec(), cluster.NewHosts(endpoints(40, func(_ int, e *cluster.Endpoint) { e.Draining = e.Key == next })))
+	if w.pick(in) == next {
+		t.Error("it sticks to a draining host")
+	}
+	w.Stick(0)
+	if !moved() {
+		t.Error("it sticks after that was ended")
+	}
+}
