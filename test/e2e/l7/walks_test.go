@@ -187,7 +187,7 @@ func TestCircuitBreaking(t *testing.T) {
 	// times as many calls, with wide bounds, and the same commands as the documents are in RS-08.
 	observeAll(t, []row{
 		{ids: "RS-07", title: "two at once: some of 200 fail", namespace: "foo", resource: breaker, look: trips(2, 200, 5, 150)},
-		{ids: "RS-07", title: "three at once: more of 300 fail", namespace: "foo", resource: breaker, look: trips(3, 300, 50, 260)},
+		{ids: "RS-07", title: "three at once: more of 300 fail", namespace: "foo", resource: breaker, look: trips(3, 300, 15, 260)},
 		{ids: "RS-08", title: "the overflow is counted", namespace: "foo", from: "fortio", resource: breaker, look: func(ctx context.Context, p place) error {
 			const cluster = "outbound|8000||httpbin.foo.svc.cluster.local"
 			before, err := stat(ctx, p, cluster, "upstream_rq_pending_overflow")
