@@ -225,7 +225,7 @@ func (s *session) reach(ctx context.Context, e *calls.Cluster, h *cluster.Host) 
 		if r.leg && r.path.Originate == nil {
 			conn.Leg = s.legPeer(r)
 		}
-		u := s.opened(up, release)
+		u := s.opened(up, r, release)
 		conn.Net, conn.Value = u.conn, u
 		return nil
 	})

@@ -282,3 +282,39 @@ func TestAffinityOfRequests(t *testing.T) {
 		}
 	})
 }
+
+// TestPooledConnectionsFollowRules: a connection that a pool keeps is not used against what a DestinationRule says since.
+func TestPooledConnectionsFollowRules(t *testing.T) {
+	inTown(t, "http", func(t *testing.T, w *world, c, v1, v2 *testPod) {
+		w.apply(byVersion()...)
+		rule := func(tls *settings.ClientTls) {
+			r := byVersion()[1].Message.(*settings.CallRule)
+			r.Tls = &settings.ClientTlsPolicy{Host: tls}
+			w.apply(client.Resource{Message: r})
+			timer := time.NewTimer(2 * time.Second)
+			<-timer.C
+			synctest.Wait()
+		}
+		ask := func(what, jason, bob string) {
+			t.Helper()
+			for user, want := range map[string]string{"jason": jason, "bob": bob} {
+				if got := c.ask(t, reviewsVIP, "reviews", "end-user: "+user); !strings.HasPrefix(got, want) || strings.HasPrefix(want, "200") && !strings.Contains(got, "URI=") {
+					t.Errorf("%s, %s: %s, want %s", what, user, got, want)
+				}
+			}
+		}
+		ask("control: no rule of TLS", "200 v2", "200 v1")
+		rule(&settings.ClientTls{Mode: settings.ClientTls_MODE_ISTIO_MUTUAL, SubjectAltNames: []string{"spiffe://cluster.local/ns/foo/sa/other"}})
+		ask("others are to serve", "503", "503")
+		rule(&settings.ClientTls{Mode: settings.ClientTls_MODE_MUTUAL})
+		ask("MUTUAL", "503", "503")
+		rule(nil)
+		ask("no rule again", "200 v2", "200 v1")
+		rule(&settings.ClientTls{Mode: settings.ClientTls_MODE_DISABLE})
+		for _, user := range []string{"jason", "bob"} {
+			if got := c.ask(t, reviewsVIP, "reviews", "end-user: "+user); !strings.HasPrefix(got, "200") || strings.Contains(got, "URI=") {
+				t.Errorf("DISABLE, %s: %s", user, got)
+			}
+		}
+	})
+}

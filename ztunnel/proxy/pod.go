@@ -93,6 +93,7 @@ type Pod struct {
 	running   *run       // nil before Run and after it
 	ended     bool       // Run takes no more listeners
 	listeners map[net.Listener]*listener
+	upstreams map[*upstream]struct{} // open ones
 }
 
 // run is the state of one Pod.Run.

@@ -105,6 +105,7 @@ func (p *Proxy) sweep() {
 	for _, pod := range p.everyPod() {
 		if c, ok := pod.caller(); ok {
 			pod.calls.Sweep(c)
+			pod.repath(c)
 		}
 	}
 }

@@ -21,13 +21,14 @@ type upstream struct {
 	s       *session
 	line    telemetry.Line // as of its opening: what requests over it are recorded with
 	conn    net.Conn       // what the engine has; its Close ends the upstream
+	opening opening
 	release func()
 	unwatch func() bool
 	once    sync.Once
 }
 
 // opened makes an upstream of a connection that s has opened.
-func (s *session) opened(up net.Conn, release func()) *upstream {
+func (s *session) opened(up net.Conn, r *way, release func()) *upstream {
 	u := &upstream{s: s, line: s.line, release: release}
 	if stream, ok := up.(*hbone.Stream); ok {
 		s.stream = stream
@@ -39,6 +40,11 @@ func (s *session) opened(up net.Conn, release func()) *upstream {
 	}
 	u.conn = m.conn(u.end)
 	u.unwatch = context.AfterFunc(s.ctx, func() { reset(up) })
+	u.opening = opening{way: *r}
+	if w := r.path.Destination; w != nil {
+		u.opening.uid = w.GetUid()
+	}
+	s.pod.keep(u, true)
 	s.count()
 	return u
 }
@@ -48,6 +54,7 @@ func (u *upstream) end() {
 	u.once.Do(func() {
 		u.unwatch()
 		u.release()
+		u.s.pod.keep(u, false)
 		var err error
 		if r := refusalOf(context.Cause(u.s.ctx)); r != nil {
 			err = r

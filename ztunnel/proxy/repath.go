@@ -1,0 +1,79 @@
+package proxy
+
+import (
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/undermesh/undermesh/controller/api/reason"
+	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/controller/policy"
+)
+
+// opening is what the path of an upstream was decided on.
+type opening struct {
+	way
+	uid string // of the destination; "": the mesh did not know it
+}
+
+// repath ends the upstreams of the pod that would be opened otherwise now: a pool keeps connections for long, and a DestinationRule,
+// PeerAuthentication or enrolment that came since has a say in how the next request travels.
+func (pod *Pod) repath(c policy.Caller) {
+	for _, u := range pod.openUpstreams() {
+		if now, ok := pod.pathNow(c, u.opening); ok && !samePath(now, u.opening.path) {
+			u.s.kill(refusedf(reason.PolicyChanged, "the connection would be %s now: %s", now.Kind, now.Reason))
+		}
+	}
+}
+
+// pathNow is the path by the caller's snapshot; false when its end is gone, which is told otherwise.
+func (pod *Pod) pathNow(c policy.Caller, o opening) (policy.Path, bool) {
+	snap := c.Snapshot
+	var w *client.Workload
+	if o.uid != "" {
+		if w = snap.WorkloadByUID(o.uid); w == nil {
+			return policy.Path{}, false
+		}
+	} else {
+		w = snap.WorkloadFor(c.Workload.GetNamespace(), c.Workload.GetNetwork(), o.addr.Addr())
+	}
+	svc := o.svc
+	if svc != nil {
+		if svc = snap.ServiceByHost(svc.GetNamespace(), svc.GetHostname()); svc == nil {
+			return policy.Path{}, false
+		}
+	}
+	return policy.PathFor(policy.PathQuery{
+		Snapshot: snap, Source: c.Workload, Destination: w, Service: svc, ServicePort: o.port, Subset: o.subset, Address: o.addr,
+		Local: pod.p.pod(w) != nil, Captured: true,
+	}), true
+}
+
+func samePath(a, b policy.Path) bool {
+	return a.Kind == b.Kind && a.Refused == b.Refused && a.TunnelPort == b.TunnelPort && a.Anonymous == b.Anonymous &&
+		slices.Equal(a.ServerIdentities, b.ServerIdentities) && proto.Equal(a.Originate, b.Originate)
+}
+
+func (pod *Pod) openUpstreams() []*upstream {
+	pod.mu.Lock()
+	defer pod.mu.Unlock()
+	out := make([]*upstream, 0, len(pod.upstreams))
+	for u := range pod.upstreams {
+		out = append(out, u)
+	}
+	return out
+}
+
+// keep notes that u is open, or with false that it is not any more.
+func (pod *Pod) keep(u *upstream, open bool) {
+	pod.mu.Lock()
+	defer pod.mu.Unlock()
+	switch {
+	case !open:
+		delete(pod.upstreams, u)
+	case pod.upstreams == nil:
+		pod.upstreams = map[*upstream]struct{}{u: {}}
+	default:
+		pod.upstreams[u] = struct{}{}
+	}
+}
