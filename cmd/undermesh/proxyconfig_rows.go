@@ -26,7 +26,7 @@ func clusterRows(all []*clusterv3.Cluster) [][]string {
 		if part := strings.Split(c.GetName(), "|"); len(part) == 4 {
 			direction, port, subset, fqdn = part[0], part[1], cmp.Or(part[2], dash), part[3]
 		}
-		rows = append(rows, []string{fqdn, port, subset, direction, c.GetType().String(), ruleOf(c)})
+		rows = append(rows, []string{fqdn, port, subset, direction, c.GetType().String(), ruleOf(c.GetMetadata(), "destination-rule")})
 	}
 	return rows
 }
@@ -43,7 +43,7 @@ func routeRows(all []*route.RouteConfiguration) [][]string {
 				domains += fmt.Sprintf(" + %d more...", more)
 			}
 			for _, r := range vh.GetRoutes() {
-				rows = append(rows, []string{rc.GetName(), vh.GetName(), domains, matchText(r.GetMatch()), ""})
+				rows = append(rows, []string{rc.GetName(), vh.GetName(), domains, matchText(r.GetMatch()), ruleOf(r.GetMetadata(), "virtual-service")})
 			}
 		}
 	}

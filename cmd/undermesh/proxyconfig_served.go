@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net/url"
 
-	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -32,9 +30,7 @@ type servedMesh struct {
 	policies  []*securityapi.Authorization
 	settings  map[string]*settings.WorkloadSettings // by name
 	scopes    map[string]*settings.Scope            // by name
-	rules     []*settings.CallRule
-	clusters  map[string]*clusterv3.Cluster        // by api.ClusterKey
-	routes    map[string]*route.RouteConfiguration // by api.RouteKey
+	calls     []client.Resource // CallRules and RouteRules
 }
 
 type servedService struct {
@@ -44,12 +40,12 @@ type servedService struct {
 
 func newServedMesh() *servedMesh {
 	return &servedMesh{mesh: &settings.MeshSettings{}, settings: map[string]*settings.WorkloadSettings{},
-		scopes: map[string]*settings.Scope{}, clusters: map[string]*clusterv3.Cluster{}, routes: map[string]*route.RouteConfiguration{}}
+		scopes: map[string]*settings.Scope{}}
 }
 
 // controllerTypes are what a view of a workload is composed of.
-var controllerTypes = []string{api.MeshSettingsType, api.AddressType, api.WorkloadSettingsType, api.ScopeType, api.ClusterType,
-	api.RouteType, api.AuthorizationType, api.CallRuleType}
+var controllerTypes = []string{api.MeshSettingsType, api.AddressType, api.WorkloadSettingsType, api.ScopeType,
+	api.AuthorizationType, api.CallRuleType, api.RouteRuleType}
 
 // served asks the first replica of the control plane that answers.
 func (c *cluster) served(ctx context.Context, namespace string) (*servedMesh, error) {
@@ -101,14 +97,12 @@ func (m *servedMesh) add(typ, name string, text []byte) error {
 		into = put(m.settings, name, &settings.WorkloadSettings{})
 	case api.ScopeType:
 		into = put(m.scopes, name, &settings.Scope{})
-	case api.ClusterType:
-		into = put(m.clusters, name, &clusterv3.Cluster{})
-	case api.RouteType:
-		into = put(m.routes, name, &route.RouteConfiguration{})
 	case api.CallRuleType:
-		r := &settings.CallRule{}
-		m.rules = append(m.rules, r)
-		into = r
+		into = &settings.CallRule{}
+		m.calls = append(m.calls, client.Resource{Name: name, Message: into})
+	case api.RouteRuleType:
+		into = &settings.RouteRule{}
+		m.calls = append(m.calls, client.Resource{Name: name, Message: into})
 	case api.AuthorizationType:
 		p := &securityapi.Authorization{}
 		m.policies = append(m.policies, p)
@@ -219,11 +213,7 @@ func readHeld(raw []byte) (*servedMesh, error) {
 }
 
 // sight is how a pod sees the mesh, and by what it calls.
-type sight struct {
-	policy.View
-	caller *client.Workload
-	held   *client.Snapshot // of the caller, and what it calls by
-}
+type sight struct{ policy.Caller }
 
 // sightOf returns an error when no workload of this name is served, or not all that it refers to.
 func (m *servedMesh) sightOf(namespace, pod string) (sight, error) {
@@ -239,19 +229,30 @@ func (m *servedMesh) sightOf(namespace, pod string) (sight, error) {
 		if scope != "" && m.scopes[scope] == nil {
 			return sight{}, fmt.Errorf("scope %s of pod %s/%s is not served", scope, namespace, pod)
 		}
-		all := []client.Resource{{Message: m.mesh}, {Message: w}}
-		if set := m.settings[ref.GetName()]; set != nil {
-			all = append(all, client.Resource{Name: ref.GetName(), Message: set})
-		}
-		for _, r := range m.rules {
-			all = append(all, client.Resource{Message: r})
-		}
-		held, err := client.NewSnapshot(all...)
+		held, err := m.snapshot()
 		if err != nil {
 			return sight{}, fmt.Errorf("read what pod %s/%s calls by: %w", namespace, pod, err)
 		}
-		return sight{View: policy.View{Namespace: namespace, ClusterDomain: m.mesh.GetClusterDomain(), Scope: m.scopes[scope]},
-			caller: held.WorkloadByUID(w.GetUid()), held: held}, nil
+		caller, _ := policy.NewCaller(held, held.WorkloadByUID(w.GetUid())) // its scope is there
+		return sight{caller}, nil
 	}
 	return sight{}, fmt.Errorf("pod %s/%s: the control plane serves no workload of this name", namespace, pod)
+}
+
+// snapshot is what a node makes of all that is served.
+func (m *servedMesh) snapshot() (*client.Snapshot, error) {
+	all := append([]client.Resource{{Message: m.mesh}}, m.calls...)
+	for name, set := range m.settings {
+		all = append(all, client.Resource{Name: name, Message: set})
+	}
+	for name, scope := range m.scopes {
+		all = append(all, client.Resource{Name: name, Message: scope})
+	}
+	for _, s := range m.services {
+		all = append(all, client.Resource{Message: s.Service})
+	}
+	for _, w := range m.workloads {
+		all = append(all, client.Resource{Message: w})
+	}
+	return client.NewSnapshot(all...)
 }

@@ -161,14 +161,12 @@ reviews.shop.svc.cluster.local 9000 AUTO -`},
 		{"route in a scope", "shop", "reviews-1", routePage, `NAME VHOST NAME DOMAINS MATCH VIRTUAL SERVICE
 80 reviews.shop.svc.cluster.local:80 reviews.shop.svc.cluster.local, reviews + 3 more... /*
 80 block_all * /*
-reviews.shop.svc.cluster.local:9000 reviews.shop.svc.cluster.local:9000 reviews.shop.svc.cluster.local, reviews + 3 more... /*
-reviews.shop.svc.cluster.local:9000 block_all * /*`},
+reviews.shop.svc.cluster.local:9000 reviews.shop.svc.cluster.local:9000 * /*`},
 		{"route without one", "other", "client", routePage, `NAME VHOST NAME DOMAINS MATCH VIRTUAL SERVICE
 80 hidden.other.svc.cluster.local:80 hidden.other.svc.cluster.local, hidden + 3 more... /*
 80 reviews.shop.svc.cluster.local:80 reviews.shop.svc.cluster.local, reviews.shop.svc + 2 more... /*
 80 allow_any * /*
-reviews.shop.svc.cluster.local:9000 reviews.shop.svc.cluster.local:9000 reviews.shop.svc.cluster.local, reviews.shop.svc + 2 more... /*
-reviews.shop.svc.cluster.local:9000 allow_any * /*`},
+reviews.shop.svc.cluster.local:9000 reviews.shop.svc.cluster.local:9000 * /*`},
 		{"listener", "shop", "reviews-1", listenerPage, `ADDRESSES PORT MATCH DESTINATION
 0.0.0.0 15001 ALL Cluster: BlackHoleCluster
 0.0.0.0 15006 ALL Inbound Passthrough

@@ -12,18 +12,10 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/settings"
-	"github.com/undermesh/undermesh/controller/api/workloadapi"
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
-)
-
-// Where a cluster says which DestinationRule it is of: the same place as Istio's.
-const (
-	ruleFilter = "istio"
-	ruleField  = "config"
-	rulePath   = "/apis/networking.istio.io/v1/namespaces/"
-	ruleKind   = "/destination-rule/"
 )
 
 // ruled is the cluster with the name of the rule that counts for the caller, "" for none.
@@ -33,18 +25,17 @@ func ruled(c *clusterv3.Cluster, rule string) *clusterv3.Cluster {
 		return c
 	}
 	out := proto.CloneOf(c)
-	out.Metadata = &core.Metadata{FilterMetadata: map[string]*structpb.Struct{ruleFilter: {Fields: map[string]*structpb.Value{
-		ruleField: structpb.NewStringValue(rulePath + namespace + ruleKind + name)}}}}
+	out.Metadata = &core.Metadata{FilterMetadata: map[string]*structpb.Struct{api.RuleMetadata: {Fields: map[string]*structpb.Value{
+		api.RuleField: structpb.NewStringValue(api.RulePath(namespace, "destination-rule", name))}}}}
 	return out
 }
 
-// ruleOf is what ruled put in, as the table has it: NAME.NAMESPACE.
-func ruleOf(c *clusterv3.Cluster) string {
-	path, ok := strings.CutPrefix(c.GetMetadata().GetFilterMetadata()[ruleFilter].GetFields()[ruleField].GetStringValue(), rulePath)
+// ruleOf is whose cluster or route it is, as the table has it: NAME.NAMESPACE, "" for nobody's.
+func ruleOf(m *core.Metadata, kind string) string {
+	namespace, name, ok := api.RuleOf(m.GetFilterMetadata()[api.RuleMetadata].GetFields()[api.RuleField].GetStringValue(), kind)
 	if !ok {
 		return ""
 	}
-	namespace, name, _ := strings.Cut(path, ruleKind)
 	return name + "." + namespace
 }
 
@@ -58,11 +49,11 @@ type callTLS struct {
 }
 
 // tlsOf says for each port that the caller sees what its DestinationRules say of TLS.
-func (m *servedMesh) tlsOf(v sight) []callTLS {
+func tlsOf(v sight) []callTLS {
 	out := []callTLS{}
-	m.seen(v.View, func(s servedService, p *workloadapi.Port) {
-		tls, rule := policy.CallTLS(v.held, v.caller, &client.Service{Service: s.Service}, uint16(p.GetServicePort()), "")
-		line := callTLS{Service: s.GetHostname(), Port: p.GetServicePort(), Rule: rule,
+	v.Seen(func(s *client.Service, port uint16) {
+		tls, rule := policy.CallTLS(v.Snapshot, v.Workload, s, port, "")
+		line := callTLS{Service: s.GetHostname(), Port: uint32(port), Rule: rule,
 			Mode: strings.TrimPrefix(tls.GetMode().String(), "MODE_")}
 		if tls.GetMode() != settings.ClientTls_MODE_AUTO {
 			line.TLS, _ = protojson.Marshal(tls) // it was decoded a moment ago

@@ -186,7 +186,7 @@ func asJSON[M proto.Message](all []M) ([]json.RawMessage, error) {
 }
 
 func clusterPage(m *servedMesh, v sight, keep func(string, string) bool) (shown, error) {
-	all := slices.DeleteFunc(m.clustersOf(v), func(c *clusterv3.Cluster) bool {
+	all := slices.DeleteFunc(clustersOf(v), func(c *clusterv3.Cluster) bool {
 		part := strings.Split(c.GetName(), "|")
 		if len(part) != 4 {
 			part = []string{"", "", "", c.GetName()}
@@ -198,20 +198,20 @@ func clusterPage(m *servedMesh, v sight, keep func(string, string) bool) (shown,
 }
 
 func routePage(m *servedMesh, v sight, keep func(string, string) bool) (shown, error) {
-	all := slices.DeleteFunc(m.routesOf(v.View), func(rc *route.RouteConfiguration) bool { return !keep("name", rc.GetName()) })
+	all := slices.DeleteFunc(v.RouteConfigs(), func(rc *route.RouteConfiguration) bool { return !keep("name", rc.GetName()) })
 	object, err := asJSON(all)
 	return shown{object, routeRows(all)}, err
 }
 
 func listenerPage(m *servedMesh, v sight, keep func(string, string) bool) (shown, error) {
-	all := slices.DeleteFunc(m.listenersOf(v.View), func(l listenerState) bool {
+	all := slices.DeleteFunc(listenersOf(v), func(l listenerState) bool {
 		return !keep("port", strconv.Itoa(int(l.Port))) || !keep("address", l.Address)
 	})
 	return shown{all, listenerRows(all)}, nil
 }
 
 func endpointPage(m *servedMesh, v sight, keep func(string, string) bool) (shown, error) {
-	all := slices.DeleteFunc(m.endpointsOf(v.View), func(e endpointState) bool {
+	all := slices.DeleteFunc(endpointsOf(v), func(e endpointState) bool {
 		i := strings.LastIndexByte(e.Endpoint, ':')
 		return !keep("cluster", e.Cluster) || !keep("status", e.Status) || !keep("address", e.Endpoint[:i]) || !keep("port", e.Endpoint[i+1:])
 	})
@@ -219,17 +219,17 @@ func endpointPage(m *servedMesh, v sight, keep func(string, string) bool) (shown
 }
 
 func tlsPage(m *servedMesh, v sight, keep func(string, string) bool) (shown, error) {
-	all := slices.DeleteFunc(m.tlsOf(v), func(c callTLS) bool { return !keep("fqdn", c.Service) || !keep("port", strconv.Itoa(int(c.Port))) })
+	all := slices.DeleteFunc(tlsOf(v), func(c callTLS) bool { return !keep("fqdn", c.Service) || !keep("port", strconv.Itoa(int(c.Port))) })
 	return shown{all, tlsRows(all)}, nil
 }
 
 func scopePage(m *servedMesh, v sight, _ func(string, string) bool) (shown, error) {
-	text, err := protojson.Marshal(v.Scope)
+	text, err := protojson.Marshal(v.View.Scope)
 	if err != nil {
 		return shown{}, fmt.Errorf("encode scope: %w", err)
 	}
-	return shown{map[string]any{"namespace": v.Namespace, "scope": json.RawMessage(text), "outboundPolicy": v.OutboundPolicy(m.mesh).String()},
-		scopeRows(v.Scope, v.OutboundPolicy(m.mesh))}, nil
+	return shown{map[string]any{"namespace": v.View.Namespace, "scope": json.RawMessage(text), "outboundPolicy": v.View.OutboundPolicy(m.mesh).String()},
+		scopeRows(v.View.Scope, v.View.OutboundPolicy(m.mesh))}, nil
 }
 
 // allPage has the others under their names; in the table an empty line is between two.

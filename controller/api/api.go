@@ -10,6 +10,7 @@ const (
 	MeshSettingsType     = "type.googleapis.com/undermesh.v1.MeshSettings"
 	WorkloadSettingsType = "type.googleapis.com/undermesh.v1.WorkloadSettings"
 	CallRuleType         = "type.googleapis.com/undermesh.v1.CallRule"
+	ScopeType            = "type.googleapis.com/undermesh.v1.Scope"
 	RouteRuleType        = "type.googleapis.com/undermesh.v1.RouteRule"
 	JWKSType             = "type.googleapis.com/undermesh.v1.JsonWebKeySet"
 )

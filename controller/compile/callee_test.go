@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -52,14 +51,21 @@ func exportOf(t *testing.T, c *compile.Compiler) []string {
 func TestMeshDefaultsOfCalls(t *testing.T) {
 	c := compile.New(compile.Config{})
 	c.Apply([]model.Event{plainService(nil)})
+	said := func() *settings.CallDefaults {
+		return find(t, c, api.MeshSettingsType, api.MeshSettingsName).Message.(*settings.MeshSettings).GetCallDefaults()
+	}
 	policy := func() *route.RetryPolicy {
-		r := find(t, c, api.RouteType, api.RouteKey("shop", 80, "reviews.shop.svc.cluster.local")).Message.(*route.RouteConfiguration)
-		return r.GetVirtualHosts()[0].GetRoutes()[0].GetRoute().GetRetryPolicy()
+		if said().GetRetryPolicy() == nil {
+			return nil
+		}
+		out := &route.RetryPolicy{}
+		if err := said().GetRetryPolicy().UnmarshalTo(out); err != nil {
+			t.Fatal(err)
+		}
+		return out
 	}
-	timeout := func() time.Duration {
-		return find(t, c, api.ClusterType, "outbound|80||reviews.shop.svc.cluster.local").Message.(*cluster.Cluster).GetConnectTimeout().AsDuration()
-	}
-	if exportOf(t, c) != nil || policy().GetNumRetries().GetValue() != 2 || timeout() != 10*time.Second {
+	timeout := func() time.Duration { return said().GetConnectTimeout().AsDuration() }
+	if exportOf(t, c) != nil || policy().GetNumRetries().GetValue() != 2 || timeout() != 0 {
 		t.Error("defaults are", exportOf(t, c), policy(), timeout())
 	}
 	c.Apply([]model.Event{meshEvent("defaultServiceExportTo: [\".\"]\nconnectTimeout: 3s\ndefaultHttpRetryPolicy: {attempts: 5, perTryTimeout: 1s, retryOn: 5xx}\n")})

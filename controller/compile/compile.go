@@ -87,7 +87,6 @@ type Compiler struct {
 	counts     map[validate.Severity]int
 
 	declarations declarations
-	calling      *callDefaults
 }
 
 // owner is the object that resources come from.
@@ -196,7 +195,7 @@ func (c *Compiler) Resources() []Resource {
 func (c *Compiler) resources(o owner) ([]Resource, []validate.Finding) {
 	switch o.kind {
 	case model.KindConfigMap:
-		return append(c.strictPolicies(), c.fixedClusters()...), c.reg.MeshFindings()
+		return c.strictPolicies(), c.reg.MeshFindings()
 	case model.KindService:
 		return c.service(o.name)
 	case model.KindEndpointSlice:

@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"slices"
 
-	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/undermesh/undermesh/controller/api"
@@ -46,22 +45,6 @@ func (c *Compiler) entryHost(host string, parts []*model.ServiceEntry) entryHost
 	return out
 }
 
-// addresses are the single addresses that stand for the host.
-func (h entryHost) addresses() []netip.Addr {
-	var out []netip.Addr
-	for _, p := range h.prefixes {
-		if p.IsSingleIP() {
-			out = append(out, p.Addr())
-		}
-	}
-	for _, ip := range h.assigned {
-		if !slices.Contains(out, ip) {
-			out = append(out, ip)
-		}
-	}
-	return out
-}
-
 // names are the identities that may answer (MT-15): those listed, and the accounts of the endpoints that the entries name
 // themselves. None are none; each endpoint then proves its own.
 func (h entryHost) names(trustDomain string) []string {
@@ -79,55 +62,6 @@ func (h entryHost) names(trustDomain string) []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
-}
-
-// callee describes the host to callers.
-func (h entryHost) callee() callee {
-	out := callee{namespace: h.first.Namespace, hostname: h.host, finding: cluster.Cluster_EDS}
-	switch h.first.Spec.GetResolution() {
-	case networking.ServiceEntry_DNS:
-		out.finding = cluster.Cluster_STRICT_DNS
-	case networking.ServiceEntry_DNS_ROUND_ROBIN:
-		out.finding = cluster.Cluster_LOGICAL_DNS
-	case networking.ServiceEntry_NONE, networking.ServiceEntry_DYNAMIC_DNS:
-		out.finding = cluster.Cluster_ORIGINAL_DST
-	}
-	if h.first.Selector != nil && h.first.Resolved() { // the members are addresses
-		out.finding = cluster.Cluster_EDS
-	}
-	for _, ip := range h.addresses() {
-		out.vips = append(out.vips, authorityOf(ip))
-	}
-	for _, p := range h.ports {
-		protocol, _ := entryProtocol(p)
-		port := calleePort{number: p.GetNumber(), protocol: protocol}
-		if out.finding == cluster.Cluster_STRICT_DNS || out.finding == cluster.Cluster_LOGICAL_DNS {
-			port.names = h.dnsNames(p.GetNumber())
-		}
-		if out.finding == cluster.Cluster_LOGICAL_DNS && len(port.names) > 1 {
-			port.names = port.names[:1] // there is one name in such a cluster
-		}
-		out.ports = append(out.ports, port)
-	}
-	return out
-}
-
-// dnsNames are the endpoints of all entries that have the port.
-func (h entryHost) dnsNames(port uint32) []string {
-	var out []string
-	for _, e := range h.parts {
-		for _, p := range e.Ports {
-			if p.GetNumber() != port || isUDP(p) {
-				continue
-			}
-			for _, name := range dnsNames(e, h.host, p) {
-				if !slices.Contains(out, name) {
-					out = append(out, name)
-				}
-			}
-		}
-	}
-	return out
 }
 
 // join adds the ports of a member that the list does not have.

@@ -58,7 +58,7 @@ func (c *Compiler) entry(n model.Name) ([]Resource, []validate.Finding) {
 			continue
 		}
 		host := c.entryHost(h, parts)
-		out = append(append(out, c.entryService(host)), c.calls(host.callee())...)
+		out = append(out, c.entryService(host))
 	}
 	return append(out, c.entryWorkloads(e, hosts)...), found
 }

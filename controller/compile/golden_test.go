@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,10 +16,11 @@ import (
 	"google.golang.org/protobuf/proto"
 	"sigs.k8s.io/yaml"
 
-	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/controller/watch"
 	"github.com/undermesh/undermesh/test/corpus"
 )
@@ -56,7 +58,7 @@ func copyFile(t *testing.T, from string) (dir string) {
 func render(t *testing.T, c *compile.Compiler, d compile.Delta) string {
 	t.Helper()
 	var b strings.Builder
-	b.WriteString(renderResources(t, c, func(typ string) bool { return !envoyTyped(typ) }))
+	b.WriteString(renderResources(t, c))
 	for _, s := range d.Status {
 		fmt.Fprintf(&b, "# status %s accepted=%t (%s) enforced=%t (%s) %s\n", s.Key(), s.Accepted, s.AcceptedBy,
 			s.Enforced, s.EnforcedBy, s.Message)
@@ -67,34 +69,57 @@ func render(t *testing.T, c *compile.Compiler, d compile.Delta) string {
 	return b.String()
 }
 
-func envoyTyped(typ string) bool { return typ == api.ClusterType || typ == api.RouteType }
-
-func renderResources(t *testing.T, c *compile.Compiler, wanted func(typ string) bool) string {
+func renderResources(t *testing.T, c *compile.Compiler) string {
 	t.Helper()
 	var b strings.Builder
 	for _, r := range c.Resources() {
-		if !wanted(r.Type) {
-			continue
-		}
-		data, err := protojson.Marshal(r.Message)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var compact bytes.Buffer // protojson varies its white space on purpose
-		if err := json.Compact(&compact, data); err != nil {
-			t.Fatal(err)
-		}
-		text, err := yaml.JSONToYAML(compact.Bytes())
-		if err != nil {
-			t.Fatal(err)
-		}
 		fmt.Fprintf(&b, "# %s %s\n", strings.TrimPrefix(r.Type, "type.googleapis.com/"), r.Name)
 		if len(r.Aliases) > 0 {
 			fmt.Fprintf(&b, "# aliases %s\n", strings.Join(r.Aliases, " "))
 		}
-		b.Write(text)
+		b.WriteString(renderMessage(t, r.Message))
 	}
 	return b.String()
+}
+
+// renderCalls is what the first pod that is there calls by.
+func renderCalls(t *testing.T, events []model.Event) string {
+	t.Helper()
+	s := snapshotOf(t, events)
+	i := slices.IndexFunc(s.Workloads(), (*client.Workload).IsPod)
+	if i < 0 {
+		t.Fatal("no pod")
+	}
+	caller, ok := policy.NewCaller(s, s.Workloads()[i])
+	if !ok {
+		t.Fatal("no scope")
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "# as %s/%s calls\n", caller.Workload.GetNamespace(), caller.Workload.GetName())
+	for _, spec := range caller.Clusters() {
+		fmt.Fprintf(&b, "# cluster\n%s", renderMessage(t, spec.Cluster))
+	}
+	for _, rc := range caller.RouteConfigs() {
+		fmt.Fprintf(&b, "# routes\n%s", renderMessage(t, rc))
+	}
+	return b.String()
+}
+
+func renderMessage(t *testing.T, m proto.Message) string {
+	t.Helper()
+	data, err := protojson.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var compact bytes.Buffer // protojson varies its white space on purpose
+	if err := json.Compact(&compact, data); err != nil {
+		t.Fatal(err)
+	}
+	text, err := yaml.JSONToYAML(compact.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 func compareGolden(t *testing.T, golden, got string) {
@@ -113,31 +138,31 @@ func compareGolden(t *testing.T, golden, got string) {
 	}
 }
 
-// TestGolden compiles each input. What nodes carry connections by and what they carry HTTP by are two files: the second is
+// TestGolden compiles each input. What nodes get and what a pod calls by are two files: the second is
 // long, says of every port of every service the same, and is there for some inputs only.
 func TestGolden(t *testing.T) {
 	inputs, err := filepath.Glob("testdata/*.yaml")
 	if err != nil || len(inputs) == 0 {
 		t.Fatal("no inputs", err)
 	}
-	envoys := 0
+	calls := 0
 	for _, input := range inputs {
 		t.Run(filepath.Base(input), func(t *testing.T) {
 			events := read(t, copyFile(t, input))
 			c := compile.New(compile.Config{})
 			got, base := render(t, c, c.Apply(events)), strings.TrimSuffix(input, ".yaml")
 			compareGolden(t, base+".golden", got)
-			if _, err := os.Stat(base + ".envoy.golden"); err == nil {
-				compareGolden(t, base+".envoy.golden", renderResources(t, c, envoyTyped))
-				envoys++
+			if _, err := os.Stat(base + ".calls.golden"); err == nil {
+				compareGolden(t, base+".calls.golden", renderCalls(t, events))
+				calls++
 			}
 			if d := c.Apply(events); !d.Empty() && (len(d.Upserts) != 1 || d.Upserts[0].Name != "mesh") || len(d.Removed) > 0 {
 				t.Errorf("the second compilation changed %v %v", d.Upserts, d.Removed)
 			}
 		})
 	}
-	if envoys == 0 {
-		t.Error("no input has a golden file of clusters and routes")
+	if calls == 0 {
+		t.Error("no input has a golden file of what a pod calls by")
 	}
 }
 

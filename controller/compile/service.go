@@ -86,7 +86,7 @@ func (c *Compiler) service(n model.Name) ([]Resource, []validate.Finding) {
 	if !proto.Equal(set, &settings.ServiceSettings{}) {
 		out.Extensions = append(out.Extensions, extension(api.ServiceSettingsExtension, set))
 	}
-	return append(append(outside, c.calls(c.callee(s))...), Resource{Type: api.AddressType, Name: c.serviceKey(s), Aliases: aliases,
+	return append(outside, Resource{Type: api.AddressType, Name: c.serviceKey(s), Aliases: aliases,
 		Message: &workloadapi.Address{Type: &workloadapi.Address_Service{Service: out}}}), found
 }
 

@@ -64,7 +64,6 @@ func (m Mesh) sameCalls(o Mesh) bool {
 	return slices.Equal(a.GetDefaultServiceExportTo(), b.GetDefaultServiceExportTo()) &&
 		slices.Equal(a.GetDefaultVirtualServiceExportTo(), b.GetDefaultVirtualServiceExportTo()) &&
 		slices.Equal(a.GetDefaultDestinationRuleExportTo(), b.GetDefaultDestinationRuleExportTo()) &&
-		a.GetConnectTimeout().AsDuration() == b.GetConnectTimeout().AsDuration() &&
 		proto.Equal(a.GetDefaultHttpRetryPolicy(), b.GetDefaultHttpRetryPolicy()) && proto.Equal(a.GetTcpKeepalive(), b.GetTcpKeepalive())
 }
 

@@ -23,7 +23,7 @@ type Caller struct {
 // not known then.
 func NewCaller(s *client.Snapshot, w *client.Workload) (c Caller, ok bool) {
 	scope, ok := s.ScopeOf(w)
-	return Caller{Snapshot: s, Workload: w, View: View{Namespace: w.GetNamespace(), ClusterDomain: s.Mesh().GetClusterDomain(),
+	return Caller{Snapshot: s, Workload: w, View: View{Namespace: bare(w).GetNamespace(), ClusterDomain: s.Mesh().GetClusterDomain(),
 		Scope: scope}}, ok
 }
 
@@ -56,7 +56,7 @@ type Target struct {
 // the port of the service that was dialled declares no protocol the service counts, whatever the authority. dialled, which may be
 // nil, is the service of the destination address as View.ServiceAt finds it.
 func (c Caller) Target(port uint16, authority string, dialled *client.Service) Target {
-	t, _ := c.target(port, authority, dialled, carriesHTTP, hasHTTP)
+	t, _ := c.target(port, authority, dialled, CarriesHTTP, hasHTTP)
 	return t
 }
 
@@ -68,14 +68,14 @@ type Candidate struct {
 
 // Passed lists the names that Target passed over before it took what it returns.
 func (c Caller) Passed(port uint16, authority string, dialled *client.Service) []Candidate {
-	_, passed := c.target(port, authority, dialled, carriesHTTP, hasHTTP)
+	_, passed := c.target(port, authority, dialled, CarriesHTTP, hasHTTP)
 	return passed
 }
 
 func hasHTTP(r *client.RouteRule) bool { return len(r.HTTP) > 0 || r.GetError() != "" }
 
-// carriesHTTP reports whether a port of the protocol has routes: of what declares nothing the first bytes decide.
-func carriesHTTP(protocol string) bool {
+// CarriesHTTP reports whether a port of the protocol has routes: of what declares nothing the first bytes decide.
+func CarriesHTTP(protocol string) bool {
 	switch protocol {
 	case "", "http", "http2", "grpc", "grpc-web":
 		return true
@@ -119,7 +119,7 @@ func (c Caller) target(port uint16, authority string, dialled *client.Service, c
 // seen returns the service of the host that counts on the port, or why it does not; both are empty when no service has the host.
 func (c Caller) seen(host string, port uint16, carries func(string) bool) (*client.Service, string) {
 	if ip, err := netip.ParseAddr(host); err == nil {
-		svc := c.View.ServiceAt(c.Snapshot, c.Workload.GetNetwork(), netip.AddrPortFrom(ip, port))
+		svc := c.View.ServiceAt(c.Snapshot, bare(c.Workload).GetNetwork(), netip.AddrPortFrom(ip, port))
 		if svc == nil || !hasPort(svc, port) || !carries(svc.Settings.GetAppProtocols()[uint32(port)]) {
 			return nil, ""
 		}
@@ -193,6 +193,14 @@ func (c Caller) choose(v View, all []*client.Service, port uint16) *client.Servi
 
 func hasPort(svc *client.Service, port uint16) bool {
 	return svc != nil && slices.ContainsFunc(svc.GetPorts(), func(p *workloadapi.Port) bool { return p.GetServicePort() == uint32(port) })
+}
+
+// bare is the message of a workload, nil for none: its getters take nil.
+func bare(w *client.Workload) *workloadapi.Workload {
+	if w == nil {
+		return nil
+	}
+	return w.Workload
 }
 
 func portText(port uint16) string { return strconv.Itoa(int(port)) }

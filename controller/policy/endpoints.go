@@ -39,7 +39,7 @@ func (c Caller) Endpoints(spec ClusterSpec) []ClusterEndpoint {
 	p := picker{svc: spec.Service, key: spec.Service.GetNamespace() + "/" + spec.Service.GetHostname(), port: spec.Port, source: c.Workload}
 	var out []ClusterEndpoint
 	for _, w := range c.Snapshot.Endpoints(spec.Service) {
-		if !hasLabels(w.Labels, spec.Labels) || !p.offers(w) {
+		if !spec.Has(w) || !p.offers(w) {
 			continue
 		}
 		ready := p.ready(w)
@@ -48,6 +48,9 @@ func (c Caller) Endpoints(spec ClusterSpec) []ClusterEndpoint {
 	}
 	return spec.place(out, &p)
 }
+
+// Has reports whether a workload behind the service is in the subset.
+func (s ClusterSpec) Has(w *client.Workload) bool { return hasLabels(w.Labels, s.Labels) }
 
 // locality is the setting that counts: of the DestinationRule, of the service, of the mesh, where places count unless it says that
 // they do not. Failover needs outlier detection (LB-09): nobody is missed otherwise. It completes the cluster.
@@ -82,7 +85,7 @@ func (c *composer) locality(svc *client.Service, eff effective, out *clusterv3.C
 // distribution returns where to the calls of a workload go, nil when that is not said of where it is.
 func (s ClusterSpec) distribution(caller *client.Workload) map[string]uint32 {
 	for _, d := range s.locality.GetDistribute() {
-		if inPlace(d.GetFrom(), caller.GetLocality()) {
+		if inPlace(d.GetFrom(), bare(caller).GetLocality()) {
 			return d.GetTo()
 		}
 	}
@@ -220,7 +223,7 @@ func (s ClusterSpec) failOver(list []ClusterEndpoint, caller *client.Workload) {
 
 // placeRank is 0 in the same place, 1 in the zone, 2 in the region, 3 elsewhere, and 4 where the region fails over to another one.
 func placeRank(failover map[string]string, caller, w *client.Workload) int {
-	a, b := caller.GetLocality(), w.GetLocality()
+	a, b := bare(caller).GetLocality(), w.GetLocality()
 	switch {
 	case a.GetRegion() != b.GetRegion():
 		if to, ok := failover[a.GetRegion()]; ok && to != b.GetRegion() {
@@ -237,7 +240,7 @@ func placeRank(failover map[string]string, caller, w *client.Workload) int {
 
 // regionRank leaves the zones of a region to zone aware routing.
 func regionRank(failover map[string]string, caller, w *client.Workload) int {
-	switch a, b := caller.GetLocality().GetRegion(), w.GetLocality().GetRegion(); {
+	switch a, b := bare(caller).GetLocality().GetRegion(), w.GetLocality().GetRegion(); {
 	case a == b:
 		return 0
 	case failover[a] != "" && failover[a] == b:
@@ -274,17 +277,17 @@ func labelRank(priority []string, caller, w *client.Workload) int {
 func topology(w *client.Workload, key string) string {
 	switch key {
 	case "topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region":
-		return w.GetLocality().GetRegion()
+		return bare(w).GetLocality().GetRegion()
 	case "topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone":
-		return w.GetLocality().GetZone()
+		return bare(w).GetLocality().GetZone()
 	case "topology.istio.io/subzone":
-		return w.GetLocality().GetSubzone()
+		return bare(w).GetLocality().GetSubzone()
 	case labelNetwork:
-		return w.GetNetwork()
+		return bare(w).GetNetwork()
 	case "topology.istio.io/cluster":
-		return w.GetClusterId()
+		return bare(w).GetClusterId()
 	case "kubernetes.io/hostname":
-		return w.GetNode()
+		return bare(w).GetNode()
 	}
 	if w == nil {
 		return ""

@@ -1,15 +1,9 @@
 package policy
 
 import (
-	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
-	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	"google.golang.org/protobuf/proto"
-
-	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/settings"
 )
 
@@ -92,71 +86,6 @@ func TestHosts(t *testing.T) {
 	} {
 		if got := strings.Join(v.Hosts(authority), " "); got != want {
 			t.Errorf("%q is %q, want %q", authority, got, want)
-		}
-	}
-}
-
-func sharedRoute(name, namespace string, port uint32, declared bool, exportTo ...string) SharedRoute {
-	host := name + "." + namespace + ".svc.cluster.local"
-	return SharedRoute{Callee: Callee{Namespace: namespace, Hostname: host, ExportTo: exportTo}, Port: port, Declared: declared, Config: &route.RouteConfiguration{
-		Name: api.RouteKey(namespace, port, host), VirtualHosts: []*route.VirtualHost{{Name: fmt.Sprintf("%s:%d", host, port),
-			Domains: []string{host, name + "." + namespace}}}}}
-}
-
-func describeRoutes(all []*route.RouteConfiguration) string {
-	var b strings.Builder
-	for _, rc := range all {
-		for _, vh := range rc.GetVirtualHosts() {
-			fmt.Fprintln(&b, rc.GetName(), vh.GetName(), vh.GetDomains())
-		}
-	}
-	return b.String()
-}
-
-func TestRoutes(t *testing.T) {
-	shared := []SharedRoute{
-		sharedRoute("reviews", "default", 80, true), sharedRoute("ratings", "other", 80, true),
-		sharedRoute("secret", "other", 80, true, "other"), sharedRoute("raw", "default", 9000, false),
-	}
-	before := proto.CloneOf(shared[0].Config)
-	mesh := &settings.MeshSettings{}
-	got := describeRoutes(View{Namespace: "default"}.Routes(mesh, shared))
-	want := `80 ratings.other.svc.cluster.local:80 [ratings.other.svc.cluster.local ratings.other]
-80 reviews.default.svc.cluster.local:80 [reviews.default.svc.cluster.local reviews reviews.default]
-80 allow_any [*]
-raw.default.svc.cluster.local:9000 raw.default.svc.cluster.local:9000 [raw.default.svc.cluster.local raw raw.default]
-raw.default.svc.cluster.local:9000 allow_any [*]
-`
-	if got != want {
-		t.Errorf("got\n%swant\n%s", got, want)
-	}
-	if !proto.Equal(before, shared[0].Config) {
-		t.Error("the shared resource was modified")
-	}
-	registry := settings.OutboundPolicy_REGISTRY_ONLY
-	scope := &settings.Scope{Egress: []*settings.Egress{egress(0, "./*")}, OutboundPolicy: &registry}
-	got = describeRoutes(View{Namespace: "other", Scope: scope}.Routes(mesh, shared))
-	want = `80 ratings.other.svc.cluster.local:80 [ratings.other.svc.cluster.local ratings ratings.other]
-80 secret.other.svc.cluster.local:80 [secret.other.svc.cluster.local secret secret.other]
-80 block_all [*]
-`
-	if got != want {
-		t.Errorf("in a scope: got\n%swant\n%s", got, want)
-	}
-}
-
-// TestRoutesNoDomainTwice: Envoy refuses a RouteConfiguration whose virtual hosts share a domain.
-func TestRoutesNoDomainTwice(t *testing.T) {
-	a, b := sharedRoute("a", "default", 80, true), sharedRoute("b", "default", 80, true)
-	b.Config.VirtualHosts[0].Domains = append(b.Config.VirtualHosts[0].Domains, "a.default", "*")
-	for _, rc := range (View{Namespace: "default"}).Routes(&settings.MeshSettings{}, []SharedRoute{b, a}) {
-		var all []string
-		for _, vh := range rc.GetVirtualHosts() {
-			all = append(all, vh.GetDomains()...)
-		}
-		slices.Sort(all)
-		if len(slices.Compact(slices.Clone(all))) != len(all) || !slices.Contains(all, "*") {
-			t.Error(all)
 		}
 	}
 }

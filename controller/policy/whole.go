@@ -42,7 +42,7 @@ func (c Caller) RouteConfigs() []*routev3.RouteConfiguration {
 	hosts := map[uint16]map[string]*routev3.VirtualHost{}
 	c.Seen(func(svc *client.Service, port uint16) {
 		protocol := svc.Settings.GetAppProtocols()[uint32(port)]
-		if !carriesHTTP(protocol) {
+		if !CarriesHTTP(protocol) {
 			return
 		}
 		vh := cc.virtualHost(Target{Kind: TargetService, Port: port, Host: svc.GetHostname(), Service: svc})
@@ -135,7 +135,7 @@ func (c *composer) compareHosts(a, b string) int {
 }
 
 // Clusters composes the clusters of everything that the caller sees, with the subsets of their DestinationRules and what routes
-// lead to beside them, sorted by name after the two that stand for no service. O(services), for the CLI and for tests.
+// lead to beside them, sorted by host, port and subset after the two that stand for no service. O(services), for the CLI and for tests.
 func (c Caller) Clusters() []ClusterSpec {
 	out := []ClusterSpec{}
 	for _, name := range []string{api.BlackHoleCluster, api.PassthroughCluster} {
@@ -161,12 +161,19 @@ func (c Caller) Clusters() []ClusterSpec {
 			}
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(names)) {
+	for _, name := range slices.SortedFunc(maps.Keys(names), compareClusters) {
 		if spec, ok := c.Cluster(name); ok && spec.Service != nil {
 			out = append(out, spec)
 		}
 	}
 	return out
+}
+
+// compareClusters orders by host, port and subset.
+func compareClusters(a, b string) int {
+	x, _ := parseCluster(a)
+	y, _ := parseCluster(b)
+	return cmp.Or(strings.Compare(x.host, y.host), cmp.Compare(x.port, y.port), strings.Compare(x.subset, y.subset), strings.Compare(a, b))
 }
 
 // clustersOf are those that a route leads to.

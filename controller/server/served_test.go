@@ -48,8 +48,8 @@ func TestServed(t *testing.T) {
 	publisher{store: store}.apply(d)
 	h := servedHandler(store)
 
-	code, all, _ := askServed(t, h, url.Values{"type": {api.ClusterType, api.RouteType}})
-	if code != http.StatusOK || all.Generation != d.Generation || len(all.Resources) != 4 {
+	code, all, _ := askServed(t, h, url.Values{"type": {api.AddressType, api.MeshSettingsType}})
+	if code != http.StatusOK || all.Generation != d.Generation || len(all.Resources) != 2 {
 		t.Fatal(code, all)
 	}
 	for _, r := range all.Resources {
@@ -57,8 +57,8 @@ func TestServed(t *testing.T) {
 			t.Errorf("%s %s: %+v", r.Type, r.Name, r)
 		}
 	}
-	_, one, _ := askServed(t, h, url.Values{"type": {api.ClusterType}, "name": {"outbound|80||reviews.shop.svc.cluster.local"}})
-	if len(one.Resources) != 1 || !strings.Contains(string(one.Resources[0].Resource), "http2ProtocolOptions") {
+	_, one, _ := askServed(t, h, url.Values{"type": {api.AddressType}, "name": {"shop/reviews.shop.svc.cluster.local"}})
+	if len(one.Resources) != 1 || !strings.Contains(string(one.Resources[0].Resource), "reviews.shop.svc.cluster.local") {
 		t.Error(one)
 	}
 	if code, _, said := askServed(t, h, nil); code != http.StatusBadRequest || !strings.Contains(said, "type") {
@@ -76,7 +76,7 @@ func TestServedIsWhatIsSent(t *testing.T) {
 	if err != nil || len(inputs) == 0 {
 		t.Fatal("no inputs", err)
 	}
-	types := []string{api.ClusterType, api.RouteType, api.AddressType, api.AuthorizationType, api.MeshSettingsType, api.WorkloadSettingsType, api.ScopeType, api.CallRuleType}
+	types := []string{api.RouteRuleType, api.AddressType, api.AuthorizationType, api.MeshSettingsType, api.WorkloadSettingsType, api.ScopeType, api.CallRuleType}
 	total := map[string]int{}
 	for _, input := range inputs {
 		all := compiledFrom(t, input)

@@ -68,7 +68,7 @@ type Server struct {
 func NewServer(cfg Config) *Server {
 	if cfg.Types == nil {
 		cfg.Types = []string{api.MeshSettingsType, api.WorkloadSettingsType, api.AuthorizationType, api.CallRuleType,
-			api.RouteRuleType, api.AddressType, api.ScopeType, api.ClusterType, api.RouteType, api.JWKSType}
+			api.RouteRuleType, api.AddressType, api.ScopeType, api.JWKSType}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

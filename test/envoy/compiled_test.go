@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -21,7 +20,7 @@ import (
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/settings"
-	"github.com/undermesh/undermesh/controller/api/workloadapi"
+	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/policy"
@@ -32,28 +31,8 @@ import (
 
 const inputs = "../../controller/compile/testdata"
 
-// world is what one input compiles to.
-type world struct {
-	clusters []*cluster.Cluster
-	routes   map[string]*route.RouteConfiguration // by resource
-	callees  map[string][]policy.Callee           // by hostname
-	ports    map[policyKey]port
-	scopes   map[string]*settings.Scope
-	scopeOf  map[string]string // pod, namespace/name -> scope
-	mesh     *settings.MeshSettings
-}
-
-type policyKey struct {
-	namespace, host string
-	number          uint32
-}
-
-type port struct {
-	protocol string
-	declared bool
-}
-
-func compiled(t *testing.T, input string) *world {
+// compiled is the mesh that one input makes, as nodes hold it.
+func compiled(t *testing.T, input string) *client.Snapshot {
 	t.Helper()
 	dir := t.TempDir()
 	data, err := os.ReadFile(input)
@@ -69,82 +48,52 @@ func compiled(t *testing.T, input string) *world {
 	}
 	c := compile.New(compile.Config{})
 	c.Apply(watch.Events(nil, view))
-	w := &world{routes: map[string]*route.RouteConfiguration{}, callees: map[string][]policy.Callee{}, ports: map[policyKey]port{},
-		scopes: map[string]*settings.Scope{}, scopeOf: map[string]string{}}
-	sets := map[string]string{} // settings -> scope
-	var pods []*workloadapi.Workload
+	var all []client.Resource
 	for _, r := range c.Resources() {
-		if pkg := string(r.Message.ProtoReflect().Descriptor().FullName()); strings.HasPrefix(pkg, "envoy.") && r.Type != api.ClusterType && r.Type != api.RouteType {
-			t.Errorf("%s: nothing asks Envoy to load a %s", r.Name, pkg)
-		}
-		switch m := r.Message.(type) {
-		case *cluster.Cluster:
-			w.clusters = append(w.clusters, m)
-		case *route.RouteConfiguration:
-			w.routes[r.Name] = m
-		case *settings.Scope:
-			w.scopes[r.Name] = m
-		case *settings.MeshSettings:
-			w.mesh = m
-		case *settings.WorkloadSettings:
-			sets[r.Name] = m.GetScope()
-		case *workloadapi.Address:
-			if s := m.GetService(); s != nil {
-				w.addService(t, s)
-			} else {
-				pods = append(pods, m.GetWorkload())
-			}
+		if client.Understands(r.Type) {
+			all = append(all, client.Resource{Name: r.Name, Message: r.Message})
 		}
 	}
-	for _, p := range pods {
-		var ref settings.SettingsRef
-		for _, e := range p.GetExtensions() {
-			if e.GetName() == api.WorkloadSettingsExtension {
-				unmarshal(t, e, &ref)
-				w.scopeOf[p.GetNamespace()+"/"+p.GetName()] = sets[ref.GetName()]
-			}
-		}
-	}
-	return w
-}
-
-func unmarshal(t *testing.T, e *workloadapi.Extension, into proto.Message) {
-	t.Helper()
-	if err := e.GetConfig().UnmarshalTo(into); err != nil {
+	s, err := client.NewSnapshot(all...)
+	if err != nil {
 		t.Fatal(err)
 	}
+	return s
 }
 
-func (w *world) addService(t *testing.T, s *workloadapi.Service) {
-	var set settings.ServiceSettings
-	for _, e := range s.GetExtensions() {
-		if e.GetName() == api.ServiceSettingsExtension {
-			unmarshal(t, e, &set)
-		}
+// callers are those of the namespaces, and the workloads that are there, by name.
+func callers(t *testing.T, s *client.Snapshot, namespaces ...string) map[string]policy.Caller {
+	t.Helper()
+	out := map[string]policy.Caller{}
+	for _, n := range namespaces {
+		out[n] = policy.Caller{Snapshot: s, View: policy.View{Namespace: n}}
 	}
-	callee := policy.Callee{Namespace: s.GetNamespace(), Hostname: s.GetHostname(), ExportTo: set.GetExportTo()}
-	w.callees[callee.Hostname] = append(w.callees[callee.Hostname], callee)
-	for _, p := range s.GetPorts() {
-		protocol := set.GetAppProtocols()[p.GetServicePort()]
-		w.ports[policyKey{callee.Namespace, callee.Hostname, p.GetServicePort()}] = port{protocol, protocol != ""}
-	}
-}
-
-// shared lists the routes with the services that they are of.
-func (w *world) shared() []policy.SharedRoute {
-	var out []policy.SharedRoute
-	for k, p := range w.ports {
-		rc := w.routes[api.RouteKey(k.namespace, k.number, k.host)]
-		if rc == nil {
-			continue
-		}
-		for _, c := range w.callees[k.host] {
-			if c.Namespace == k.namespace {
-				out = append(out, policy.SharedRoute{Callee: c, Port: k.number, Declared: p.declared, Config: rc})
-			}
+	for _, w := range s.Workloads() {
+		if c, ok := policy.NewCaller(s, w); ok {
+			out[w.GetNamespace()+"/"+w.GetName()] = c
 		}
 	}
 	return out
+}
+
+// loaded adds what a caller calls by, under names that tell callers apart. The TLS of files and secrets, which are not there, is
+// left out.
+func loaded(c policy.Caller, who string, clusters *[]*cluster.Cluster, routes map[string]*route.RouteConfiguration) {
+	for _, spec := range c.Clusters() {
+		m := proto.CloneOf(spec.Cluster)
+		m.TransportSocket = nil
+		if k := m.GetType(); k == cluster.Cluster_STRICT_DNS || k == cluster.Cluster_LOGICAL_DNS {
+			m.LoadAssignment = c.Assignment(spec)
+			if k == cluster.Cluster_LOGICAL_DNS && len(m.GetLoadAssignment().GetEndpoints()) > 1 {
+				m.LoadAssignment.Endpoints = m.GetLoadAssignment().GetEndpoints()[:1]
+			}
+		}
+		*clusters = append(*clusters, m)
+	}
+	for _, rc := range c.RouteConfigs() {
+		rc.Name = who + " " + rc.GetName()
+		routes[rc.GetName()] = rc
+	}
 }
 
 // load is everything that Envoy needs to take the clusters and the routes, a listener for each RouteConfiguration.
@@ -185,65 +134,61 @@ func distinct(all []*cluster.Cluster) [][]*cluster.Cluster {
 	return sets
 }
 
-// TestEnvoyLoadsWhatIsCompiled: each cluster and RouteConfiguration of each input is active in Envoy: the shared ones, and
-// those that every namespace composes of them.
-func TestEnvoyLoadsWhatIsCompiled(t *testing.T) {
+// TestEnvoyLoadsWhatIsComposed: each cluster and RouteConfiguration that some caller of an input calls by is active in Envoy.
+func TestEnvoyLoadsWhatIsComposed(t *testing.T) {
 	Require(t)
 	files, err := filepath.Glob(filepath.Join(inputs, "*.yaml"))
 	if err != nil || len(files) == 0 {
 		t.Fatal("no inputs", err)
 	}
+	files = append(files, filepath.Join(inputs, "calls", "world.yaml"))
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
-			w := compiled(t, file)
-			routes := maps.Clone(w.routes)
-			for _, namespace := range []string{"default", "shop", "foo"} {
-				for _, rc := range (policy.View{Namespace: namespace}).Routes(w.mesh, w.shared()) {
-					rc.Name = namespace + " " + rc.GetName() // one Envoy takes those of all
-					routes[rc.GetName()] = rc
-				}
+			var clusters []*cluster.Cluster
+			routes := map[string]*route.RouteConfiguration{}
+			for who, c := range callers(t, compiled(t, file), "default", "shop", "foo") {
+				loaded(c, who, &clusters, routes)
 			}
-			sets := distinct(w.clusters)
-			loads(t, sets[0], routes)
-			for _, more := range sets[1:] {
-				loads(t, more, nil)
-			}
+			loadsAll(t, clusters, routes)
 		})
 	}
 }
 
-// TestEnvoyLoadsTheCorpus: so are those that the documents of users compile to, each document in a mesh of its own. What
-// all of them make is loaded by one Envoy.
-func TestEnvoyLoadsTheCorpus(t *testing.T) {
-	Require(t)
-	var clusters []*cluster.Cluster
-	routes := map[string]*route.RouteConfiguration{}
-	for _, f := range corpus.Files(t) {
-		w := compiled(t, f.Path)
-		clusters = append(clusters, w.clusters...)
-		for name, rc := range w.routes {
-			rc.Name = f.Name + " " + name
-			routes[rc.GetName()] = rc
+// loadsAll loads clusters that several callers have, each form of them, and the routes.
+func loadsAll(t *testing.T, clusters []*cluster.Cluster, routes map[string]*route.RouteConfiguration) {
+	t.Helper()
+	text := func(c *cluster.Cluster) string {
+		raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
 		}
-		for _, namespace := range []string{"default", "foo", "istio-system"} {
-			for _, rc := range (policy.View{Namespace: namespace}).Routes(w.mesh, w.shared()) {
-				rc.Name = f.Name + " of " + namespace + " " + rc.GetName()
-				routes[rc.GetName()] = rc
-			}
-		}
+		return c.GetName() + " " + string(raw)
 	}
-	slices.SortFunc(clusters, func(a, b *cluster.Cluster) int { return strings.Compare(a.GetName(), b.GetName()) })
-	same := func(a, b *cluster.Cluster) bool { return proto.Equal(a, b) }
-	clusters = slices.CompactFunc(clusters, same)
-	if len(clusters) < 20 || len(routes) < 40 {
-		t.Fatalf("only %d clusters and %d routes", len(clusters), len(routes))
-	}
+	slices.SortFunc(clusters, func(a, b *cluster.Cluster) int { return strings.Compare(text(a), text(b)) })
+	clusters = slices.CompactFunc(clusters, func(a, b *cluster.Cluster) bool { return proto.Equal(a, b) })
 	sets := distinct(clusters)
 	loads(t, sets[0], routes)
 	for _, more := range sets[1:] {
 		loads(t, more, nil)
 	}
 	t.Logf("%d clusters in %d sets, %d RouteConfigurations", len(clusters), len(sets), len(routes))
+}
+
+// TestEnvoyLoadsTheCorpus: so are those that the documents of users lead to, each document in a mesh of its own. What all of them
+// make is loaded by one Envoy.
+func TestEnvoyLoadsTheCorpus(t *testing.T) {
+	Require(t)
+	var clusters []*cluster.Cluster
+	routes := map[string]*route.RouteConfiguration{}
+	for _, f := range corpus.Files(t) {
+		for who, c := range callers(t, compiled(t, f.Path), "default", "foo", "istio-system") {
+			loaded(c, f.Name+" of "+who, &clusters, routes)
+		}
+	}
+	if len(clusters) < 20 || len(routes) < 40 {
+		t.Fatalf("only %d clusters and %d routes", len(clusters), len(routes))
+	}
+	loadsAll(t, clusters, routes)
 }
 
 func loads(t *testing.T, clusters []*cluster.Cluster, routes map[string]*route.RouteConfiguration) {
@@ -301,9 +246,11 @@ func activeIn(t *testing.T, e *Envoy) map[string]bool {
 // TestEnvoyRefuses shows that the tests above can fail: Envoy says so when a RouteConfiguration is none.
 func TestEnvoyRefuses(t *testing.T) {
 	Require(t)
-	w := compiled(t, filepath.Join(inputs, "visibility.yaml"))
-	e := Start(t, load(t, t.TempDir(), w.clusters, w.routes, nowhere))
-	bad := proto.CloneOf(w.routes["80/reviews.shop.svc.cluster.local"])
+	var clusters []*cluster.Cluster
+	routes := map[string]*route.RouteConfiguration{}
+	loaded(policy.Caller{Snapshot: compiled(t, filepath.Join(inputs, "visibility.yaml")), View: policy.View{Namespace: "shop"}}, "it", &clusters, routes)
+	e := Start(t, load(t, t.TempDir(), clusters, routes, nowhere))
+	bad := proto.CloneOf(routes["it 80"])
 	bad.VirtualHosts = append(bad.VirtualHosts, &route.VirtualHost{Name: "twice", Domains: []string{"reviews.shop"}})
 	e.Apply(t, []xds.Resource{{Type: api.RouteType, Name: bad.GetName(), Message: bad}}, nil)
 	ctx, stop := context.WithTimeout(t.Context(), startLimit)
@@ -381,41 +328,49 @@ func ask(t *testing.T, listener, authority string) string {
 // nodes by (scope, port, authority) which cluster a request goes to. They must agree, and on what is not seen as well.
 func TestEnvoyAgreesOnWhoIsCalled(t *testing.T) {
 	Require(t)
-	w := compiled(t, filepath.Join(inputs, "visibility.yaml"))
-	back := serveBackends(t, w.clusters)
+	all := callers(t, compiled(t, filepath.Join(inputs, "visibility.yaml")), "ops")
+	clusters := map[string][]*cluster.Cluster{}
+	routes := map[string]map[string]*route.RouteConfiguration{}
+	var every []*cluster.Cluster
+	for who, c := range all {
+		var own []*cluster.Cluster
+		routes[who] = map[string]*route.RouteConfiguration{}
+		loaded(c, who, &own, routes[who])
+		clusters[who], every = own, append(every, own...)
+	}
+	back := serveBackends(t, every)
 	authorities := []string{"reviews", "reviews:80", "REVIEWS", "reviews.shop", "reviews.shop.svc", "reviews.shop.svc.cluster.local",
 		"reviews.shop.svc.cluster.local:80", "10.96.0.10", "[fd00:96::10]:80", "private", "private.shop", "private.shop.svc:80",
 		"nobodys.shop", "reviews.other", "unknown", "example.com:80"}
 	reached := map[string]bool{}
-	for _, pod := range []string{"shop/reviews", "shop/web", "open/unlimited", "elsewhere/same-scope", "ops/none"} {
+	for _, pod := range []string{"shop/reviews", "shop/web", "open/unlimited", "elsewhere/same-scope", "ops"} {
 		t.Run(pod, func(t *testing.T) {
-			namespace, _, _ := strings.Cut(pod, "/")
-			view := policy.View{Namespace: namespace, Scope: w.scopes[w.scopeOf[pod]]}
-			routes := map[string]*route.RouteConfiguration{}
-			for _, rc := range view.Routes(w.mesh, w.shared()) {
-				routes[rc.GetName()] = rc
+			caller, ok := all[pod]
+			if !ok {
+				t.Fatal("no such pod")
 			}
-			if routes["80"] == nil {
+			config := routes[pod][pod+" 80"]
+			if config == nil {
 				// Nothing is seen on the port: then there is no route at all, and the outbound policy is not Envoy's to apply.
 				for _, a := range authorities {
-					if got := w.lookup(view, a); got != "" {
+					if got := lookup(caller, a); got != "" {
 						t.Errorf("%s: the lookup finds %s", a, got)
 					}
 				}
 				return
 			}
 			dir := t.TempDir()
-			e := Start(t, load(t, dir, w.clusters, map[string]*route.RouteConfiguration{"80": routes["80"]}, func(c string) string { return back.path[c] }))
+			e := Start(t, load(t, dir, clusters[pod], map[string]*route.RouteConfiguration{config.GetName(): config}, func(c string) string { return back.path[c] }))
 			sockets, err := filepath.Glob(filepath.Join(dir, "l*"))
 			if err != nil || len(sockets) != 1 || len(e.Refused()) > 0 {
 				t.Fatal(sockets, err, e.Refused())
 			}
 			for _, a := range authorities {
-				want := w.lookup(view, a)
+				want := lookup(caller, a)
 				switch {
 				case want != "":
 					reached[want] = true
-				case view.OutboundPolicy(w.mesh) == settings.OutboundPolicy_REGISTRY_ONLY:
+				case caller.View.OutboundPolicy(caller.Snapshot.Mesh()) == settings.OutboundPolicy_REGISTRY_ONLY:
 					want = "502"
 				default:
 					want = "503" // PassthroughCluster knows no address on a unix socket
@@ -432,29 +387,11 @@ func TestEnvoyAgreesOnWhoIsCalled(t *testing.T) {
 }
 
 // lookup is what a node does with a request on port 80 of a workload: "" when no service is meant that the workload sees.
-func (w *world) lookup(v policy.View, authority string) string {
-	for _, host := range v.Hosts(authority) {
-		all := w.callees[host]
-		if len(all) == 0 {
-			all = w.byAddress(host)
-		}
-		if c, ok := v.Choose(all, 80); ok {
-			if rc := w.routes[api.RouteKey(c.Namespace, 80, c.Hostname)]; rc != nil {
-				return rc.GetVirtualHosts()[0].GetRoutes()[0].GetRoute().GetCluster()
-			}
-		}
+func lookup(c policy.Caller, authority string) string {
+	target := c.Target(80, authority, nil)
+	if target.Kind != policy.TargetService {
+		return ""
 	}
-	return ""
-}
-
-// byAddress finds a service by its address, as an authority gives it.
-func (w *world) byAddress(host string) []policy.Callee {
-	for _, s := range w.shared() {
-		for _, d := range s.Config.GetVirtualHosts()[0].GetDomains() {
-			if strings.Trim(d, "[]") == host {
-				return []policy.Callee{s.Callee}
-			}
-		}
-	}
-	return nil
+	vh, _ := c.VirtualHost(target)
+	return vh.GetRoutes()[0].GetRoute().GetCluster()
 }
