@@ -25,8 +25,6 @@ type Cluster struct {
 	state    atomic.Pointer[state]
 	stats    counters
 	breakers [numPriorities]Breakers
-	sticky   stickiness
-	sticks   atomic.Bool // there is anything to remember
 
 	nextSweep atomic.Int64 // of outlier detection, after epoch
 	nextWeigh atomic.Int64 // of slow start, after epoch; math.MaxInt64: no host is young

@@ -50,11 +50,11 @@ func (c *Cluster) Pick(in PickInput) (host *Host, why Why) {
 			c.stats.inc(CxNoneHealthy)
 			return nil, NoHealthy
 		}
+		if len(in.Tried) == 0 {
+			return c.host(st, i), Picked
+		}
 		h := c.host(st, i)
 		if attempt >= in.Attempts || !slices.Contains(in.Tried, h) {
-			if c.sticks.Load() && in.HasHash {
-				c.stuckAt(in.Hash, h)
-			}
 			return h, Picked
 		}
 	}
@@ -96,11 +96,6 @@ func (c *Cluster) choose(st *state, in *PickInput, attempt int) (uint32, bool) {
 		down := st.down
 		if l.panicking {
 			down = nil
-		}
-		if attempt == 0 && in.HasHash && c.sticks.Load() {
-			if i, ok := c.stay(st, l, hash); ok {
-				return i, true
-			}
 		}
 		return l.table.pick(hash, attempt, down)
 	}

@@ -107,7 +107,6 @@ func (t *Table) newCluster(c policy.Caller, name string) *Cluster {
 		return nil
 	}
 	e.Cluster = cluster.New(cluster.Config{Clock: t.shared.cfg.Clock, Rand: t.shared.cfg.Rand}, compiled, e.hosts(c, time.Time{}))
-	e.Stick(affinity(spec))
 	t.clusters[name] = e
 	return e
 }
@@ -167,21 +166,7 @@ func (e *Cluster) refresh(c policy.Caller) bool {
 		hosts = e.hosts(c, e.shared.cfg.Clock.Now())
 	}
 	e.Update(compiled, hosts)
-	e.Stick(affinity(e.spec))
 	return true
-}
-
-// affinity is for how long a client stays at an endpoint of a service with sessionAffinity, where no rule says how to balance: the
-// composed cluster has the policy then, without settings of it. 0: it does not.
-func affinity(spec policy.ClusterSpec) time.Duration {
-	if spec.Service == nil {
-		return 0
-	}
-	a := spec.Service.Settings.GetClientIpAffinity()
-	if a == nil || spec.Cluster.GetLbPolicy() != clusterv3.Cluster_MAGLEV || spec.Cluster.GetLbConfig() != nil {
-		return 0
-	}
-	return a.AsDuration()
 }
 
 // same reports whether two lists of a snapshot are one.
