@@ -144,7 +144,8 @@ func TestDoorsOfTheControlPlane(t *testing.T) {
 				t.Errorf("from %s %s: %s, want %s", from, url, got, want)
 			}
 		}
-		if got := code(from, base+":15004/debug/syncz"); !strings.HasPrefix(got, "000") {
+		// Outside the mesh there is no answer; in it the caller's proxy says that there is none.
+		if got := code(from, base+":15004/debug/syncz"); !strings.HasPrefix(got, "000") && (from == "legacy" || got != "503 0") {
 			t.Errorf("from %s the debug door answers %s", from, got)
 		}
 	}
