@@ -86,7 +86,7 @@ func (x *exchange) connect(h *cluster.Host) *failure {
 			x.e.reap(h)
 		}
 		l := lease.Conn().Conn
-		if !l.alive(x.e.now(), x.req.Method) {
+		if l.made.stale() || !l.alive(x.e.now(), x.req.Method) {
 			lease.Stale()
 			continue
 		}

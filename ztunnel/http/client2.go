@@ -101,6 +101,10 @@ func (x *exchange) connect2(h *cluster.Host) *failure {
 		x.e.reap(h)
 	}
 	l := lease.Conn().Conn
+	if l.made.stale() {
+		lease.Stale()
+		return x.connect2(h)
+	}
 	x.client2 = client2{x: x, l: l, lease: lease, first: l.uses.Add(1) == 1}
 	x.up = &x.client2
 	return nil

@@ -55,9 +55,14 @@ type Conn struct {
 	Protocol string // that ALPN chose: "h2", "http/1.1"; "": not negotiated
 	// Leg is not nil where the connection leads to a workload of this node without a proxy of its own: the engine then does the
 	// destination's part too and tells it who calls. Leg.URI may be "": a client that nobody has proved.
-	Leg   *Peer
+	Leg *Peer
+	// Stale reports that the connection would be made otherwise by now: no further request is sent over it, and those under way go
+	// on. It does not block. Nil: it never is.
+	Stale func() bool
 	Value any // the dialer's own; it finds it in Entry.Conn
 }
+
+func (c *Conn) stale() bool { return c.Stale != nil && c.Stale() }
 
 // Refused is a decision against a connection.
 type Refused struct {

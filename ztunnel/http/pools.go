@@ -123,10 +123,11 @@ func (p *pools) tick() {
 	p.mu.Unlock()
 	left := 0
 	if one != nil {
-		one.Weed(func(l *link) bool { return !l.quiet() })
+		one.Weed(func(l *link) bool { return l.made.stale() || !l.quiet() })
 		left += one.Reap(rounds)
 	}
 	if two != nil {
+		two.Weed(func(l *link2) bool { return l.made.stale() })
 		left += two.Reap(rounds)
 	}
 	p.mu.Lock()

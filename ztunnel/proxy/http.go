@@ -226,7 +226,7 @@ func (s *session) reach(ctx context.Context, e *calls.Cluster, h *cluster.Host) 
 			conn.Leg = s.legPeer(r)
 		}
 		u := s.opened(up, r, release)
-		conn.Net, conn.Value = u.conn, u
+		conn.Net, conn.Value, conn.Stale = u.conn, u, u.stale.Load
 		return nil
 	})
 	if err == nil && !stop() {

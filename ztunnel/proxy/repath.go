@@ -16,12 +16,18 @@ type opening struct {
 	uid string // of the destination; "": the mesh did not know it
 }
 
-// repath ends the upstreams of the pod that would be opened otherwise now: a pool keeps connections for long, and a DestinationRule,
-// PeerAuthentication or enrolment that came since has a say in how the next request travels.
+// repath sees to it that no request goes over an upstream of the pod that would be opened otherwise now: a pool keeps connections
+// for long, and a DestinationRule, PeerAuthentication or enrolment that came since has a say in how the next request travels.
+// Requests under way go on, unless nothing may be opened there any more.
 func (pod *Pod) repath(c policy.Caller) {
 	for _, u := range pod.openUpstreams() {
-		if now, ok := pod.pathNow(c, u.opening); ok && !samePath(now, u.opening.path) {
-			u.s.kill(refusedf(reason.PolicyChanged, "the connection would be %s now: %s", now.Kind, now.Reason))
+		now, ok := pod.pathNow(c, u.opening)
+		switch {
+		case !ok || samePath(now, u.opening.path):
+		case now.Kind == policy.Reject:
+			u.s.kill(refusedf(reason.PolicyChanged, "the connection would be refused now: %s", now.Reason))
+		default:
+			u.stale.Store(true)
 		}
 	}
 }

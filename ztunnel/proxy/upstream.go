@@ -22,6 +22,7 @@ type upstream struct {
 	line    telemetry.Line // as of its opening: what requests over it are recorded with
 	conn    net.Conn       // what the engine has; its Close ends the upstream
 	opening opening
+	stale   atomic.Bool // it would be opened otherwise now
 	release func()
 	unwatch func() bool
 	once    sync.Once
