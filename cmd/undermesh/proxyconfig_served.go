@@ -30,7 +30,7 @@ type servedMesh struct {
 	policies  []*securityapi.Authorization
 	settings  map[string]*settings.WorkloadSettings // by name
 	scopes    map[string]*settings.Scope            // by name
-	calls     []client.Resource // CallRules and RouteRules
+	calls     []client.Resource                     // CallRules and RouteRules
 }
 
 type servedService struct {
