@@ -64,9 +64,10 @@ func policyRows(barIP string) []row {
 	return rows
 }
 
-// pairsTo are those whose server is in the namespace.
+// pairsTo are those whose server is in the namespace, as a policy refuses requests of HTTP.
 func pairsTo(namespace string) []string {
-	return []string{"foo→" + namespace, "bar→" + namespace, "legacy→" + namespace}
+	const denied = "=403 0"
+	return []string{"foo→" + namespace + denied, "bar→" + namespace + denied, "legacy→" + namespace + denied}
 }
 
 // closed denies port 80, httpbin's, and 9000, one of tcp-echo's, to everybody.
