@@ -360,7 +360,7 @@ func TestPoolDrainsWithItsHost(t *testing.T) {
 func TestRetries(t *testing.T) {
 	w := newWorld(t, limits(1, 1, 1, ""), endpoints(1)...)
 	b := w.Breakers(cluster.Default)
-	if !b.TryRetry() || !b.TryRetry() || b.TryRetry() {
+	if first, second, third := b.TryRetry(), b.TryRetry(), b.TryRetry(); !first || !second || third {
 		t.Error("two retries are allowed at a time")
 	}
 	w.wantStats(map[string]uint64{"upstream_rq_retry_overflow": 1, "circuit_breakers.default.rq_retry_open": 1,
@@ -438,7 +438,7 @@ func TestLimitsChangeLive(t *testing.T) {
 		t.Error("one connection is allowed")
 	}
 	w.Update(compile(t, limits(3, 1, 1, "")), w.Hosts())
-	if !b.TryConnection(h) || !b.TryConnection(h) || b.TryConnection(h) {
+	if first, second, third := b.TryConnection(h), b.TryConnection(h), b.TryConnection(h); !first || !second || third {
 		t.Error("three connections are allowed now")
 	}
 }

@@ -87,7 +87,7 @@ func TestStreamLimit(t *testing.T) {
 			_, err := c.Read(make([]byte, 1))
 			return err == nil
 		}
-		if !open() || !open() {
+		if first, second := open(), open(); !first || !second {
 			t.Error("control: without the DestinationRule")
 		}
 		w.apply(client.Resource{Message: &settings.CallRule{Namespace: "foo", Name: "limit", Host: "one.example", Policies: &settings.CallPolicies{Host: &settings.CallPolicy{
