@@ -133,12 +133,17 @@ func (s *session) decide(r *way, w *client.Workload, err error) (*way, error) {
 	if pod := s.p.podAt(r.addr.Addr()); pod != nil && pod != r.local {
 		return nil, refusedf(reason.NotReady, "%s is pod %s/%s of this node, which the mesh knows by other names", r.addr, pod.cfg.Namespace, pod.cfg.Name)
 	}
-	r.path = policy.PathFor(policy.PathQuery{
+	r.path = r.pathTo(w)
+	s.line.Path = r.path.Kind.String()
+	return r, nil
+}
+
+// pathTo asks policy how the connection travels to w, which is r.local where it is served here.
+func (r *way) pathTo(w *client.Workload) policy.Path {
+	return policy.PathFor(policy.PathQuery{
 		Snapshot: r.snap, Source: r.source, Destination: w, Service: r.svc, ServicePort: r.port, Subset: r.subset, Address: r.addr,
 		Local: r.local != nil, Captured: true,
 	})
-	s.line.Path = r.path.Kind.String()
-	return r, nil
 }
 
 // label fills in the record and the labels of the source reporter.

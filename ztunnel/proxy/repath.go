@@ -34,7 +34,8 @@ func (pod *Pod) repath(c policy.Caller) {
 
 // pathNow is the path by the caller's snapshot; false when its end is gone, which is told otherwise.
 func (pod *Pod) pathNow(c policy.Caller, o opening) (policy.Path, bool) {
-	snap := c.Snapshot
+	snap, now := c.Snapshot, o.way
+	now.snap, now.source = snap, c.Workload
 	var w *client.Workload
 	if o.uid != "" {
 		if w = snap.WorkloadByUID(o.uid); w == nil {
@@ -43,16 +44,13 @@ func (pod *Pod) pathNow(c policy.Caller, o opening) (policy.Path, bool) {
 	} else {
 		w = snap.WorkloadFor(c.Workload.GetNamespace(), c.Workload.GetNetwork(), o.addr.Addr())
 	}
-	svc := o.svc
-	if svc != nil {
-		if svc = snap.ServiceByHost(svc.GetNamespace(), svc.GetHostname()); svc == nil {
+	if svc := o.svc; svc != nil {
+		if now.svc = snap.ServiceByHost(svc.GetNamespace(), svc.GetHostname()); now.svc == nil {
 			return policy.Path{}, false
 		}
 	}
-	return policy.PathFor(policy.PathQuery{
-		Snapshot: snap, Source: c.Workload, Destination: w, Service: svc, ServicePort: o.port, Subset: o.subset, Address: o.addr,
-		Local: pod.p.pod(w) != nil, Captured: true,
-	}), true
+	now.local = pod.p.pod(w)
+	return now.pathTo(w), true
 }
 
 func samePath(a, b policy.Path) bool {
