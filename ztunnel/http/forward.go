@@ -187,11 +187,8 @@ func (x *exchange) try() *failure {
 	}
 	x.entry.Attempts++
 	x.in.Attempts = x.entry.Attempts
-	h, why := x.cluster.Pick(x.pick())
+	h, _ := x.cluster.Pick(x.pick()) // whatever the reason, clients hear of it alike
 	if h == nil {
-		if why == cluster.NoOriginal {
-			return &failure{kind: route.FailedOverflow, flag: NoHealthyUpstream, status: 503, body: "no healthy upstream", detail: "no_healthy_upstream"}
-		}
 		return &failure{kind: route.FailedOverflow, flag: NoHealthyUpstream, status: 503, body: "no healthy upstream", detail: "no_healthy_upstream"}
 	}
 	if x.retry.Enabled() {
