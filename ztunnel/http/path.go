@@ -1,6 +1,10 @@
 package http
 
-import "bytes"
+import (
+	"bytes"
+
+	"github.com/undermesh/undermesh/ztunnel/http/head"
+)
 
 // Paths says how the paths of requests are made canonical before they are matched (MeshConfig.pathNormalization).
 type Paths uint8
@@ -38,8 +42,8 @@ func canonical(dst, path []byte, how Paths) (out []byte, ok bool) {
 		case c == '\\':
 			c = '/'
 		case c == '%' && i+2 < end:
-			hi, okHi := unhex(path[i+1])
-			lo, okLo := unhex(path[i+2])
+			hi, okHi := head.Unhex(path[i+1])
+			lo, okLo := head.Unhex(path[i+2])
 			d := hi<<4 | lo
 			switch {
 			case !okHi || !okLo:
@@ -124,18 +128,6 @@ func mustEscape(c byte) bool {
 		return true
 	}
 	return c < 0x20 || c >= 0x80
-}
-
-func unhex(c byte) (byte, bool) {
-	switch {
-	case c >= '0' && c <= '9':
-		return c - '0', true
-	case c >= 'a' && c <= 'f':
-		return c - 'a' + 10, true
-	case c >= 'A' && c <= 'F':
-		return c - 'A' + 10, true
-	}
-	return 0, false
 }
 
 // CanonicalPath returns a path as it is matched, false for one that is refused.

@@ -1,5 +1,7 @@
 package h1
 
+import "github.com/undermesh/undermesh/ztunnel/http/head"
+
 // Bounds of what chunked coding may cost beside the data.
 const (
 	chunkOverhead = 16 << 10  // bytes of extensions, beyond 16 a chunk and 2 for each byte of data
@@ -92,7 +94,7 @@ func (c *Chunks) step(b byte) error {
 }
 
 func (c *Chunks) size(b byte) error {
-	d, ok := hex(b)
+	d, ok := head.Unhex(b)
 	if ok {
 		if c.left > maxChunk>>4 {
 			return errChunk
@@ -173,18 +175,6 @@ func ternary(cond bool, yes, no chunkState) chunkState {
 		return yes
 	}
 	return no
-}
-
-func hex(b byte) (byte, bool) {
-	switch {
-	case b >= '0' && b <= '9':
-		return b - '0', true
-	case b >= 'a' && b <= 'f':
-		return b - 'a' + 10, true
-	case b >= 'A' && b <= 'F':
-		return b - 'A' + 10, true
-	}
-	return 0, false
 }
 
 // AppendChunk appends the line that announces n bytes of data; AppendChunkEnd what follows them. n must not be 0.

@@ -96,6 +96,19 @@ var Lower = func() (t [256]byte) {
 	return t
 }()
 
+// Unhex returns the value of a hexadecimal digit of either case.
+func Unhex(c byte) (value byte, ok bool) {
+	switch {
+	case c >= '0' && c <= '9':
+		return c - '0', true
+	case c >= 'a' && c <= 'f':
+		return c - 'a' + 10, true
+	case c >= 'A' && c <= 'F':
+		return c - 'A' + 10, true
+	}
+	return 0, false
+}
+
 // EqualFold reports whether name is lower, which is in lower case, whatever the case of name.
 func EqualFold(name []byte, lower string) bool {
 	if len(name) != len(lower) {
