@@ -3,7 +3,6 @@ package envoy
 import (
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,44 +16,10 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/undermesh/undermesh/controller/client"
-	"github.com/undermesh/undermesh/controller/compile"
-	"github.com/undermesh/undermesh/controller/configdir"
 	"github.com/undermesh/undermesh/controller/policy"
-	"github.com/undermesh/undermesh/controller/watch"
 	"github.com/undermesh/undermesh/test/corpus"
 	"github.com/undermesh/undermesh/ztunnel/http/route"
 )
-
-// snapshotOf is what a node has of a file.
-func snapshotOf(t *testing.T, path string) *client.Snapshot {
-	t.Helper()
-	dir := t.TempDir()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "f.yaml"), data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	view, err := configdir.New(configdir.Config{Dir: dir}).Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := compile.New(compile.Config{})
-	c.Apply(watch.Events(nil, view))
-	var all []client.Resource
-	for _, r := range c.Resources() {
-		if client.Understands(r.Type) {
-			all = append(all, client.Resource{Name: r.Name, Message: r.Message})
-		}
-	}
-	snap, err := client.NewSnapshot(all...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return snap
-}
 
 // composed is every virtual host that callers in the files go by, each in a configuration of its own, and the clusters that they
 // name.
@@ -93,7 +58,7 @@ func composed(t *testing.T) (configs []*routev3.RouteConfiguration, clusters []s
 		}
 	}
 	for _, f := range files {
-		snap := snapshotOf(t, f)
+		snap := compiled(t, f)
 		for _, w := range snap.Workloads() {
 			if caller, ok := policy.NewCaller(snap, w); ok {
 				for _, rc := range caller.RouteConfigs() {
