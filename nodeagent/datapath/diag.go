@@ -12,17 +12,21 @@ import (
 
 // From linux/inet_diag.h and linux/sock_diag.h.
 const (
-	diagByFamily   = 20 // SOCK_DIAG_BY_FAMILY
-	diagAttrMark   = 15 // INET_DIAG_MARK, told to those with NET_ADMIN
-	diagRequestLen = 56 // struct inet_diag_req_v2
-	diagMessageLen = 72 // struct inet_diag_msg
+	diagByFamily    = 20     // SOCK_DIAG_BY_FAMILY
+	diagAttrMark    = 15     // INET_DIAG_MARK, told to those with NET_ADMIN
+	diagAttrOptions = 22     // INET_DIAG_SOCKOPT
+	diagTransparent = 1 << 5 // of its first byte: IP_TRANSPARENT, which a socket has from its listener
+	diagRequestLen  = 56     // struct inet_diag_req_v2
+	diagMessageLen  = 72     // struct inet_diag_msg
 )
 
 // tcpLive are the states in which a connection still has packets to send: all but LISTEN, SYN_RECV, TIME_WAIT and CLOSE.
 const tcpLive = 1<<1 | 1<<2 | 1<<4 | 1<<5 | 1<<8 | 1<<9 | 1<<11
 
-// LiveCaptured is the number of connections in the pod's namespace whose packets need its rules and routes: sockets
-// with the capture mark, both ends of one connection counted once. Returns ErrNetnsGone if the namespace is gone.
+// LiveCaptured is the number of connections in the pod's namespace that need its listeners, rules or routes, both ends
+// of one counted once: sockets with the capture mark, and what the plaintext inbound listener took, whether ztunnel
+// has accepted and delivered it yet or not. Tunnels do not count, only what they deliver. Returns ErrNetnsGone if the
+// namespace is gone.
 func (h *PodHandle) LiveCaptured() (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -31,6 +35,16 @@ func (h *PodHandle) LiveCaptured() (int, error) {
 	}
 	if h.ns == nil {
 		return 0, fmt.Errorf("list sockets of pod %s: %w", h.uid, ErrNetnsGone)
+	}
+	tunnel := h.cfg.TunnelPort
+	if h.tables != nil {
+		v, ok, err := h.tables.pods.Lookup(h.cookie)
+		if err != nil {
+			return 0, fmt.Errorf("list sockets of pod %s: %w", h.uid, err)
+		}
+		if ok {
+			tunnel = v.TunnelPort
+		}
 	}
 	fd := -1
 	err := h.ns.Do(func() (err error) {
@@ -43,15 +57,15 @@ func (h *PodHandle) LiveCaptured() (int, error) {
 	defer unix.Close(fd)
 	seen := map[[2]netip.AddrPort]bool{}
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		if err := h.cfg.markedSockets(fd, family, seen); err != nil {
+		if err := h.cfg.heldSockets(fd, family, tunnel, seen); err != nil {
 			return 0, fmt.Errorf("list sockets of pod %s: %w", h.uid, err)
 		}
 	}
 	return len(seen), nil
 }
 
-// markedSockets adds the connections of the family whose sockets carry the capture mark.
-func (c Config) markedSockets(fd int, family uint8, seen map[[2]netip.AddrPort]bool) error {
+// heldSockets adds the connections of the family that LiveCaptured counts in a pod with this tunnel port.
+func (c Config) heldSockets(fd int, family uint8, tunnel uint16, seen map[[2]netip.AddrPort]bool) error {
 	req := make([]byte, unix.NLMSG_HDRLEN+diagRequestLen)
 	binary.NativeEndian.PutUint32(req, uint32(len(req)))
 	binary.NativeEndian.PutUint16(req[4:], diagByFamily)
@@ -70,7 +84,7 @@ func (c Config) markedSockets(fd int, family uint8, seen map[[2]netip.AddrPort]b
 		if err != nil {
 			return fmt.Errorf("read sock_diag: %w", err)
 		}
-		done, err := c.parseDiag(buf[:n], seen)
+		done, err := c.parseDiag(buf[:n], tunnel, seen)
 		if err != nil || done {
 			return err
 		}
@@ -78,7 +92,7 @@ func (c Config) markedSockets(fd int, family uint8, seen map[[2]netip.AddrPort]b
 }
 
 // parseDiag reads one datagram of a dump.
-func (c Config) parseDiag(b []byte, seen map[[2]netip.AddrPort]bool) (done bool, err error) {
+func (c Config) parseDiag(b []byte, tunnel uint16, seen map[[2]netip.AddrPort]bool) (done bool, err error) {
 	msgs, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
 		return false, fmt.Errorf("parse sock_diag answer: %w", err)
@@ -98,8 +112,9 @@ func (c Config) parseDiag(b []byte, seen map[[2]netip.AddrPort]bool) (done bool,
 			if len(m.Data) < diagMessageLen {
 				return false, fmt.Errorf("parse sock_diag answer: socket of %d bytes", len(m.Data))
 			}
-			if diagMark(m.Data[diagMessageLen:])&c.Mask == c.Mark {
-				local, remote := diagEnds(m.Data)
+			mark, transparent := diagAttrs(m.Data[diagMessageLen:])
+			local, remote := diagEnds(m.Data)
+			if mark&c.Mask == c.Mark || transparent && local.Port() != tunnel {
 				if remote.Compare(local) < 0 {
 					local, remote = remote, local
 				}
@@ -122,17 +137,20 @@ func diagEnds(m []byte) (local, remote netip.AddrPort) {
 		netip.AddrPortFrom(addr(m[24:]), binary.BigEndian.Uint16(m[6:]))
 }
 
-// diagMark finds the mark among the attributes.
-func diagMark(b []byte) uint32 {
+// diagAttrs reads the mark and IP_TRANSPARENT among the attributes.
+func diagAttrs(b []byte) (mark uint32, transparent bool) {
 	for len(b) >= 4 {
 		size, kind := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
 		if size < 4 || size > len(b) {
-			return 0
+			break
 		}
-		if kind == diagAttrMark && size >= 8 {
-			return binary.NativeEndian.Uint32(b[4:])
+		switch {
+		case kind == diagAttrMark && size >= 8:
+			mark = binary.NativeEndian.Uint32(b[4:])
+		case kind == diagAttrOptions && size >= 5:
+			transparent = b[4]&diagTransparent != 0
 		}
 		b = b[min(len(b), (size+3)&^3):]
 	}
-	return 0
+	return mark, transparent
 }

@@ -337,6 +337,25 @@ func TestUnenrolRestores(t *testing.T) {
 	l.want("enrolled again", l.dial(a.ns, "10.95.0.3:9000", netns.Options{}), "OUTBOUND", "10.95.0.3:9000")
 }
 
+// TestLiveCountsUndelivered: a connection that lies in the plaintext listener's queue, or in ztunnel's hands without a leg to
+// the application, has no mark yet. One that ended there would be reset by the removal of a pod that leaves the mesh.
+func TestLiveCountsUndelivered(t *testing.T) {
+	l := newLab(t)
+	a, b := l.pod("a", 2), l.pod("b", 3)
+	h := l.enrol(b)
+	in := l.dial(a.ns, "10.95.0.3:9000", netns.Options{})
+	in6 := l.dial(a.ns, "[fd95::3]:9000", netns.Options{})
+	tunnel := l.dial(a.ns, "10.95.0.3:15008", netns.Options{})
+	if err := h.DetachInbound(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := h.LiveCaptured(); n != 2 || err != nil {
+		t.Errorf("live captured connections: %d, %v, want 2: both families, and not the tunnel", n, err)
+	}
+	_, _, _ = in.conn.Close(), in6.conn.Close(), tunnel.conn.Close()
+	l.eventually("captured connections end", func() bool { n, err := h.LiveCaptured(); return n == 0 && err == nil })
+}
+
 func entries(t *testing.T, m *ebpf.Map) (n int) {
 	t.Helper()
 	it := m.Iterate()

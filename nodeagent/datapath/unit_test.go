@@ -169,26 +169,34 @@ func diagSocket(local, remote netip.AddrPort, mark uint32) []byte {
 	return b
 }
 
+// diagTaken is a socket that a listener with IP_TRANSPARENT accepted.
+func diagTaken(local, remote netip.AddrPort) []byte {
+	b := append(diagSocket(local, remote, 0), 6, 0, diagAttrOptions, 0, diagTransparent, 0, 0, 0)
+	binary.NativeEndian.PutUint32(b, uint32(len(b)))
+	return b
+}
+
 func TestParseDiag(t *testing.T) {
 	c := Config{}.withDefaults()
 	x, y := netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2")
-	z := netip.MustParseAddrPort("10.0.0.2:3")
+	z, tunnel := netip.MustParseAddrPort("10.0.0.2:3"), netip.MustParseAddrPort("10.0.0.2:15008")
 	var b []byte
-	for _, s := range [][]byte{diagSocket(x, y, 0x111), diagSocket(y, x, 0xabc111), diagSocket(x, z, 0), diagSocket(x, z, 0x1112)} {
+	for _, s := range [][]byte{diagSocket(x, y, 0x111), diagSocket(y, x, 0xabc111), diagSocket(x, z, 0), diagSocket(x, z, 0x1112), diagTaken(z, y), diagTaken(tunnel, y)} {
 		b = append(b, s...)
 	}
 	seen := map[[2]netip.AddrPort]bool{}
-	if done, err := c.parseDiag(b, seen); done || err != nil {
+	if done, err := c.parseDiag(b, c.TunnelPort, seen); done || err != nil {
 		t.Fatal(done, err)
 	}
-	if len(seen) != 1 || !seen[[2]netip.AddrPort{x, y}] {
+	if len(seen) != 2 || !seen[[2]netip.AddrPort{x, y}] || !seen[[2]netip.AddrPort{y, z}] {
 		t.Errorf("captured connections: %v", seen)
 	}
 }
 
 func FuzzParseDiag(f *testing.F) {
+	f.Add(diagTaken(netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2")))
 	f.Add(diagSocket(netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2"), 0x111))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, _ = Config{}.withDefaults().parseDiag(b, map[[2]netip.AddrPort]bool{})
+		_, _ = Config{}.withDefaults().parseDiag(b, 15008, map[[2]netip.AddrPort]bool{})
 	})
 }

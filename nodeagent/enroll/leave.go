@@ -49,6 +49,9 @@ func (p *machine) unenrol(ctx context.Context, want wish) (again time.Duration, 
 		p.mu.Unlock()
 		p.step(StepReleased)
 	}
+	if left := p.m.cfg.Poll - time.Since(released); left > 0 {
+		return left, nil // a handshake that the release came upon ends before the listeners go
+	}
 	live, err := h.Live()
 	if err != nil {
 		p.log.Warn("captured connections cannot be counted", "err", err)
