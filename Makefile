@@ -108,7 +108,7 @@ test-cluster: images
 	[ '$(RUN)' != . ] || MESH_TEST_PRIVILEGED=1 go -C test/cluster test -count=1 -timeout 15m ./cluster; \
 	bin/cluster load --name $$name $(mesh_images); \
 	KUBECONFIG=$(CURDIR)/.cache/cluster/$$name/kubeconfig bin/undermesh install --set profile=demo -y; \
-	$(call gotest,cluster,-count=1 -timeout 60m -run '$(RUN)' ./test/e2e,-noskip)
+	$(call gotest,cluster,-count=1 -p 1 -timeout 60m -run '$(RUN)' ./test/e2e ./test/e2e/l7,-noskip)
 
 ## capabilities    docs/capabilities.md and .tsv from the tests that ran last
 capabilities:

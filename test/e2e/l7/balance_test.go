@@ -254,6 +254,8 @@ func TestLocality(t *testing.T) {
 			check(t, err)
 		}
 		wide() // and with it the ejections, which last longer than the drain
+		all := &row{title: "no preference", look: where(24, not("one place", func(all []e2e.Answer) error { return in(places[0])(all) }))}
+		check(t, all.expects(ctx, place{w, namespace, "sleep"}, true))
 		defer with(ctx, t, w, namespace, failover)()
 		check(t, (&row{title: "the nearest place again", look: where(20, in(places[0]))}).expects(ctx, place{w, namespace, "sleep"}, true))
 	})

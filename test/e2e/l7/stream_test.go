@@ -79,7 +79,7 @@ func TestTCPRows(t *testing.T) {
 		of("TC-01", "a fifth to the second", "  - route: "+fifth+"\n", line(echo, 200, share("two", "one", 20))),
 		of("TC-02", "connections to a port", "  - match: [{port: 9001}]\n    route: "+two+"\n  - match: [{port: 9000}]\n    route: "+one+"\n",
 			line(echo, 20, begins("one")), line(other, 20, begins("two"))),
-		{ids: "TC-03 TC-07", title: "connections from a network lead to another port", resource: strings.Replace(posted, "172.17.0.0/16", network, 1),
+		{ids: "TC-03 TC-07", title: "connections from a network lead to another port", resource: strings.ReplaceAll(posted, "172.17.0.0/16", network),
 			look: asks(line("postgresql.tutorial:5432", 10, begins("moved"))), changed: posted},
 		{ids: "TC-07", title: "connections lead to another port", resource: strings.Replace(posted, "        sourceSubnet: \"172.17.0.0/16\"\n", "", 1),
 			look: asks(line("postgresql.tutorial:5432", 10, begins("moved")), line("postgresql.tutorial:5555", 10, begins("moved")))},
