@@ -8,37 +8,49 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"runtime"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/undermesh/undermesh/test/bench/dated"
+	"github.com/undermesh/undermesh/test/bench/process"
 )
 
-// work is a kind of load.
+// work is a kind of load through the proxies of one variant.
 type work struct {
 	name, kind, path string
 	conns, streams   int
+	on               variant
 }
 
+// variant is a configuration: both sides speak HTTP/1.1 or h2c, and the last of so many routes matches.
+type variant struct {
+	http2  bool
+	routes int
+}
+
+// usual is what most of the cells have.
+const usual = 50
+
 var works = []work{
-	{"h1-c1", "h1", "/1024", 1, 1},
-	{"h1-c64", "h1", "/1024", 64, 1},
-	{"h1-c512", "h1", "/1024", 512, 1},
-	{"h1-new64", "new", "/1024", 64, 1},
-	{"h1-1MiB-c8", "h1", "/1048576", 8, 1},
-	{"h2-1x64", "h2", "/1024", 1, 64},
-	{"h2-8x64", "h2", "/1024", 8, 64},
+	{"h1-c1", "h1", "/1024", 1, 1, variant{false, usual}},
+	{"h1-c64", "h1", "/1024", 64, 1, variant{false, usual}},
+	{"h1-c64-5000routes", "h1", "/1024", 64, 1, variant{false, 5000}},
+	{"h1-c512", "h1", "/1024", 512, 1, variant{false, usual}},
+	{"h1-new64", "new", "/1024", 64, 1, variant{false, usual}},
+	{"h1-1MiB-c8", "h1", "/1048576", 8, 1, variant{false, usual}},
+	{"h2-1x64", "h2", "/1024", 1, 64, variant{true, usual}},
+	{"h2-8x64", "h2", "/1024", 8, 64, variant{true, usual}},
+	{"grpc-8x64-1route", "grpc", "/1024", 8, 64, variant{true, 1}},
+	{"grpc-8x64", "grpc", "/1024", 8, 64, variant{true, usual}},
+	{"grpc-8x64-5000routes", "grpc", "/1024", 8, 64, variant{true, 5000}},
 }
 
 // cell is one measurement.
@@ -54,7 +66,7 @@ type cell struct {
 // bench is the run of everything.
 type bench struct {
 	self, dir string
-	peers     []*peer
+	peers     []*contender
 	server    *exec.Cmd
 	h1, h2    int
 	idle      map[string]float64 // KiB for each idle connection, by peer
@@ -79,7 +91,7 @@ func compare(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	for _, p := range b.peers {
-		if *idle > 0 && !p.http2 { // first: what a load leaves behind would hide it
+		if *idle > 0 && p.variant == (variant{false, usual}) { // first: what a load leaves behind would hide it
 			if err := b.measureIdle(ctx, p, *idle); err != nil {
 				return err
 			}
@@ -91,7 +103,7 @@ func compare(ctx context.Context, args []string) (err error) {
 			order := rand.Perm(len(b.peers))
 			for _, i := range order {
 				p := b.peers[i]
-				if p.http2 != (w.kind == "h2") || !match.MatchString(w.name+"/"+p.name) {
+				if p.variant != w.on || !match.MatchString(w.name+"/"+p.name) {
 					continue
 				}
 				c := b.measure(ctx, w, p, *length)
@@ -135,7 +147,7 @@ func (b *bench) start(envoy string) (err error) {
 		}
 	}
 	b.h1, b.h2 = ports[0], ports[1]
-	if b.peers, err = peers(b.self, envoy, b.dir, b.h1, b.h2); err != nil {
+	if b.peers, err = contenders(b.self, envoy, b.dir, b.h1, b.h2); err != nil {
 		return err
 	}
 	b.server = exec.Command(b.self, "server", "-h1", local(b.h1), "-h2", local(b.h2))
@@ -155,7 +167,7 @@ func (b *bench) start(envoy string) (err error) {
 	return nil
 }
 
-func portsOf(peers []*peer) (ports []int) {
+func portsOf(peers []*contender) (ports []int) {
 	for _, p := range peers {
 		ports = append(ports, p.port)
 	}
@@ -200,7 +212,7 @@ func await(port int) error {
 }
 
 func (b *bench) stop() error {
-	for _, p := range append(b.peers, &peer{cmd: b.server}) {
+	for _, p := range append(b.peers, &contender{cmd: b.server}) {
 		if p.cmd != nil && p.cmd.Process != nil {
 			_ = p.cmd.Process.Kill()
 			_ = p.cmd.Wait() // it was killed
@@ -213,10 +225,10 @@ func (b *bench) stop() error {
 }
 
 // measure runs one cell.
-func (b *bench) measure(ctx context.Context, w work, p *peer, length time.Duration) *cell {
+func (b *bench) measure(ctx context.Context, w work, p *contender, length time.Duration) *cell {
 	c := &cell{work: w.name, peer: p.name}
-	pids := family(p.cmd.Process.Pid)
-	before, err := cpuOf(pids)
+	pids := process.Family(p.cmd.Process.Pid)
+	before, err := process.CPU(pids)
 	if err != nil {
 		c.missing = err.Error()
 		return c
@@ -234,7 +246,7 @@ func (b *bench) measure(ctx context.Context, w work, p *peer, length time.Durati
 	if err == nil {
 		err = json.Unmarshal(out.Bytes(), &l)
 	}
-	after, err2 := cpuOf(pids)
+	after, err2 := process.CPU(pids)
 	switch {
 	case errors.Join(err, err2) != nil:
 		c.missing = errors.Join(err, err2).Error()
@@ -244,15 +256,15 @@ func (b *bench) measure(ctx context.Context, w work, p *peer, length time.Durati
 		c.cpu = float64((after - before).Nanoseconds()) / 1000 / float64(l.Requests)
 		c.rate = float64(l.Requests) / l.Elapsed.Seconds()
 		c.p50, c.p99 = float64(l.P50.Nanoseconds())/1000, float64(l.P99.Nanoseconds())/1000
-		c.rss = rssOf(pids) / 1024
+		c.rss = process.RSS(pids) / 1024
 	}
 	return c
 }
 
 // measureIdle tells what a proxy holds for a connection that is open and asks nothing.
-func (b *bench) measureIdle(ctx context.Context, p *peer, n int) error {
-	pids := family(p.cmd.Process.Pid)
-	before := rssOf(pids)
+func (b *bench) measureIdle(ctx context.Context, p *contender, n int) error {
+	pids := process.Family(p.cmd.Process.Pid)
+	before := process.RSS(pids)
 	cmd := exec.CommandContext(ctx, b.self, "idle", "-target", local(p.port), "-conns", strconv.Itoa(n))
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -266,65 +278,7 @@ func (b *bench) measureIdle(ctx context.Context, p *peer, n int) error {
 		return err
 	}
 	if _, err = bufio.NewReader(out).ReadString('\n'); err == nil {
-		b.idle[p.name] = max(0, rssOf(pids)-before) / float64(n)
+		b.idle[p.name] = max(0, process.RSS(pids)-before) / float64(n)
 	}
 	return errors.Join(err, in.Close(), cmd.Wait())
-}
-
-// family is a process and what it started.
-func family(pid int) []int {
-	all := []int{pid}
-	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is right
-	for _, f := range files {
-		text, err := os.ReadFile(f)
-		if err != nil {
-			continue // the thread has ended
-		}
-		for field := range strings.FieldsSeq(string(text)) {
-			if child, err := strconv.Atoi(field); err == nil {
-				all = append(all, family(child)...)
-			}
-		}
-	}
-	return all
-}
-
-// cpuOf sums what the threads of processes have run, in the kernel's nanoseconds.
-func cpuOf(pids []int) (time.Duration, error) {
-	var sum time.Duration
-	for _, pid := range pids {
-		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid)) // the pattern is right
-		if len(files) == 0 {
-			return 0, fmt.Errorf("process %d is gone", pid)
-		}
-		for _, f := range files {
-			text, err := os.ReadFile(f)
-			if err != nil {
-				continue // the thread has ended
-			}
-			var ns int64
-			if _, err := fmt.Sscan(string(text), &ns); err != nil {
-				return 0, fmt.Errorf("read %s: %w", f, err)
-			}
-			sum += time.Duration(ns)
-		}
-	}
-	return sum, nil
-}
-
-// rssOf sums what processes hold, in KiB; pages that they share count for each.
-func rssOf(pids []int) (sum float64) {
-	for _, pid := range pids {
-		f, err := os.Open(fmt.Sprintf("/proc/%d/statm", pid))
-		if err != nil {
-			continue // it has ended
-		}
-		text, err := io.ReadAll(f)
-		_ = f.Close()
-		var size, resident float64
-		if _, scan := fmt.Sscan(string(text), &size, &resident); err == nil && scan == nil {
-			sum += resident * float64(os.Getpagesize()) / 1024
-		}
-	}
-	return sum
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/undermesh/undermesh/ztunnel/http"
@@ -33,9 +34,10 @@ func TestPath(t *testing.T) {
 		}
 	}
 	for name, w := range map[string]worker{
-		"keep": keep(ctx, local(ports[2]), "/1024"), "renew": renew(ctx, local(ports[2]), "/1024"), "large": keep(ctx, local(ports[2]), "/1048576"),
+		"keep": keep(ctx, local(ports[2]), request("host", "/1024", "")), "large": keep(ctx, local(ports[2]), request("host", "/1048576", "")),
+		"renew": renew(ctx, local(ports[2]), request("host", "/1024", "Connection: close\r\n")),
 	} {
-		if l := drive([]worker{w}, 50*time.Millisecond); l.Errors > 0 || l.Requests == 0 || l.P50 == 0 || l.P99 < l.P50 {
+		if l := drive([]worker{w}, 50*time.Millisecond, 0); l.Errors > 0 || l.Requests == 0 || l.P50 == 0 || l.P99 < l.P50 {
 			t.Errorf("%s: %+v", name, l)
 		}
 	}
@@ -43,7 +45,7 @@ func TestPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l := drive([]worker{multiplex(c, "host", "/1024"), multiplex(c, "host", "/1024")}, 50*time.Millisecond); l.Errors > 0 || l.Requests == 0 {
+	if l := drive([]worker{multiplex(c, "host", "/1024", false), multiplex(c, "host", "/1024", true)}, 50*time.Millisecond, 0); l.Errors > 0 || l.Requests == 0 {
 		t.Errorf("multiplex: %+v", l)
 	}
 	_ = c.Close()
@@ -56,7 +58,7 @@ func TestPath(t *testing.T) {
 }
 
 func TestRecord(t *testing.T) {
-	p, err := newProxy("127.0.0.1:1", true, t.TempDir()+"/log")
+	p, err := newProxy("127.0.0.1:1", variant{true, usual}, t.TempDir()+"/log")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,10 +95,29 @@ func TestRecord(t *testing.T) {
 
 func TestRow(t *testing.T) {
 	cells := []*cell{{cpu: 3, rate: 10, p50: 1, p99: 2, rss: 5}, {cpu: 1, rate: 30, p50: 1, p99: 2, rss: 5}, {cpu: 2, rate: 20, p50: 1, p99: 2, rss: 5}, {missing: "why"}}
-	if got := row("w", "p", cells, 4); got != "| w | p | 2.0 [1.0-3.0] | 0.50 | 20 | 1 | 2 | 5 | 3 |\n" {
+	if got := row("w", "p", cells, 4, 0); got != "| w | p | 2.0 [1.0-3.0] | 0.50 |  | 20 | 1 | 2 | 5 | 3 |\n" {
 		t.Error(got)
 	}
-	if got := row("w", "p", cells[3:], 4); !strings.Contains(got, "why") {
+	if got := row("w", "p", cells[3:], 4, 1); !strings.Contains(got, "why") {
 		t.Error(got)
 	}
+}
+
+// TestPace: with a rate the requests are due at equal distances, whatever the answers take, and late ones count as late.
+func TestPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := func(next func() (time.Time, bool), took func(time.Duration)) error {
+			for at, more := next(); more; at, more = next() {
+				<-time.After(15 * time.Millisecond)
+				took(time.Since(at))
+			}
+			return nil
+		}
+		if l := drive([]worker{slow, slow}, 100*time.Millisecond, 200); l.Requests != 20 || l.P50 < 30*time.Millisecond || l.P99 < 55*time.Millisecond {
+			t.Errorf("%+v", l)
+		}
+		if l := drive([]worker{slow}, 90*time.Millisecond, 0); l.Requests != 6 || l.P99 != 15*time.Millisecond {
+			t.Errorf("%+v", l)
+		}
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -29,24 +30,29 @@ type loaded struct {
 	First            string // of the errors
 }
 
-// worker asks for as long as more is true and adds what each request took.
-type worker func(more func() bool, took func(time.Duration)) error
+// worker asks as next says, with the time from which a request counts and false at the end, and adds what each took.
+type worker func(next func() (time.Time, bool), took func(time.Duration)) error
 
 func runLoad(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("load", flag.ContinueOnError)
-	target, kind, path := fs.String("target", "", "address"), fs.String("kind", "h1", "h1, new or h2"), fs.String("path", "/1024", "path")
+	target, kind, path := fs.String("target", "", "address"), fs.String("kind", "h1", "h1, new, h2 or grpc"), fs.String("path", "/1024", "path")
+	authority := fs.String("authority", "", "that the requests name; default: target")
 	conns, streams := fs.Int("conns", 1, "connections"), fs.Int("streams", 1, "streams on each")
 	length := fs.Duration("length", time.Second, "of the load")
+	rate := fs.Float64("rate", 0, "requests a second of all workers together, however slow the answers are; 0: each asks when it has its answer")
 	if err := fs.Parse(args); err != nil {
 		return err
+	}
+	if *authority == "" {
+		*authority = *target
 	}
 	var workers []worker
 	for range *conns {
 		switch *kind {
 		case "h1":
-			workers = append(workers, keep(ctx, *target, *path))
+			workers = append(workers, keep(ctx, *target, request(*authority, *path, "")))
 		case "new":
-			workers = append(workers, renew(ctx, *target, *path))
+			workers = append(workers, renew(ctx, *target, request(*authority, *path, "Connection: close\r\n")))
 		default:
 			c, err := dialH2(ctx, *target)
 			if err != nil {
@@ -54,25 +60,47 @@ func runLoad(ctx context.Context, args []string) error {
 			}
 			defer c.Close()
 			for range *streams {
-				workers = append(workers, multiplex(c, *target, *path))
+				workers = append(workers, multiplex(c, *authority, *path, *kind == "grpc"))
 			}
 		}
 	}
-	return json.NewEncoder(os.Stdout).Encode(drive(workers, *length))
+	return json.NewEncoder(os.Stdout).Encode(drive(workers, *length, *rate))
 }
 
-// drive runs the workers at once.
-func drive(workers []worker, length time.Duration) loaded {
+// pace tells a worker when to ask. With a rate a request counts from when it was due: what waits for a late answer is late too.
+func pace(start time.Time, length time.Duration, every, first time.Duration) func() (time.Time, bool) {
+	if every == 0 {
+		return func() (time.Time, bool) {
+			now := time.Now()
+			return now, now.Sub(start) < length
+		}
+	}
+	due := start.Add(first)
+	return func() (time.Time, bool) {
+		at := due
+		due = due.Add(every)
+		if wait := time.Until(at); wait > 0 {
+			<-time.After(wait)
+		}
+		return at, at.Sub(start) < length
+	}
+}
+
+// drive runs the workers at once, so often a second together; 0: as often as they are answered.
+func drive(workers []worker, length time.Duration, rate float64) loaded {
 	var mu sync.Mutex
 	var all []time.Duration
 	var out loaded
+	var every time.Duration
+	if rate > 0 {
+		every = time.Duration(float64(len(workers)) / rate * float64(time.Second))
+	}
 	start := time.Now()
-	more := func() bool { return time.Since(start) < length }
 	var wg sync.WaitGroup
-	for _, w := range workers {
+	for i, w := range workers {
 		wg.Go(func() {
 			var mine []time.Duration
-			err := w(more, func(d time.Duration) { mine = append(mine, d) })
+			err := w(pace(start, length, every, every*time.Duration(i)/time.Duration(len(workers))), func(d time.Duration) { mine = append(mine, d) })
 			mu.Lock()
 			defer mu.Unlock()
 			all = append(all, mine...)
@@ -100,16 +128,15 @@ func request(target, path, more string) []byte {
 }
 
 // keep asks again and again on one connection.
-func keep(ctx context.Context, target, path string) worker {
-	return func(more func() bool, took func(time.Duration)) error {
+func keep(ctx context.Context, target string, text []byte) worker {
+	return func(next func() (time.Time, bool), took func(time.Duration)) error {
 		c, err := dial(ctx, target)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		r, text := bufio.NewReaderSize(c, 64<<10), request(target, path, "")
-		for more() {
-			at := time.Now()
+		r := bufio.NewReaderSize(c, 64<<10)
+		for at, more := next(); more; at, more = next() {
 			if err := ask(c, r, text); err != nil {
 				return err
 			}
@@ -120,11 +147,10 @@ func keep(ctx context.Context, target, path string) worker {
 }
 
 // renew makes a connection for each request.
-func renew(ctx context.Context, target, path string) worker {
-	return func(more func() bool, took func(time.Duration)) error {
-		r, text := bufio.NewReaderSize(nil, 4<<10), request(target, path, "Connection: close\r\n")
-		for more() {
-			at := time.Now()
+func renew(ctx context.Context, target string, text []byte) worker {
+	return func(next func() (time.Time, bool), took func(time.Duration)) error {
+		r := bufio.NewReaderSize(nil, 4<<10)
+		for at, more := next(); more; at, more = next() {
 			c, err := dial(ctx, target)
 			if err != nil {
 				return err
@@ -182,18 +208,24 @@ func dialH2(ctx context.Context, target string) (*h2.Conn, error) {
 	return h2.NewClient(nc, h2.Config{Clock: clock.System()}), nil
 }
 
-// multiplex asks again and again on a stream of a connection that others use.
-func multiplex(c *h2.Conn, target, path string) worker {
-	return func(more func() bool, took func(time.Duration)) error {
+// multiplex asks again and again on a stream of a connection that others use: GET, or a unary call of gRPC.
+func multiplex(c *h2.Conn, authority, path string, grpc bool) worker {
+	return func(next func() (time.Time, bool), took func(time.Duration)) error {
 		req := &head.Request{}
 		req.Reset(nil)
-		req.Method, req.Scheme, req.Authority, req.Path = []byte("GET"), []byte("http"), []byte(target), []byte(path)
+		req.Method, req.Scheme, req.Authority, req.Path = []byte("GET"), []byte("http"), []byte(authority), []byte(path)
 		req.AddString(head.UserAgent, "bench/1.0")
 		req.Add(head.Other, "accept", []byte("*/*"))
+		var message []byte
+		if grpc {
+			req.Method = []byte("POST")
+			req.AddString(head.ContentType, grpcType)
+			req.AddString(head.TE, "trailers")
+			message = grpcMessage(64)
+		}
 		buf := make([]byte, 32<<10)
-		for more() {
-			at := time.Now()
-			if err := askH2(c, req, buf); err != nil {
+		for at, more := next(); more; at, more = next() {
+			if err := askH2(c, req, message, buf); err != nil {
 				return err
 			}
 			took(time.Since(at))
@@ -202,12 +234,25 @@ func multiplex(c *h2.Conn, target, path string) worker {
 	}
 }
 
-func askH2(c *h2.Conn, req *head.Request, buf []byte) error {
-	s, err := c.Open(req, true)
+const grpcType = "application/grpc"
+
+// grpcMessage is one message of n bytes as gRPC frames it.
+func grpcMessage(n int) []byte {
+	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(n)), filler[:n]...)
+}
+
+// askH2 asks with the message of a call, nil for a request without a body, and reads the whole answer.
+func askH2(c *h2.Conn, req *head.Request, message, buf []byte) error {
+	s, err := c.Open(req, message == nil)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
+	if message != nil {
+		if err := s.WriteEnd(message); err != nil {
+			return err
+		}
+	}
 	resp, err := s.ReadHead()
 	if err != nil {
 		return err
@@ -216,12 +261,19 @@ func askH2(c *h2.Conn, req *head.Request, buf []byte) error {
 		return fmt.Errorf("answer %d", resp.Status)
 	}
 	for {
-		if _, err := s.Read(buf); err == io.EOF {
-			return nil
-		} else if err != nil {
-			return err
+		if _, err = s.Read(buf); err != nil {
+			break
 		}
 	}
+	if err != io.EOF {
+		return err
+	}
+	if message != nil {
+		if t := s.Trailers(); t == nil || string(t.Get(head.GRPCStatus)) != "0" {
+			return errors.New("answer without grpc-status 0")
+		}
+	}
+	return nil
 }
 
 // runIdle opens connections, asks once on each and holds them until its input ends; it writes a line when they are there.

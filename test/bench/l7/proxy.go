@@ -18,6 +18,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/undermesh/undermesh/test/bench/peer"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/cluster"
 	"github.com/undermesh/undermesh/ztunnel/http"
@@ -38,11 +39,11 @@ type proxy struct {
 func runProxy(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("proxy", flag.ContinueOnError)
 	listen, up, log := fs.String("listen", "", "address"), fs.String("up", "", "address of the server"), fs.String("log", "", "access log")
-	version := fs.Int("http", 1, "version of HTTP to the server")
+	version, routes := fs.Int("http", 1, "version of HTTP to the server"), fs.Int("routes", usual, "of which the last matches")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	p, err := newProxy(*up, *version == 2, *log)
+	p, err := newProxy(*up, variant{*version == 2, *routes}, *log)
 	if err != nil {
 		return err
 	}
@@ -70,7 +71,7 @@ func runProxy(ctx context.Context, args []string) error {
 	}
 }
 
-func newProxy(up string, http2 bool, log string) (*proxy, error) {
+func newProxy(up string, v variant, log string) (*proxy, error) {
 	addr, err := netip.ParseAddrPort(up)
 	if err != nil {
 		return nil, err
@@ -79,7 +80,7 @@ func newProxy(up string, http2 bool, log string) (*proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(map[string]any{"name": "v", "domains": []string{"*"}, "routes": meshRoutes()})
+	text, err := json.Marshal(map[string]any{"name": "v", "domains": []string{"*"}, "routes": peer.Routes(v.routes)})
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +88,7 @@ func newProxy(up string, http2 bool, log string) (*proxy, error) {
 	if err := protojson.Unmarshal(text, &vh); err != nil {
 		return nil, err
 	}
-	if text, err = json.Marshal(meshCluster(http2)); err != nil {
+	if text, err = json.Marshal(peer.Cluster(v.http2)); err != nil {
 		return nil, err
 	}
 	var cl clusterv3.Cluster

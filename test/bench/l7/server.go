@@ -5,6 +5,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -102,9 +103,35 @@ func answerH2(s *h2.Stream) {
 	r.Reset(nil)
 	n := size(string(s.Request().Path))
 	r.Status = 200
+	if string(s.Request().Get(head.ContentType)) == grpcType {
+		answerGRPC(s, r, n)
+		return
+	}
 	r.AddString(head.ContentType, "text/plain")
 	r.Add(head.ContentLength, "content-length", strconv.AppendInt(nil, int64(n), 10))
 	if s.WriteHead(r, false) == nil {
 		_ = s.WriteEnd(filler[:n])
 	}
+}
+
+// answerGRPC answers a unary call, of which it reads the message, by one of n bytes.
+func answerGRPC(s *h2.Stream, r *head.Response, n int) {
+	var buf [256]byte
+	for {
+		if _, err := s.Read(buf[:]); err == io.EOF {
+			break
+		} else if err != nil {
+			return
+		}
+	}
+	r.AddString(head.ContentType, grpcType)
+	if s.WriteHead(r, false) != nil {
+		return
+	}
+	if _, err := s.Write(grpcMessage(n)); err != nil {
+		return
+	}
+	r.Reset(nil)
+	r.AddString(head.GRPCStatus, "0")
+	_ = s.WriteTrailers(&r.Fields)
 }

@@ -20,8 +20,8 @@ import (
 	"time"
 )
 
-// proxyName is in the certificate of both proxies.
-const proxyName = "bench.invalid"
+// ProxyName is the DNS name in the certificate of both proxies.
+const ProxyName = "bench.invalid"
 
 // relayBuffer is what a proxy reads at once, in bytes.
 const relayBuffer = 128 << 10
@@ -33,7 +33,7 @@ func WriteCertificate(dir string, now time.Time) error {
 		return fmt.Errorf("make key: %w", err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: proxyName}, DNSNames: []string{proxyName},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: ProxyName}, DNSNames: []string{ProxyName},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true,
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
@@ -65,7 +65,7 @@ func TLSConfig(dir string) (*tls.Config, error) {
 	roots.AddCert(leaf)
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: roots, ClientCAs: roots,
-		ClientAuth: tls.RequireAndVerifyClientCert, ServerName: proxyName, SessionTicketsDisabled: true,
+		ClientAuth: tls.RequireAndVerifyClientCert, ServerName: ProxyName, SessionTicketsDisabled: true,
 	}, nil
 }
 
