@@ -13,6 +13,7 @@ RUN     ?= .
 FUZZTIME ?= 1m
 ROUNDS  ?= 5
 LENGTH  ?= 1s
+CELLS   ?= .
 SIZES   ?= 2000/20,20000/200,100000/1000
 CLIENTS ?= 10,100,1000
 LICENCES ?= Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
@@ -119,10 +120,15 @@ fuzz:
 	@$(call setup,build) grep -rhoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' --with-filename cmd cni controller nodeagent ztunnel | sed 's,:func , ,' | while read -r file fuzz; do \
 		echo "$$fuzz in $$(dirname $$file)"; go test -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) | tail -1; done
 
-## bench           the mesh beside no mesh and TLS per connection, as root, about 7 minutes (ROUNDS, RUN=cells, LENGTH of a cell)
-bench:
-	@$(call setup,build node) MESH_TEST_PRIVILEGED=1 ENVOY='$(ENVOY)' ZTUNNEL='$(ZTUNNEL)' go test -count=1 -run '^$$' -bench '^BenchmarkMesh$$' -benchtime 1x -timeout 0 \
-		./test/bench -rounds $(ROUNDS) -length $(LENGTH) -cells '$(RUN)' -out $(CURDIR)/docs/bench
+## bench           the mesh beside no mesh and TLS per connection, as root, about 7 minutes (ROUNDS, RUN=cells, LENGTH of a cell);
+##                 RUN=http: HTTP through nodes beside Envoy, about 6 minutes (CELLS); RUN=soak: an hour of mixed load (LENGTH)
+bench: $(if $(filter http,$(RUN)),$(envoy))
+	@$(call setup,build node) export MESH_TEST_PRIVILEGED=1 ENVOY='$(ENVOY)' ZTUNNEL='$(ZTUNNEL)'; \
+	bench() { go test -count=1 -run '^$$' -bench "^$$1\$$" -benchtime 1x -timeout 0 "$${@:2}" -out $(CURDIR)/docs/bench; }; \
+	case '$(RUN)' in \
+	http) ENVOY='$(or $(ENVOY),$(CURDIR)/$(envoy))' bench BenchmarkHTTP ./test/bench/nodes -rounds $(ROUNDS) -length $(LENGTH) -cells '$(CELLS)';; \
+	soak) bench BenchmarkSoak ./test/bench/nodes -length $(if $(filter file,$(origin LENGTH)),1h,$(LENGTH));; \
+	*) bench BenchmarkMesh ./test/bench -rounds $(ROUNDS) -length $(LENGTH) -cells '$(RUN)';; esac
 
 ## bench-l7        the L7 engine beside Envoy, and nginx and haproxy where installed, about 8 minutes (ROUNDS, RUN=cells, LENGTH of a cell)
 bench-l7: $(envoy)

@@ -44,6 +44,7 @@ type Lab struct {
 	fabric *netns.NetNS
 	bridge string
 	token  string
+	flags  []string // more of ztunnel's
 	mesh   *Process
 }
 
@@ -65,9 +66,10 @@ type Node struct {
 
 // Config says what to start.
 type Config struct {
-	Nodes int  // default 2
-	Bare  bool // no agent, no ztunnel, no controller: for the no-mesh side of a comparison
-	IPv6  bool // pods have an IPv6 address too
+	Nodes   int      // default 2
+	Bare    bool     // no agent, no ztunnel, no controller: for the no-mesh side of a comparison
+	IPv6    bool     // pods have an IPv6 address too
+	Ztunnel []string // more flags of ztunnel
 }
 
 // New builds the lab and starts the mesh. It calls netnstest.Require.
@@ -77,7 +79,7 @@ func New(t testing.TB, cfg Config) *Lab {
 	if cfg.Nodes == 0 {
 		cfg.Nodes = 2
 	}
-	l := &Lab{T: t, tmp: shortTemp(t), token: "lab-token"}
+	l := &Lab{T: t, tmp: shortTemp(t), token: "lab-token", flags: cfg.Ztunnel}
 	l.root = repository(t)
 	l.bin = buildBinaries(t, l.root)
 	l.Dir = filepath.Join(l.tmp, "config")
@@ -316,6 +318,9 @@ func (p *Process) OutputFrom(offset int64) (string, int64) {
 	b, _ := io.ReadAll(io.NewSectionReader(f, offset, math.MaxInt64-offset))
 	return string(b), offset + int64(len(b))
 }
+
+// Forget drops what the process wrote so far, for runs that are long.
+func (p *Process) Forget() error { return os.Truncate(p.log.Name(), 0) }
 
 // Apply writes a file of the directory of YAML, whole or not at all.
 func (l *Lab) Apply(name, yaml string) {

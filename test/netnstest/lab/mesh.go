@@ -56,9 +56,9 @@ func (n *Node) pins() string { return "/sys/fs/bpf/" + filepath.Base(n.lab.tmp) 
 // StartZtunnel starts the node's proxy.
 func (n *Node) StartZtunnel() {
 	n.lab.T.Helper()
-	n.Ztunnel = n.lab.start("ztunnel-"+n.Name, n.NS, filepath.Join(n.cgroup, "system/ztunnel"), nil, filepath.Join(n.lab.bin, "ztunnel"),
+	n.Ztunnel = n.lab.start("ztunnel-"+n.Name, n.NS, filepath.Join(n.cgroup, "system/ztunnel"), nil, filepath.Join(n.lab.bin, "ztunnel"), append([]string{
 		"--zds", filepath.Join(n.dir, "zds.sock"), "--xds-addr", xdsAddr, "--xds-root", n.lab.rootCert(), "--token", filepath.Join(n.dir, "token"),
-		"--node-name", n.Name, "--instance-ip", n.Addr.String(), "--ready-addr", ztunnelReady, "--stats-addr", "127.0.0.1:15020", "--drain-timeout", "2s")
+		"--node-name", n.Name, "--instance-ip", n.Addr.String(), "--ready-addr", ztunnelReady, "--stats-addr", "127.0.0.1:15020", "--drain-timeout", "2s"}, n.lab.flags...)...)
 }
 
 // AwaitReady waits until agent and ztunnel say that they are.
@@ -84,6 +84,16 @@ func (n *Node) Metrics() string {
 		n.lab.T.Fatalf("read metrics of %s: exit code %d: %s", n.Name, code, out)
 	}
 	return out
+}
+
+// Admin asks ztunnel's admin address for a path.
+func (n *Node) Admin(path string) (string, error) {
+	n.lab.T.Helper()
+	out, code := n.lab.run(n.NS, "", 15*time.Second, "curl", "-s", "-m", "12", "http://127.0.0.1:15000"+path)
+	if code != 0 {
+		return "", fmt.Errorf("ask ztunnel of %s for %s: exit code %d: %s", n.Name, path, code, out)
+	}
+	return out, nil
 }
 
 // Release removes the mesh from the node as "undermesh uninstall" does and fails when something is left.
