@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/undermesh/undermesh/controller/model"
@@ -97,16 +98,20 @@ func (c *Compiler) declaredStatus(o owner) (st validate.Status, ok bool) {
 	st.Generation, st.Object = d.object.GetGeneration(), d.object
 	found := slices.Clone(c.findings[o])
 	for _, i := range d.issues {
-		found = append(found, validate.Finding{Severity: validate.Error, Kind: string(o.kind), Namespace: o.name.Namespace, Name: o.name.Name,
-			Field: i.Path, Message: i.Message})
+		f := validate.Finding{Severity: validate.Error, Kind: string(o.kind), Namespace: o.name.Namespace, Name: o.name.Name, Field: i.Path, Message: i.Message}
+		if !slices.ContainsFunc(found, func(g validate.Finding) bool { return g.Field == f.Field && g.Message == f.Message }) {
+			found = append(found, f)
+		}
 	}
-	st = st.Judge(found, validate.ReasonInvalid, "not all of it can be read as written, and that has no effect")
+	st = st.Judge(found, validate.ReasonInvalid, d.consequence())
 	if !st.Accepted {
 		return st, true
 	}
 	waiting, never := fieldsWithoutEffect(string(o.kind), d.object)
-	if refused := refusedCalls(d.object); refused != "" {
-		waiting = strings.TrimSuffix(refused+"; "+waiting, "; ")
+	for _, more := range []string{unserved(d.object), refusedCalls(d.object)} {
+		if more != "" {
+			waiting = strings.TrimSuffix(more+"; "+waiting, "; ")
+		}
 	}
 	inert := support.Inert(string(o.kind))
 	if inert && waiting == "" && never == "" {
@@ -123,6 +128,31 @@ func (c *Compiler) declaredStatus(o owner) (st validate.Status, ok bool) {
 	return st, true
 }
 
+// consequence is what becomes of an object with an error.
+func (d declared) consequence() string {
+	v, ok := d.object.(*networkingv1.VirtualService)
+	switch {
+	case ok && len(d.issues) > 0:
+		return "it cannot be read as written, and has no effect"
+	case ok:
+		return validate.Consequence(&v.Spec)
+	}
+	return "not all of it can be read as written, and that has no effect"
+}
+
+// unserved names what a VirtualService binds to gateways, which the mesh does not serve yet; "" for other objects.
+func unserved(object metav1.Object) string {
+	v, ok := object.(*networkingv1.VirtualService)
+	if !ok {
+		return ""
+	}
+	fields := validate.Unserved(&v.Spec)
+	if len(fields) == 0 {
+		return ""
+	}
+	return "not enforced yet, since gateways are not served: " + shorten(fields)
+}
+
 // mostFields is how many fields a message names.
 const mostFields = 8
 
@@ -132,23 +162,22 @@ func fieldsWithoutEffect(kind string, object metav1.Object) (waiting, never stri
 	if !spec.IsValid() {
 		return "", ""
 	}
-	var later, unused []string
+	var later, unused []support.Field
 	for _, f := range support.Ineffective(kind, spec.Addr().Interface()) {
-		path := "spec." + strings.ReplaceAll(f.Path, "{}", "")
 		if f.State == support.Unused {
-			unused = append(unused, path+" ("+f.Note+")")
+			unused = append(unused, f)
 		} else {
-			later = append(later, path)
+			later = append(later, f)
 		}
 	}
 	if len(later) > 0 {
-		waiting = "not enforced yet: " + shorten(later)
+		waiting = "not enforced yet: " + support.Text(later, mostFields)
 		if support.Inert(kind) {
-			waiting = "the mesh does not act on this kind yet: " + shorten(later)
+			waiting = "the mesh does not act on this kind yet: " + support.Text(later, mostFields)
 		}
 	}
 	if len(unused) > 0 {
-		never = "without effect: " + shorten(unused)
+		never = "without effect: " + support.Text(unused, mostFields)
 	}
 	return waiting, never
 }

@@ -137,11 +137,12 @@ func meshSample() sample {
 		providers:         {providers + ".name": "p"},
 		"certificates[]":  {"certificates[].dnsNames[]": "a.example", "certificates[].secretName": "s"},
 		probe + "httpGet": {probe + "httpGet.port": "80"}, probe + "tcpSocket": {probe + "tcpSocket.port": "80"},
-		"defaultConfig.tracing.customTags{}.header":               {"defaultConfig.tracing.customTags{}.header.name": "x"},
-		"outboundTrafficPolicy":                                   {"outboundTrafficPolicy.mode": "ALLOW_ANY"},
-		providers + ".name":                                       {providers + ".zipkin.service": "z.foo.svc.cluster.local", providers + ".zipkin.port": "1"},
-		providers + ".opentelemetry.dynatraceSampler":             {providers + ".opentelemetry.dynatraceSampler.tenant": "t"},
-		providers + ".opentelemetry.dynatraceSampler.httpService": {},
+		"defaultConfig.tracing.customTags{}.header":                            {"defaultConfig.tracing.customTags{}.header.name": "x"},
+		"outboundTrafficPolicy":                                                {"outboundTrafficPolicy.mode": "ALLOW_ANY"},
+		"defaultTrafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes": {"defaultTrafficPolicy.outlierDetection.interval": "2"},
+		providers + ".name":                                                    {providers + ".zipkin.service": "z.foo.svc.cluster.local", providers + ".zipkin.port": "1"},
+		providers + ".opentelemetry.dynatraceSampler":                          {providers + ".opentelemetry.dynatraceSampler.tenant": "t"},
+		providers + ".opentelemetry.dynatraceSampler.httpService":              {},
 	}
 	for _, p := range []string{"datadog", "envoyExtAuthzGrpc", "envoyExtAuthzHttp", "envoyHttpAls", "envoyOtelAls", "envoyTcpAls", "lightstep",
 		"opencensus", "opentelemetry", "skywalking", "zipkin", "sds"} {

@@ -161,7 +161,7 @@ func (s *Set) judge() {
 	v.sharedCertificates()
 	v.claimRouting()
 	v.providers()
-	v.withoutStatus()
+	v.ineffective()
 }
 
 // twice reports objects that stand in two files.
@@ -261,7 +261,8 @@ const (
 	CodeRuleConflict   = "UM0206" // two DestinationRules of one host
 	CodeNoGrant        = "UM0207" // a reference to another namespace that no ReferenceGrant allows
 	CodeNoListener     = "UM0208" // a route that no listener of its gateway takes
-	CodeNotEnforced    = "UM0209" // accepted and without effect yet, of a kind that has no conditions
+	CodeNotEnforced    = "UM0209" // accepted and without effect yet
+	CodeNotCarriedOut  = "UM0210" // a VirtualService with an error
 )
 
 // CodeOf is the number of a finding: its own, or that of all findings of its severity.

@@ -2,6 +2,7 @@ package validate
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -261,6 +262,9 @@ var togetherCases = []struct{ name, text, want string }{
 	{"class without effect", write("networking.k8s.io/v1 IngressClass", "a", "{controller: istio.io/ingress-controller}"), `UM0209 f1:5: info IngressClass shop/a spec: is accepted, and not enforced yet: spec.controller`},
 	{"grant without effect", write(gwapi+"ReferenceGrant", "a", "{from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}], to: [{group: '', kind: Service}]}"), `UM0209 f1:5: info ReferenceGrant shop/a spec: is accepted`},
 	{"backend's policy without effect", write(gwapi+"BackendTLSPolicy", "a", "{targetRefs: [{group: '', kind: Service, name: reviews}], validation: {hostname: a.example, wellKnownCACertificates: System}}"), `UM0209 f1:5: info BackendTLSPolicy shop/a spec: is accepted`},
+	{"rule of a gateway", write(network+"VirtualService", "a", "{hosts: [shop.example], gateways: [front], http: [{route: [{destination: {host: reviews}}]}]}"), `UM0209 f1:5: info VirtualService shop/a spec: is accepted, and not enforced yet, since gateways are not served: spec.gateways[0] "front"`},
+	{"rule with a tunnel", write(network+"DestinationRule", "a", "{host: reviews, trafficPolicy: {tunnel: {targetHost: a.example, targetPort: 443}}}"), `UM0209 f1:5: info DestinationRule shop/a spec: is accepted, and not enforced yet: spec.trafficPolicy.tunnel.targetHost, spec.trafficPolicy.tunnel.targetPort (nodes cannot lead through a proxy yet: connections to the host are refused)`},
+	{"Sidecar with a proxy", write(network+"Sidecar", "a", "{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: reviews, port: {number: 9080}}}}"), `UM0209 f1:5: info Sidecar shop/a spec: is accepted, and not enforced yet: spec.outboundTrafficPolicy.egressProxy.host`},
 	{"route's service", write(gwapi+"HTTPRoute", "a", "{parentRefs: [{kind: Service, group: '', name: reviews}], rules: [{backendRefs: [{name: gone, port: 1}]}]}"), `spec.rules[0].backendRefs[0].name: Referenced service not found: "shop/gone"`},
 	{"route's port", write(gwapi+"HTTPRoute", "a", "{parentRefs: [{kind: Service, group: '', name: reviews}], rules: [{backendRefs: [{name: reviews, port: 1}]}]}"), `spec.rules[0].backendRefs[0].port: Referenced port not found: "1"`},
 	{"listener's secret", write(gwapi+"Gateway", "a", "{gatewayClassName: istio, listeners: [{name: a, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: gone}]}}]}"), `spec.listeners[0].tls.certificateRefs[0]: Referenced secret not found: "shop/gone"`},
@@ -275,7 +279,7 @@ func TestTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if found, forms := judge(t, c, SetConfig{All: true}, bookinfo); len(found)+len(forms) > 0 {
+	if found, forms := judge(t, c, SetConfig{All: true}, bookinfo); len(wrong(found))+len(forms) > 0 {
 		t.Fatalf("objects that fit: %s\n%s", text(found), text(forms))
 	}
 	for _, x := range togetherCases {
@@ -301,6 +305,11 @@ func TestTogether(t *testing.T) {
 	}
 }
 
+// wrong leaves out what is right and not enforced yet.
+func wrong(found []Finding) []Finding {
+	return slices.DeleteFunc(slices.Clone(found), func(f Finding) bool { return f.Code == CodeNotEnforced })
+}
+
 // TestTogetherReplaces: an object that is read again replaces the first one, whatever version it is written in.
 func TestTogetherReplaces(t *testing.T) {
 	c, err := NewCatalogue()
@@ -312,11 +321,39 @@ func TestTogetherReplaces(t *testing.T) {
 	if !strings.Contains(text(found), "warning VirtualService shop/reviews metadata.name: an object of this kind and name stands in f0 already") {
 		t.Error(text(found))
 	}
-	if found, _ := judge(t, c, SetConfig{All: true}, bookinfo); len(found) > 0 {
+	if found, _ := judge(t, c, SetConfig{All: true}, bookinfo); len(wrong(found)) > 0 {
 		t.Error(text(found))
 	}
 	if got := text(found); strings.Contains(got, CodeMeshHosts) || !strings.Contains(got, `Referenced host not found: "gone"`) {
 		t.Error(got)
+	}
+}
+
+// TestNotCarriedOut: what the error of a VirtualService leads to is told.
+func TestNotCarriedOut(t *testing.T) {
+	c, err := NewCatalogue()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const http = "http: [{match: [{uri: {regex: '('}}], route: [{destination: {host: reviews}}]}]}"
+	for spec, want := range map[string]string{
+		"{hosts: [a.example], " + http:                          "requests to its hosts are answered by 503, and other connections to them are refused",
+		"{hosts: [a.example], gateways: [front, mesh], " + http: "requests to its hosts are answered by 503",
+		"{hosts: [a.example], gateways: [front], " + http:       "gateways are not served yet",
+		"{" + http: "what is delegated to it is answered by 503",
+		"{hosts: ['*'], http: [{route: [{destination: {host: a}}]}]}":             "it names no host that it could count for",
+		"{hosts: [a.example], http: [{route: [{destination: {host: reviews}}]}]}": "",
+	} {
+		found, _ := judge(t, c, SetConfig{All: true}, bookinfo, write(network+"VirtualService", "x", spec))
+		got := ""
+		for _, f := range found {
+			if f.Code == CodeNotCarriedOut && f.Name == "x" {
+				got = f.Error()
+			}
+		}
+		if !strings.Contains(got, want) || (got == "") != (want == "") {
+			t.Errorf("%s: %q, want %q", spec, got, want)
+		}
 	}
 }
 
@@ -331,7 +368,7 @@ func TestTogetherUnread(t *testing.T) {
 		write(network+"DestinationRule", "a", "{host: h, trafficPolicy: {tls: {mode: SIMPLE, credentialName: c}}, subsets: [{name: s, labels: {a: b}}]}") +
 		write(network+"Gateway", "a", "{selector: {a: b}, servers: [{port: {number: 443, name: h, protocol: HTTPS}, tls: {mode: SIMPLE, credentialName: c}, hosts: [h.example]}]}") +
 		write(security+"AuthorizationPolicy", "a", "{selector: {matchLabels: {a: b}}, rules: [{from: [{source: {namespaces: [n]}}], to: [{operation: {methods: [GET]}}]}]}")
-	if found, _ := judge(t, c, SetConfig{All: true, Unread: all}, alone); len(found) > 0 {
+	if found, _ := judge(t, c, SetConfig{All: true, Unread: all}, alone); len(wrong(found)) > 0 {
 		t.Error(text(found))
 	}
 	if found, _ := judge(t, c, SetConfig{All: true}, alone); len(found) < 6 {

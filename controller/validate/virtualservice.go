@@ -72,6 +72,31 @@ func virtualServiceRules(c *collector, spec *networking.VirtualService) {
 	}
 }
 
+// Consequence is what becomes of a VirtualService that has an error.
+func Consequence(spec *networking.VirtualService) string {
+	gateways := spec.GetGateways()
+	switch {
+	case len(spec.GetHosts()) == 0 && len(gateways) == 0:
+		return "it is not carried out: what is delegated to it is answered by 503"
+	case len(gateways) > 0 && !slices.Contains(gateways, meshGateway):
+		return "it is not carried out: gateways are not served yet"
+	case !slices.ContainsFunc(spec.GetHosts(), func(h string) bool { return h != "" && h != "*" }):
+		return "it is not carried out, and has no effect: it names no host that it could count for"
+	}
+	return "it is not carried out: requests to its hosts are answered by 503, and other connections to them are refused"
+}
+
+// Unserved names the gateways that a VirtualService is bound to, with the fields that name them: none is served yet.
+func Unserved(spec *networking.VirtualService) []string {
+	var out []string
+	for i, g := range spec.GetGateways() {
+		if g != meshGateway {
+			out = append(out, fmt.Sprintf("%s %q", indexed("spec.gateways", i), g))
+		}
+	}
+	return out
+}
+
 func (c *collector) tlsRoute(r *networking.TLSRoute, hosts *names[bool], gateways map[string]bool, at string) {
 	for j, m := range r.GetMatch() { // that there is one the walker has checked
 		at := at + indexed(".match", j)

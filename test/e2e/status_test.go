@@ -183,8 +183,8 @@ type kindCase struct {
 
 // kindCases are one object of each kind of the catalogue (section 2), which mesh and API server take.
 var kindCases = []kindCase{
-	{model.KindVirtualService, "{hosts: [kinds.example], http: [{timeout: 1s, route: [{destination: {host: kinds.example}}]}]}", inConditions, "True AcceptedNotEnforced", "spec.http[]"},
-	{model.KindDestinationRule, "{host: kinds.example, trafficPolicy: {loadBalancer: {simple: RANDOM}}}", inConditions, "True AcceptedNotEnforced", "spec.trafficPolicy.loadBalancer.simple"},
+	{model.KindVirtualService, "{hosts: [kinds.example], http: [{timeout: 1s, route: [{destination: {host: kinds.example}}]}]}", inConditions, "True Accepted", ""},
+	{model.KindDestinationRule, "{host: kinds.example, trafficPolicy: {loadBalancer: {simple: RANDOM}}}", inConditions, "True Accepted", ""},
 	{model.KindGateway, "{selector: {a: b}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [kinds.example]}]}", inConditions, "True AcceptedNotEnforced", "spec.servers[]"},
 	{model.KindServiceEntry, "{hosts: [kinds.example], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}", inConditions, "True Accepted", ""},
 	{model.KindWorkloadEntry, "{address: 192.0.2.1}", inConditions, "True Accepted", ""},

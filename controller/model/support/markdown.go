@@ -75,13 +75,14 @@ func (k kind) markdown() string {
 		if e.note != "" {
 			state += ": " + e.note
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", fieldList(e.path, lines[e]), state, e.milestone, e.rows)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", fieldList(e, lines[e]), state, e.milestone, e.rows)
 	}
 	return b.String()
 }
 
 // fieldList names the leaves below the path, each once: what they have in common stands in front.
-func fieldList(path string, leaves []string) string {
+func fieldList(e *entry, leaves []string) string {
+	path, _ := e.split()
 	slices.Sort(leaves)
 	if len(leaves) == 1 {
 		return "`" + leaves[0] + "`"

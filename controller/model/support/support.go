@@ -6,6 +6,7 @@
 package support
 
 import (
+	"fmt"
 	"maps"
 	"reflect"
 	"slices"
@@ -55,7 +56,7 @@ type Field struct {
 func (f Field) InForce() bool { return f.State == Enforced }
 
 // entry decides the field at the path, and all below it: only Enforced is never inherited, so that a field which a
-// newer API adds is not claimed.
+// newer API adds is not claimed. A path "P: a b" is that of P.a and P.b, and of nothing else.
 type entry struct {
 	path      string
 	state     State
@@ -139,24 +140,42 @@ func Fields(kind string) []Field {
 // decide finds the entry that reaches furthest down to the leaf, nil when none does.
 func (k kind) decide(leaf string) *entry {
 	var best *entry
+	most := -1
 	for i := range k.entries {
-		e := &k.entries[i]
-		if e.covers(leaf) && (best == nil || len(e.path) > len(best.path)) {
-			best = e
+		if n := k.entries[i].reach(leaf); n > most {
+			best, most = &k.entries[i], n
 		}
 	}
 	return best
 }
 
-func (e *entry) covers(leaf string) bool {
-	if e.path == leaf {
-		return true
+// reach is how much of the leaf's path the entry names, -1 when it is not about the leaf.
+func (e *entry) reach(leaf string) int {
+	head, fields := e.split()
+	for _, f := range fields {
+		if rest, ok := strings.CutPrefix(leaf, head); ok && rest == "."+f {
+			return len(leaf)
+		}
 	}
-	if e.state == Enforced {
-		return false
+	rest, below := strings.CutPrefix(leaf, head)
+	switch {
+	case fields != nil || !below:
+	case rest == "":
+		return len(leaf)
+	case e.state == Enforced:
+	case head == "" || strings.HasPrefix(rest, ".") || strings.HasPrefix(rest, "[]") || strings.HasPrefix(rest, "{}"):
+		return len(head)
 	}
-	rest, ok := strings.CutPrefix(leaf, e.path)
-	return ok && (e.path == "" || strings.HasPrefix(rest, ".") || strings.HasPrefix(rest, "[]") || strings.HasPrefix(rest, "{}"))
+	return -1
+}
+
+// split returns the path, and the fields below it that the entry is about; nil: all of them.
+func (e *entry) split() (head string, fields []string) {
+	head, list, named := strings.Cut(e.path, ": ")
+	if named {
+		fields = strings.Fields(list)
+	}
+	return head, fields
 }
 
 // Ineffective returns the fields that the spec sets and that are not in force, sorted by path. The spec is a protobuf message
@@ -173,6 +192,26 @@ func Ineffective(kind string, spec any) []Field {
 		}
 	}
 	return out
+}
+
+// Text names the fields below spec, most of them at most, and why each is as it is, once for those of one reason.
+func Text(fields []Field, most int) string {
+	var b strings.Builder
+	for i, f := range fields {
+		if i == most {
+			fmt.Fprintf(&b, " and %d more", len(fields)-most)
+			break
+		}
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString("spec." + strings.ReplaceAll(f.Path, "{}", ""))
+		last := i == len(fields)-1 || i == most-1
+		if f.Note != "" && (last || fields[i+1].Note != f.Note) {
+			b.WriteString(" (" + f.Note + ")")
+		}
+	}
+	return b.String()
 }
 
 // Inert reports whether the mesh does nothing with the kind at all.

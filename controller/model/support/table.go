@@ -1,5 +1,7 @@
 package support
 
+import "slices"
+
 // The decisions about Istio's kinds. An entry reaches down to everything below its path; the longest path counts.
 
 const (
@@ -8,90 +10,134 @@ const (
 	noVM       = "nothing registers itself: workloads outside Kubernetes are declared by WorkloadEntry"
 )
 
-const noFault = "Istio has it not either: requests to the hosts are answered by 503"
+const (
+	noFault    = "Istio has it not either: requests to the hosts are answered by 503"
+	noGateway  = "mesh; a gateway is not served yet (5/5)"
+	noRouteLog = "statistics are not kept by route yet"
+)
 
 var virtualService = []entry{
-	{"hosts", Carried, L7, "SR-03 SR-04 SR-11 TR-12", ""},
-	{"gateways", Carried, L7, "SR-15 IG-02 TR-08", ""},
-	{"exportTo", Carried, L7, "SR-16", ""},
-	{"http[].name", Carried, L7, "TR-01", ""},
-	{"http[].match", Carried, L7, "TR-01 TR-04 TR-09", ""},
-	{"http[].match[].headers", Carried, L7, "TR-02 TR-03", ""},
-	{"http[].match[].scheme", Carried, L7, "TR-05", ""},
-	{"http[].match[].method", Carried, L7, "TR-05", ""},
-	{"http[].match[].authority", Carried, L7, "TR-05", ""},
-	{"http[].match[].port", Carried, L7, "TR-06", ""},
-	{"http[].match[].sourceLabels", Carried, L7, "TR-07", ""},
-	{"http[].match[].gateways", Carried, L7, "TR-08", ""},
-	{"http[].match[].statPrefix", Carried, L7, "ME-09", ""},
-	{"http[].route", Carried, L7, "TR-10 TR-11 TR-12 TR-17 TR-19 TR-20", ""},
-	{"http[].route[].headers", Carried, L7, "TR-15", ""},
-	{"http[].redirect", Carried, L7, "TR-14", ""},
-	{"http[].directResponse", Carried, L7, "TR-01", ""},
-	{"http[].delegate", Carried, L7, "TR-01", ""},
-	{"http[].rewrite", Carried, L7, "TR-13", ""},
-	{"http[].timeout", Carried, L7, "RS-01 EG-06", ""},
-	{"http[].retries", Carried, L7, "RS-05 RS-06", ""},
-	{"http[].fault.delay", Carried, L7, "RS-14 RS-17 RS-18", ""},
-	{"http[].fault.delay.percent", Carried, L7, "RS-15", ""},
+	{"hosts[]", Enforced, "", "SR-03 SR-04 SR-11 TR-12", ""},
+	{"gateways[]", Enforced, "", "SR-15 IG-02 TR-08", noGateway},
+	{"exportTo[]", Enforced, "", "SR-16", ""},
+	{"http[].name", Enforced, "", "TR-01", "names the route in logs"},
+	{"http[].match[]: name ignoreUriCase uri.exact uri.prefix uri.regex queryParams{}.exact queryParams{}.prefix queryParams{}.regex " +
+		"withoutHeaders{}.exact withoutHeaders{}.prefix withoutHeaders{}.regex sourceNamespace", Enforced, "", "TR-01 TR-04 TR-09", ""},
+	{"http[].match[].headers{}: exact prefix regex", Enforced, "", "TR-02 TR-03", ""},
+	{"http[].match[].scheme: exact prefix regex", Enforced, "", "TR-05", ""},
+	{"http[].match[].method: exact prefix regex", Enforced, "", "TR-05", ""},
+	{"http[].match[].authority: exact prefix regex", Enforced, "", "TR-05", ""},
+	{"http[].match[].port", Enforced, "", "TR-06", ""},
+	{"http[].match[].sourceLabels{}", Enforced, "", "TR-07", ""},
+	{"http[].match[].gateways[]", Enforced, "", "TR-08", noGateway},
+	{"http[].match[].statPrefix", Carried, Policy, "ME-09", noRouteLog},
+	{"http[].route[]: destination.host destination.port.number destination.subset weight", Enforced, "", "TR-10 TR-11 TR-12 TR-17 TR-19 TR-20", ""},
+	{"http[].route[].headers: " + headerChanges, Enforced, "", "TR-15", ""},
+	{"http[].redirect: authority derivePort port prefixRewrite redirectCode scheme uri", Enforced, "", "TR-14", ""},
+	{"http[].directResponse: body.bytes body.string status", Enforced, "", "TR-01", ""},
+	{"http[].delegate: name namespace", Enforced, "", "TR-01", ""},
+	{"http[].rewrite: authority uri uriRegexRewrite.match uriRegexRewrite.rewrite", Enforced, "", "TR-13", ""},
+	{"http[].timeout", Enforced, "", "RS-01 EG-06", ""},
+	{"http[].retries: " + retries, Enforced, "", "RS-05 RS-06", ""},
+	{"http[].fault.delay: fixedDelay percentage.value", Enforced, "", "RS-14 RS-17 RS-18", ""},
+	{"http[].fault.delay.percent", Enforced, "", "RS-15", ""},
 	{"http[].fault.delay.exponentialDelay", Refused, L7, "RS-14", noFault},
 	{"http[].fault.abort.http2Error", Refused, L7, "RS-16", noFault},
-	{"http[].fault.abort", Carried, L7, "RS-16 RS-17 RS-18", ""},
-	{"http[].mirror", Carried, L7, "TR-24 TR-25", ""},
-	{"http[].mirrors", Carried, L7, "TR-24 TR-25", ""},
-	{"http[].mirrorPercent", Carried, L7, "TR-24", ""},
-	{"http[].mirrorPercentage", Carried, L7, "TR-24", ""},
-	{"http[].corsPolicy", Carried, L7, "TR-16", ""},
-	{"http[].headers", Carried, L7, "TR-15", ""},
-	{"tcp", Carried, L7, "TC-01 TC-07", ""},
-	{"tcp[].match", Carried, L7, "TC-02 TC-03 TC-04", ""},
-	{"tls", Carried, L7, "TC-05 TC-06", ""},
+	{"http[].fault.abort: grpcStatus httpStatus percentage.value", Enforced, "", "RS-16 RS-17 RS-18", ""},
+	{"http[].mirror: host port.number subset", Enforced, "", "TR-24 TR-25", ""},
+	{"http[].mirrors[]: destination.host destination.port.number destination.subset percentage.value", Enforced, "", "TR-24 TR-25", ""},
+	{"http[].mirrorPercent", Enforced, "", "TR-24", ""},
+	{"http[].mirrorPercentage.value", Enforced, "", "TR-24", ""},
+	{"http[].corsPolicy: allowCredentials allowHeaders[] allowMethods[] allowOrigin[] allowOrigins[].exact allowOrigins[].prefix " +
+		"allowOrigins[].regex exposeHeaders[] maxAge unmatchedPreflights", Enforced, "", "TR-16", ""},
+	{"http[].headers: " + headerChanges, Enforced, "", "TR-15", ""},
+	{"tcp[].route[]: destination.host destination.port.number destination.subset weight", Enforced, "", "TC-01 TC-07", ""},
+	{"tcp[].match[]: destinationSubnets[] port sourceLabels{} sourceNamespace sourceSubnet", Enforced, "", "TC-02 TC-03 TC-04", ""},
+	{"tcp[].match[].gateways[]", Enforced, "", "TC-02", noGateway},
+	{"tls[].route[]: destination.host destination.port.number destination.subset weight", Enforced, "", "TC-05 TC-06", ""},
+	{"tls[].match[]: destinationSubnets[] port sniHosts[] sourceLabels{} sourceNamespace", Enforced, "", "TC-05 TC-06", ""},
+	{"tls[].match[].gateways[]", Enforced, "", "TC-05", noGateway},
 }
+
+// Fields that several kinds, or several places of one, have.
+const (
+	headerChanges = "request.add{} request.remove[] request.set{} response.add{} response.remove[] response.set{}"
+	retries       = "attempts backoff perTryTimeout retryIgnorePreviousHosts retryOn retryRemoteLocalities"
+	failover      = "failoverPriority[] failover[].from failover[].to"
+	byLocality    = "enabled distribute[].from distribute[].to{} " + failover
+	tcpPool       = "maxConnections connectTimeout"
+	httpPool      = "h2UpgradePolicy http1MaxPendingRequests http2KeepAlive.interval http2KeepAlive.timeout http2MaxRequests idleTimeout " +
+		"maxRequestsPerConnection maxRetries useClientProtocol"
+	ejection = "baseEjectionTime consecutive5xxErrors consecutiveGatewayErrors consecutiveLocalOriginFailures interval maxEjectionPercent " +
+		"minHealthPercent splitExternalLocalOriginErrors"
+)
 
 const (
 	notInIstio = "Istio does not act on it either"
 	noInterval = "the budget is of the requests at the moment"
+	noZones    = "the caller's zone is not preferred to others of its region yet; failover between regions counts"
+	noTunnel   = "nodes cannot lead through a proxy yet: connections to the host are refused"
+	noPreamble = "nodes cannot speak the PROXY protocol yet: connections to the host are refused"
 )
 
 const noFiles = "nodes read no files and secrets of workloads: connections by MUTUAL, and by SIMPLE with any of these, are refused"
 
-var destinationRule = []entry{
+var destinationRule = slices.Concat([]entry{
 	{"host", Enforced, "", "SR-17 TR-10", ""},
 	{"exportTo[]", Enforced, "", "SR-17", ""},
 	{"workloadSelector.matchLabels{}", Enforced, "", "SR-17", ""},
-	{"subsets", Carried, L7, "TR-10 LB-05 RS-10", ""},
-	{"subsets[].trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes", Accepted, L7, "RS-11", notInIstio},
-	{"subsets[].trafficPolicy.portLevelSettings[].outlierDetection.outlierDetectionHttpErrorCodes", Accepted, L7, "RS-11", notInIstio},
-	{"subsets[].trafficPolicy.retryBudget.budgetInterval", Accepted, L7, "RS-05", noInterval},
-	{"subsets[].name", Carried, L7, "TR-10", ""},
-	{"subsets[].trafficPolicy.tls", Carried, L7, "MT-13", ""},
-	{"subsets[].trafficPolicy.portLevelSettings[].tls", Carried, L7, "MT-13", ""},
-	{"subsets[].trafficPolicy.portLevelSettings[].port", Carried, L7, "MT-13", ""},
-	{"trafficPolicy.loadBalancer", Carried, L7, "LB-01 LB-02 LB-03 LB-04", ""},
-	{"trafficPolicy.loadBalancer.consistentHash", Carried, L7, "LB-07", ""},
-	{"trafficPolicy.loadBalancer.localityLbSetting", Carried, L7, "LB-08 LB-10 LB-11", ""},
-	{"trafficPolicy.loadBalancer.zoneAwareLbSetting", Carried, L7, "LB-08", ""},
-	{"trafficPolicy.connectionPool", Carried, L7, "RS-07 RS-08 RS-09 RS-21", ""},
-	{"trafficPolicy.outlierDetection", Carried, L7, "LB-08 LB-09 RS-11 RS-13", ""},
-	{"trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes", Accepted, L7, "RS-11", notInIstio},
-	{"trafficPolicy.portLevelSettings[].outlierDetection.outlierDetectionHttpErrorCodes", Accepted, L7, "RS-11", notInIstio},
-	{"trafficPolicy.retryBudget.budgetInterval", Accepted, L7, "RS-05", noInterval},
-	{"trafficPolicy.outlierDetection.consecutiveErrors", Carried, L7, "RS-12", ""},
-	{"trafficPolicy.tls.mode", Enforced, "", "MT-07 MT-13", ""},
-	{"trafficPolicy.tls.subjectAltNames[]", Enforced, "", "MT-15", ""},
-	{"trafficPolicy.tls.sni", Enforced, "", "EG-09", ""},
-	{"trafficPolicy.tls.insecureSkipVerify", Enforced, "", "EG-09", ""},
-	{"trafficPolicy.tls", Refused, L7, "MT-13 EG-09 EG-23", noFiles},
-	{"trafficPolicy.portLevelSettings", Carried, L7, "LB-06", ""},
-	{"trafficPolicy.portLevelSettings[].port.number", Enforced, "", "MT-07", ""},
-	{"trafficPolicy.portLevelSettings[].tls.mode", Enforced, "", "MT-07 MT-13", ""},
-	{"trafficPolicy.portLevelSettings[].tls.subjectAltNames[]", Enforced, "", "MT-15", ""},
-	{"trafficPolicy.portLevelSettings[].tls.sni", Enforced, "", "EG-09", ""},
-	{"trafficPolicy.portLevelSettings[].tls.insecureSkipVerify", Enforced, "", "EG-09", ""},
-	{"trafficPolicy.portLevelSettings[].tls", Refused, L7, "MT-13", noFiles},
-	{"trafficPolicy.tunnel", Carried, L7, "EG-22", ""},
-	{"trafficPolicy.proxyProtocol", Carried, L7, "IG-22", ""},
-	{"trafficPolicy.retryBudget", Carried, L7, "RS-05", ""},
+	{"subsets[]: name labels{}", Enforced, "", "TR-10", ""},
+}, trafficPolicy("trafficPolicy", ""), trafficPolicy("subsets[].trafficPolicy", "LB-05 RS-10 "))
+
+// trafficPolicy decides what stands below a trafficPolicy, which rows besides prove.
+func trafficPolicy(at, rows string) []entry {
+	port := at + ".portLevelSettings[]"
+	return slices.Concat(callPolicy(at, rows), callPolicy(port, rows+"LB-06 "), []entry{
+		{port + ".port.number", Enforced, "", rows + "LB-06 MT-07", ""},
+		{at + ".tunnel", Refused, L7, rows + "EG-22", noTunnel},
+		{at + ".proxyProtocol", Refused, L7, rows + "IG-22", noPreamble},
+		{at + ".retryBudget: percent minRetryConcurrency", Enforced, "", rows + "RS-05", ""},
+		{at + ".retryBudget.budgetInterval", Accepted, L7, rows + "RS-05", noInterval},
+	})
+}
+
+// callPolicy decides what a whole destination and one port of it have in common.
+func callPolicy(at, rows string) []entry {
+	lb, tls := at+".loadBalancer", at+".tls"
+	return slices.Concat([]entry{
+		{lb + ": simple warmup.aggression warmup.duration warmup.minimumPercent warmupDurationSecs", Enforced, "", rows + "LB-01 LB-02 LB-03 LB-04", ""},
+		{lb + ".consistentHash: httpCookie.attributes[].name httpCookie.attributes[].value httpCookie.name httpCookie.path httpCookie.ttl httpHeaderName " +
+			"httpQueryParameterName maglev.tableSize minimumRingSize ringHash.minimumRingSize useSourceIp", Enforced, "", rows + "LB-07", ""},
+		{tls + ".mode", Enforced, "", rows + "MT-07 MT-13", ""},
+		{tls + ".subjectAltNames[]", Enforced, "", rows + "MT-15", ""},
+		{tls + ": sni insecureSkipVerify", Enforced, "", rows + "EG-09", ""},
+		{tls, Refused, L7, rows + "MT-13 EG-09 EG-23", noFiles},
+	}, localities(lb+".", rows), pool(at, rows), outliers(at, rows))
+}
+
+func localities(at, rows string) []entry {
+	return []entry{
+		{at + "localityLbSetting: " + byLocality, Enforced, "", rows + "LB-08 LB-10 LB-11", ""},
+		{at + "zoneAwareLbSetting: " + failover, Enforced, "", rows + "LB-08", ""},
+		{at + "zoneAwareLbSetting", Carried, L7, rows + "LB-08", noZones},
+	}
+}
+
+func pool(at, rows string) []entry {
+	return []entry{
+		{at + ".connectionPool.tcp: " + tcpPool, Enforced, "", rows + "RS-07 RS-08 RS-21", ""},
+		{at + ".connectionPool.http: " + httpPool, Enforced, "", rows + "RS-07 RS-08 RS-09 RS-21", ""},
+		{at + ".connectionPool.tcp", Carried, L7, rows + "RS-07", ""},
+		{at + ".connectionPool.http.maxConcurrentStreams", Carried, L7, rows + "RS-07", ""},
+	}
+}
+
+func outliers(at, rows string) []entry {
+	return []entry{
+		{at + ".outlierDetection: " + ejection, Enforced, "", rows + "LB-08 LB-09 RS-11 RS-13", ""},
+		{at + ".outlierDetection.consecutiveErrors", Enforced, "", rows + "RS-12", ""},
+		{at + ".outlierDetection.outlierDetectionHttpErrorCodes", Accepted, L7, rows + "RS-11", notInIstio},
+	}
 }
 
 var gateway = []entry{
@@ -114,7 +160,7 @@ var serviceEntry = []entry{
 	{"resolution", Enforced, "", "SR-05 SR-06 SR-07", ""},
 	{"endpoints[].address", Enforced, "", "SR-07", ""},
 	{"endpoints[].ports{}", Enforced, "", "SR-07", ""},
-	{"endpoints[].labels{}", Carried, L7, "TR-10", ""},
+	{"endpoints[].labels{}", Enforced, "", "TR-10", ""},
 	{"endpoints[].locality", Enforced, "", "SR-07", ""},
 	{"endpoints[].network", Carried, Gateways, "SR-07", ""},
 	{"endpoints[].serviceAccount", Enforced, "", "MT-15", ""},
@@ -148,7 +194,7 @@ var sidecar = []entry{
 	{"egress[].bind", Unused, "", "SR-16", noSidecar},
 	{"workloadSelector.labels{}", Enforced, "", "SR-16", ""},
 	{"outboundTrafficPolicy.mode", Enforced, "", "EG-01 EG-02 SR-16", ""},
-	{"outboundTrafficPolicy.egressProxy", Carried, L7, "EG-22", ""},
+	{"outboundTrafficPolicy.egressProxy", Carried, L7, "EG-22", "hosts in no registry are called where they are, and not through it"},
 	{"ingress", Accepted, L7, "SR-16", ""},
 	{"ingress[].captureMode", Unused, "", "SR-16", noSidecar},
 	{"ingress[].bind", Unused, "", "SR-16", noSidecar},

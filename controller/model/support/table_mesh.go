@@ -1,7 +1,9 @@
 package support
 
+import "slices"
+
 // meshConfig decides the fields of the mesh's ConfigMap.
-var meshConfig = []entry{
+var meshConfig = slices.Concat(pool("defaultTrafficPolicy", ""), outliers("defaultTrafficPolicy", ""), localities("", ""), []entry{
 	{"trustDomain", Enforced, "", "MT-22", ""},
 	{"trustDomainAliases[]", Enforced, "", "MT-23 MT-24", ""},
 	{"rootNamespace", Enforced, "", "AZ-07 IN-28", ""},
@@ -42,19 +44,16 @@ var meshConfig = []entry{
 	{"pathNormalization", Accepted, Policy, "AZ-09", ""},
 	{"inboundClusterStatName", Accepted, L7, "ME-09", ""},
 	{"outboundClusterStatName", Accepted, L7, "ME-09", ""},
-	{"connectTimeout", Carried, L7, "RS-07", ""},
+	{"connectTimeout", Enforced, "", "RS-07", ""},
 	{"tcpKeepalive", Carried, L7, "RS-07", ""},
-	{"h2UpgradePolicy", Carried, L7, "TR-17", ""},
+	{"h2UpgradePolicy", Enforced, "", "TR-17", ""},
 	{"protocolDetectionTimeout", Enforced, "", "SR-12", ""},
-	{"defaultHttpRetryPolicy", Carried, L7, "RS-06", ""},
-	{"defaultTrafficPolicy", Carried, L7, "RS-07", ""},
-	{"localityLbSetting", Carried, L7, "LB-08 LB-10", ""},
-	{"zoneAwareLbSetting", Carried, L7, "LB-08", ""},
+	{"defaultHttpRetryPolicy: " + retries, Enforced, "", "RS-06", ""},
 	{"dnsRefreshRate", Accepted, L7, "SR-05", ""},
 	{"enableAutoMtls", Accepted, L7, "MT-01 MT-28", ""},
 	{"verifyCertificateAtClient", Accepted, L7, "EG-09", ""},
 	{"defaultServiceExportTo[]", Enforced, "", "SR-16 IN-36", ""},
-	{"defaultVirtualServiceExportTo", Accepted, L7, "SR-16 IN-36", ""},
+	{"defaultVirtualServiceExportTo[]", Enforced, "", "SR-16 IN-36", ""},
 	{"defaultDestinationRuleExportTo[]", Enforced, "", "SR-17 IN-36", ""},
 	{"discoverySelectors", Accepted, "2/5", "IN-28", ""},
 	{"inboundTrafficPolicy", Accepted, L7, "SR-21", ""},
@@ -78,4 +77,4 @@ var meshConfig = []entry{
 	{"proxyInboundListenPort", Unused, "", "IN-28", noSidecar},
 	{"proxyHttpPort", Unused, "", "IN-28", noSidecar},
 	{"configSources", Unused, "", "IN-28", "objects come from the API server or from a directory"},
-}
+})
