@@ -38,13 +38,9 @@ func Decide(w World, q Question) (*Decision, error) {
 	if w.Snapshot == nil {
 		return nil, errors.New("there is no snapshot of the mesh yet")
 	}
-	workload := w.Snapshot.WorkloadByName(q.Namespace, q.Pod)
-	if workload == nil {
-		return nil, fmt.Errorf("pod %s/%s: the mesh knows no workload of this name", q.Namespace, q.Pod)
-	}
-	caller, ok := policy.NewCaller(w.Snapshot, workload)
-	if !ok {
-		return nil, fmt.Errorf("pod %s/%s: %w", q.Namespace, q.Pod, errNotReady)
+	caller, err := callerOf(w.Snapshot, q)
+	if err != nil {
+		return nil, err
 	}
 	d := &decider{World: w, caller: caller, ask: a, out: &Decision{Question: q, Generation: w.Snapshot.Generation()}}
 	d.source()
@@ -56,6 +52,19 @@ func Decide(w World, q Question) (*Decision, error) {
 		d.stream()
 	}
 	return d.out, nil
+}
+
+// callerOf is the pod that the question is about.
+func callerOf(s *client.Snapshot, q Question) (policy.Caller, error) {
+	workload := s.WorkloadByName(q.Namespace, q.Pod)
+	if workload == nil {
+		return policy.Caller{}, fmt.Errorf("pod %s/%s: the mesh knows no workload of this name", q.Namespace, q.Pod)
+	}
+	caller, ok := policy.NewCaller(s, workload)
+	if !ok {
+		return policy.Caller{}, fmt.Errorf("pod %s/%s: %w", q.Namespace, q.Pod, errNotReady)
+	}
+	return caller, nil
 }
 
 func (d *decider) source() {

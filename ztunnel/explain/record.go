@@ -49,7 +49,11 @@ func NewRecord(w World, q Question) (*Record, error) {
 	}
 	for _, rules := range []bool{false, true} { // first with those rules only that name what the request is for
 		r := &Record{Version: Version, Ejected: w.Ejected, Decision: d}
-		if r.Resources, err = encode(excerpt(w.Snapshot, q, d, rules)); err != nil {
+		all, err := excerpt(w.Snapshot, q, d, rules)
+		if err != nil {
+			return nil, err
+		}
+		if r.Resources, err = encode(all); err != nil {
 			return nil, err
 		}
 		again, err := r.Decide()
@@ -151,11 +155,14 @@ type extract struct {
 }
 
 // excerpt takes out of the snapshot what a decision looked at. With rules it takes all rules, else those of the hosts.
-func excerpt(s *client.Snapshot, q Question, d *Decision, rules bool) []client.Resource {
+func excerpt(s *client.Snapshot, q Question, d *Decision, rules bool) ([]client.Resource, error) {
+	caller, err := callerOf(s, q)
+	if err != nil {
+		return nil, err
+	}
 	x := &extract{snap: s, seen: map[any]bool{}}
 	x.add(api.MeshSettingsName, s.Mesh())
-	source := s.WorkloadByName(q.Namespace, q.Pod)
-	caller, _ := policy.NewCaller(s, source)
+	source := caller.Workload
 	x.workload(source)
 	if name := source.Settings.GetScope(); name != "" {
 		x.add(name, caller.View.Scope)
@@ -176,7 +183,7 @@ func excerpt(s *client.Snapshot, q Question, d *Decision, rules bool) []client.R
 	slices.SortStableFunc(x.out, func(a, b client.Resource) int {
 		return strings.Compare(a.Name, b.Name)
 	})
-	return x.out
+	return x.out, nil
 }
 
 func (x *extract) add(name string, m proto.Message) {
