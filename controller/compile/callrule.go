@@ -2,6 +2,7 @@ package compile
 
 import (
 	"fmt"
+	"slices"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -44,8 +45,17 @@ func (c *Compiler) callRule(n model.Name) ([]Resource, []validate.Finding) {
 		out.Subsets = append(out.Subsets, &settings.Subset{Name: s.GetName(), Labels: s.GetLabels(),
 			Policies: callPolicies(s.GetTrafficPolicy(), keep)})
 	}
-	return []Resource{{Type: api.CallRuleType, Name: n.String(), Message: out}}, rule.Findings
+	found := slices.Clone(rule.Findings)
+	for _, field := range c.reg.RefusedLabels(rule) {
+		found = append(found, validate.Finding{Severity: validate.Warning, Kind: string(model.KindDestinationRule), Namespace: n.Namespace, Name: n.Name,
+			Field: field, Message: labelsUsedUp + ": no workload counts as having the label"})
+	}
+	return []Resource{{Type: api.CallRuleType, Name: n.String(), Message: out}}, found
 }
+
+// labelsUsedUp is why a label is not known of workloads.
+var labelsUsedUp = fmt.Sprintf("names a label that nodes are not told: older rules use up what the namespace (%d) or the mesh (%d) may ask about",
+	model.MostLabelsOf, model.MostLabels)
 
 // callRulesFor names the rules that select the pod.
 func (c *Compiler) callRulesFor(p *model.Pod) []string {

@@ -55,10 +55,32 @@ func (t *routeTranslator) rules(in *networking.HTTPRoute, namespace, at string) 
 			out.Name += "." + m.GetName()
 		}
 		rule := &settings.HttpRule{Caller: callerMatch(m.GetSourceLabels(), m.GetSourceNamespace(), m.GetPort())}
-		t.act(out, rule, in, namespace)
+		if key := t.unknownLabel(m.GetSourceLabels()); key != "" {
+			rule.Caller = callerMatch(nil, m.GetSourceNamespace(), m.GetPort())
+			t.act(out, rule, t.refused(at+".sourceLabels."+key), namespace)
+		} else {
+			t.act(out, rule, in, namespace)
+		}
 		rule.Route = pack(out)
 		t.out.Http = append(t.out.Http, rule)
 	}
+}
+
+// unknownLabel is the first label that nodes are not told of callers, "" for none.
+func (t *routeTranslator) unknownLabel(labels map[string]string) string {
+	for _, k := range sortedKeys(labels) {
+		if !t.c.reg.CallerLabel(k) {
+			return k
+		}
+	}
+	return ""
+}
+
+// refused stands for a rule with a condition that nodes cannot judge: what the others take must not go to the rules below.
+func (t *routeTranslator) refused(field string) *networking.HTTPRoute {
+	t.add(validate.Warning, field, "%s: what the rest of the condition takes is answered by %d", labelsUsedUp, invalidStatus)
+	return &networking.HTTPRoute{DirectResponse: &networking.HTTPDirectResponse{Status: invalidStatus, Body: &networking.HTTPBody{
+		Specifier: &networking.HTTPBody_String_{String_: fmt.Sprintf("VirtualService %s/%s: %s %s", t.rule.Namespace, t.rule.VirtualService.Name, field, labelsUsedUp)}}}}
 }
 
 // metadata says whose route it is, in the same place as Istio.

@@ -94,17 +94,21 @@ func callerMatch(labels map[string]string, namespace string, port uint32) *setti
 }
 
 func (t *routeTranslator) tcp(in *networking.TCPRoute, at string) {
-	out := &settings.StreamRule{Destinations: t.destinations(in.GetRoute())}
+	out, refused := &settings.StreamRule{Destinations: t.destinations(in.GetRoute())}, &settings.StreamRule{}
 	for i, m := range in.GetMatch() {
 		if !inMesh(m.GetGateways()) {
 			continue
 		}
-		match := t.stream(m.GetDestinationSubnets(), fmt.Sprintf("%s.match[%d]", at, i))
-		match.Caller = callerMatch(m.GetSourceLabels(), m.GetSourceNamespace(), m.GetPort())
+		at := fmt.Sprintf("%s.match[%d]", at, i)
+		match := t.stream(m.GetDestinationSubnets(), at)
+		to := t.caller(match, m, at, out, refused)
 		if m.GetSourceSubnet() != "" {
-			match.SourceSubnet = t.subnet(m.GetSourceSubnet(), fmt.Sprintf("%s.match[%d].sourceSubnet", at, i))
+			match.SourceSubnet = t.subnet(m.GetSourceSubnet(), at+".sourceSubnet")
 		}
-		out.Matches = append(out.Matches, match)
+		to.Matches = append(to.Matches, match)
+	}
+	if len(refused.GetMatches()) > 0 {
+		t.out.Tcp = append(t.out.Tcp, refused)
 	}
 	if len(out.GetMatches()) > 0 || len(in.GetMatch()) == 0 {
 		t.out.Tcp = append(t.out.Tcp, out)
@@ -112,21 +116,41 @@ func (t *routeTranslator) tcp(in *networking.TCPRoute, at string) {
 }
 
 func (t *routeTranslator) tls(in *networking.TLSRoute, at string) {
-	out := &settings.StreamRule{Destinations: t.destinations(in.GetRoute())}
+	out, refused := &settings.StreamRule{Destinations: t.destinations(in.GetRoute())}, &settings.StreamRule{}
 	for i, m := range in.GetMatch() {
 		if !inMesh(m.GetGateways()) {
 			continue
 		}
-		match := t.stream(m.GetDestinationSubnets(), fmt.Sprintf("%s.match[%d]", at, i))
-		match.Caller = callerMatch(m.GetSourceLabels(), m.GetSourceNamespace(), m.GetPort())
+		at := fmt.Sprintf("%s.match[%d]", at, i)
+		match := t.stream(m.GetDestinationSubnets(), at)
+		to := t.caller(match, m, at, out, refused)
 		for _, name := range m.GetSniHosts() {
 			match.SniHosts = append(match.SniHosts, strings.ToLower(name))
 		}
-		out.Matches = append(out.Matches, match)
+		to.Matches = append(to.Matches, match)
+	}
+	if len(refused.GetMatches()) > 0 {
+		t.out.Tls = append(t.out.Tls, refused)
 	}
 	if len(out.GetMatches()) > 0 {
 		t.out.Tls = append(t.out.Tls, out)
 	}
+}
+
+// caller fills in who must call, and returns the rule that the match belongs to: one that leads nowhere where nodes cannot judge it.
+func (t *routeTranslator) caller(match *settings.StreamMatch, in interface {
+	GetSourceLabels() map[string]string
+	GetSourceNamespace() string
+	GetPort() uint32
+}, at string, out, refused *settings.StreamRule,
+) *settings.StreamRule {
+	labels := in.GetSourceLabels()
+	if key := t.unknownLabel(labels); key != "" {
+		t.add(validate.Warning, at+".sourceLabels."+key, "%s: connections that the rest of the condition takes are refused", labelsUsedUp)
+		labels, out = nil, refused
+	}
+	match.Caller = callerMatch(labels, in.GetSourceNamespace(), in.GetPort())
+	return out
 }
 
 func (t *routeTranslator) stream(subnets []string, at string) *settings.StreamMatch {

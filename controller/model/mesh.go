@@ -3,6 +3,7 @@ package model
 import (
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
@@ -74,7 +75,7 @@ func (r *Registry) applyMesh(e Event, d *Dirty) {
 	if !r.mesh.present || !now.equal(was) {
 		d.Mesh = true
 	}
-	r.use(meshUses(was), meshUses(now), d)
+	r.traffic.labels.ask(asker{kind: KindConfigMap}, time.Time{}, meshUses(now))
 	r.mesh.now, r.mesh.known, r.mesh.present = now, true, true
 }
 

@@ -3,6 +3,7 @@ package model
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -71,12 +72,14 @@ func newDirty() *Dirty {
 
 // New returns an empty registry.
 func New(cfg Config) *Registry {
-	return &Registry{cfg: cfg, mesh: meshState{now: cfg.Mesh}, pods: map[Name]*Pod{}, services: map[Name]*Service{},
+	r := &Registry{cfg: cfg, mesh: meshState{now: cfg.Mesh}, pods: map[Name]*Pod{}, services: map[Name]*Service{},
 		slices: map[Name]*Slice{}, nodes: map[string]Node{}, peers: map[Name]*PeerAuthentication{},
 		policies: map[Name]*AuthorizationPolicy{}, podsByLabel: labelIndex{}, podsByNode: map[string]map[Name]*Pod{},
 		podsByIP: map[netip.Addr][]*Pod{}, nodesByIP: map[netip.Addr]map[string]bool{}, servicesByPair: selectorIndex{}, slicesByIP: map[netip.Addr]map[Name]bool{},
 		slicesOf: map[Name]map[Name]bool{}, policiesByPair: selectorIndex{}, policiesOf: map[Name]map[Name]bool{},
 		peersByPair: selectorIndex{}, without: map[Name]string{}, external: newExternal(), traffic: newTraffic(), keyring: newKeyring()}
+	r.traffic.labels.ask(asker{kind: KindConfigMap}, time.Time{}, meshUses(cfg.Mesh))
+	return r
 }
 
 // Apply takes in the events and returns what depends on them, on the objects as they were and as they are.
@@ -112,6 +115,7 @@ func (r *Registry) Apply(events []Event) *Dirty {
 		}
 	}
 	r.settleMesh(d)
+	r.settleLabels(d)
 	r.settleTargets(d)
 	r.settleEntries(d)
 	r.settleKeys(d)

@@ -59,7 +59,7 @@ func (r *Registry) applyTraffic(e Event, d *Dirty) {
 			link(t.rules, e.Name.Namespace, e.Name, now)
 			r.dirtyRule(now, d)
 		}
-		r.use(usesOf(old), usesOf(now), d)
+		r.use(asker{e.Kind, e.Name}, now.created(), usesOf(old), usesOf(now), d)
 	case KindVirtualService:
 		d.Virtual[e.Name] = true
 		mark(d.Virtual, t.roots[e.Name])
@@ -72,7 +72,8 @@ func (r *Registry) applyTraffic(e Event, d *Dirty) {
 			t.virtual[e.Name] = r.newVirtual(o)
 			t.delegate(t.virtual[e.Name], true)
 		}
-		r.use(callerUses(old), callerUses(t.virtual[e.Name]), d)
+		now := t.virtual[e.Name]
+		r.use(asker{e.Kind, e.Name}, now.created(), callerUses(old), callerUses(now), d)
 	case KindSidecar:
 		if old := t.sidecars[e.Name.Namespace][e.Name]; old != nil {
 			r.dirtySidecar(old, d)
@@ -117,6 +118,22 @@ func (r *Registry) newVirtual(o *networkingv1.VirtualService) *VirtualService {
 		}
 	}
 	return out
+}
+
+// created is zero for nil.
+func (v *VirtualService) created() time.Time {
+	if v == nil {
+		return time.Time{}
+	}
+	return v.CreationTimestamp.Time
+}
+
+// created is zero for nil.
+func (d *DestinationRule) created() time.Time {
+	if d == nil {
+		return time.Time{}
+	}
+	return d.CreationTimestamp.Time
 }
 
 // Key is the rule's name.
