@@ -12,8 +12,8 @@ type components struct {
 			Env []struct {
 				Name  string `json:"name"`
 				Value string `json:"value"`
-			} `json:"env"`
-			Overlays []any `json:"overlays"`
+			} `json:"env,omitempty"`
+			Overlays []any `json:"overlays,omitempty"`
 		} `json:"k8s"`
 	} `json:"pilot"`
 }

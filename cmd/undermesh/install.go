@@ -51,12 +51,16 @@ func (f *frame) installCommand() *cobra.Command {
 }
 
 func (f *frame) install(ctx context.Context, ch *choice) error {
-	profile, components, err := f.render(ch)
+	spec, components, err := f.render(ch)
+	if err != nil {
+		return err
+	}
+	state, err := installedState(f.istioNamespace, spec)
 	if err != nil {
 		return err
 	}
 	if !ch.yes {
-		fmt.Fprintf(f.out, "This will install the %s profile into the cluster. Proceed? (y/N) ", profile)
+		fmt.Fprintf(f.out, "This will install the %s profile into the cluster. Proceed? (y/N) ", spec.Profile)
 		answer, _ := bufio.NewReader(f.in).ReadString('\n')
 		if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
 			fmt.Fprintln(f.out, "Cancelled.")
@@ -67,7 +71,8 @@ func (f *frame) install(ctx context.Context, ch *choice) error {
 	if err != nil {
 		return err
 	}
-	if err := c.mayInstall(ctx, components, f.istioNamespace); err != nil {
+	record := deploy.Component{Name: "installed-state", Objects: []*unstructured.Unstructured{state}}
+	if err := c.mayInstall(ctx, append(slices.Clone(components), record), f.istioNamespace); err != nil {
 		return fmt.Errorf("install: %w", err)
 	}
 	ns := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": f.istioNamespace}}}
@@ -80,8 +85,22 @@ func (f *frame) install(ctx context.Context, ch *choice) error {
 		}
 		fmt.Fprintf(f.out, "✓ %s installed\n", title(comp.Name))
 	}
+	if err := c.apply(ctx, state); err != nil {
+		return fmt.Errorf("install: %w", err)
+	}
 	fmt.Fprintln(f.out, "✓ Installation complete")
 	return nil
+}
+
+// installedState is the record of what the mesh was installed with (EG-08). It is a file that install -f takes.
+func installedState(namespace string, spec operatorSpec) (*unstructured.Unstructured, error) {
+	b, err := yaml.Marshal(operator{APIVersion: "install.istio.io/v1alpha1", Kind: "IstioOperator", Spec: spec,
+		Metadata: map[string]any{"name": "installed-state", "namespace": namespace, "labels": map[string]any{labelPartOf: partOf}}})
+	if err != nil {
+		return nil, err
+	}
+	o := &unstructured.Unstructured{}
+	return o, yaml.Unmarshal(b, &o.Object)
 }
 
 // title is how the documents call a component.
@@ -162,12 +181,12 @@ type operator struct {
 }
 
 type operatorSpec struct {
-	Profile    string         `json:"profile"`
-	Hub        string         `json:"hub"`
-	Tag        any            `json:"tag"`
-	MeshConfig map[string]any `json:"meshConfig"`
-	Values     map[string]any `json:"values"`
-	Components components     `json:"components"`
+	Profile    string         `json:"profile,omitempty"`
+	Hub        string         `json:"hub,omitempty"`
+	Tag        any            `json:"tag,omitempty"`
+	MeshConfig map[string]any `json:"meshConfig,omitempty"`
+	Values     map[string]any `json:"values,omitempty"`
+	Components components     `json:"components,omitzero"`
 }
 
 // merged reads files and --set into one specification.
@@ -208,18 +227,18 @@ func (ch *choice) merged() (operatorSpec, error) {
 	return out, nil
 }
 
-// render turns the choice into objects. It returns the profile's name too.
-func (f *frame) render(ch *choice) (string, []deploy.Component, error) {
+// render turns the choice into objects. It returns the merged specification too, whose profile is set.
+func (f *frame) render(ch *choice) (operatorSpec, []deploy.Component, error) {
 	spec, err := ch.merged()
 	if err != nil {
-		return "", nil, err
+		return spec, nil, err
 	}
 	if spec.Profile == "" {
 		spec.Profile = "default"
 	}
 	profile, err := deploy.LoadProfile(spec.Profile)
 	if err != nil {
-		return "", nil, err
+		return spec, nil, err
 	}
 	global := map[string]any{"tag": imageTag()}
 	if spec.Hub != "" {
@@ -239,9 +258,9 @@ func (f *frame) render(ch *choice) (string, []deploy.Component, error) {
 	values = chartutil.CoalesceTables(chartutil.CoalesceTables(spec.Values, values), profile.Values)
 	components, err := deploy.Render(profile.Components, f.istioNamespace, "", values)
 	if err != nil {
-		return "", nil, err
+		return spec, nil, err
 	}
-	return spec.Profile, components, checkMeshConfig(components, f.istioNamespace)
+	return spec, components, checkMeshConfig(components, f.istioNamespace)
 }
 
 // imageTag is the tag of the images that belong to this binary.

@@ -83,7 +83,11 @@ func (c *cluster) uninstall(ctx context.Context, out io.Writer, namespace string
 		}
 		fmt.Fprintf(out, "✓ %s removed\n", title(comp.Name))
 	}
-	n, err := c.removeAll(ctx, out, controllerObjects(namespace))
+	state, err := installedState(namespace, operatorSpec{})
+	if err != nil {
+		return err
+	}
+	n, err := c.removeAll(ctx, out, append(controllerObjects(namespace), state))
 	if err != nil {
 		return fmt.Errorf("uninstall: %w", err)
 	}

@@ -41,6 +41,7 @@ var lone = map[*regexp.Regexp]string{
 	regexp.MustCompile(`^(MT-26|CN-08)$`):       "there is no resource but the enrolment",
 	regexp.MustCompile(`^CN-07$`):               "outside the mesh all ports are excluded",
 	regexp.MustCompile(`^IN-`):                  "it concerns the whole mesh",
+	regexp.MustCompile(`^EG-08$`):               "it concerns the whole mesh",
 	regexp.MustCompile(`^LB-11$`):               "what is refused is refused where it is written, whoever calls",
 	regexp.MustCompile(`^SR-12$`):               "what a port declares is judged where it is written, whoever calls it",
 	regexp.MustCompile(`^JW-09$`):               "the control plane fetches, whoever is in the mesh",

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/test/e2e"
 )
 
@@ -110,6 +111,30 @@ func abroadWorld(t *testing.T) (w *e2e.World, proxy string) {
 	check(t, w.SetHosts(ctx, records))
 	t.Cleanup(func() { check(t, w.SetHosts(context.Background(), nil)) })
 	return w, squid.Status.PodIP
+}
+
+// TestInstalledMode reads the outbound mode back as the documents do.
+func TestInstalledMode(t *testing.T) {
+	ctx, w := meshed(t)
+	install := func(set ...string) {
+		_, err := w.Undermesh(ctx, append([]string{"install", "--set", "profile=demo", "-y"}, set...)...)
+		check(t, err)
+	}
+	mode := func() string {
+		got, err := w.Kubectl(ctx, "get", "istiooperator", "installed-state", "-n", api.DefaultRootNamespace, "-o", "jsonpath={.spec.meshConfig.outboundTrafficPolicy.mode}")
+		check(t, err)
+		return got
+	}
+	t.Run("EG-08 ALLOW_ANY or empty", func(t *testing.T) {
+		check(t, equal("mode", mode(), ""))
+		install("--set", "meshConfig.outboundTrafficPolicy.mode=ALLOW_ANY")
+		check(t, equal("mode", mode(), "ALLOW_ANY"))
+	})
+	t.Run("EG-08 control: installed with REGISTRY_ONLY", func(t *testing.T) {
+		defer install()
+		install("--set", "meshConfig.outboundTrafficPolicy.mode=REGISTRY_ONLY")
+		check(t, equal("mode", mode(), "REGISTRY_ONLY"))
+	})
 }
 
 // TestEgress is the documents' tasks about hosts outside the mesh, with their resources. The stand-ins' certificates are of no public
