@@ -1,7 +1,10 @@
 package calls
 
 import (
+	"cmp"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -135,7 +138,9 @@ func (t *Table) compile(c policy.Caller, target policy.Target) *host {
 		t.shared.report("virtual host cannot be served", vh.GetName(), err)
 		compiled = t.shared.mustHost(unserved(vh, err))
 	}
-	return &host{compiled: compiled, target: target, inputs: inputs, checked: c.Snapshot}
+	h := &host{compiled: compiled, target: target, inputs: inputs, checked: c.Snapshot}
+	h.used.Store(t.shared.now())
+	return h
 }
 
 // report logs an error once.
@@ -147,16 +152,11 @@ func (s *Shared) report(msg, name string, err error) {
 
 // evictLocked drops the virtual hosts that were not used for longest, an eighth of all.
 func (t *Table) evictLocked() {
-	oldest := t.shared.now()
-	sum := int64(0)
-	for _, h := range t.hosts {
-		oldest = min(oldest, h.used.Load())
-		sum += h.used.Load() / int64(len(t.hosts))
-	}
-	for target, h := range t.hosts {
-		if h.used.Load() <= oldest+(sum-oldest)/4 {
-			delete(t.hosts, target)
-		}
+	order := slices.SortedFunc(maps.Keys(t.hosts), func(a, b policy.Target) int {
+		return cmp.Compare(t.hosts[a].used.Load(), t.hosts[b].used.Load())
+	})
+	for _, target := range order[:(len(order)+7)/8] {
+		delete(t.hosts, target)
 	}
 	clear(t.names)
 }
