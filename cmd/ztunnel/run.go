@@ -46,20 +46,23 @@ func runWorker(o options, stdout io.Writer) error {
 	level := new(slog.LevelVar)
 	level.Set(o.level)
 	stdout = &lineWriter{w: stdout}
-	opts := &slog.HandlerOptions{Level: level}
-	log, text := slog.New(slog.NewJSONHandler(stdout, opts)), slog.New(slog.NewTextHandler(stdout, opts))
+	log := slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: level}))
 	go func() {
 		<-drain.Lifeline(os.NewFile(drain.LifelineFD, "lifeline"))
 		log.Error("supervisor is gone, draining")
 		end(errors.New("the supervisor is gone"))
 	}()
-	return run(ctx, o, logs{log, text}, level, func() { end(errors.New("told to quit")) })
+	return run(ctx, o, outputs{log, stdout, level}, func() { end(errors.New("told to quit")) })
 }
 
-// logs are two forms of one output.
-type logs struct{ json, text *slog.Logger }
+// outputs are where the worker writes: its log, and the access log beside it, both from one level on.
+type outputs struct {
+	log    *slog.Logger
+	access io.Writer
+	level  *slog.LevelVar
+}
 
-// lineWriter keeps lines whole that several handlers write to one output.
+// lineWriter keeps lines whole that both write to one output.
 type lineWriter struct {
 	mu sync.Mutex // protects below
 	w  io.Writer
@@ -75,7 +78,7 @@ func (l *lineWriter) Write(b []byte) (int, error) {
 type worker struct {
 	o        options
 	log      *slog.Logger
-	text     *slog.Logger // the access log, when the mesh wants text
+	out      outputs
 	clock    clock.Clock
 	registry *prometheus.Registry
 	limits   limits
@@ -89,9 +92,9 @@ type worker struct {
 }
 
 // run wires the parts and runs them until ctx ends and the connections drained.
-func run(ctx context.Context, o options, out logs, level *slog.LevelVar, quit func()) error {
-	log := out.json
-	w := &worker{o: o, log: log, text: out.text, clock: clock.System(), registry: prometheus.NewRegistry()}
+func run(ctx context.Context, o options, out outputs, quit func()) error {
+	log := out.log
+	w := &worker{o: o, log: log, out: out, clock: clock.System(), registry: prometheus.NewRegistry()}
 	var err error
 	if w.limits, err = raiseFiles(); err != nil {
 		return err
@@ -107,7 +110,7 @@ func run(ctx context.Context, o options, out logs, level *slog.LevelVar, quit fu
 		return err
 	}
 	w.admin, err = admin.New(admin.Config{
-		Sections: w.sections(), Checks: w.checks(), Gatherer: w.registry, Level: level, Quit: quit, Pod: w.pods.podNamed,
+		Sections: w.sections(), Checks: w.checks(), Gatherer: w.registry, Level: out.level, Quit: quit, Pod: w.pods.podNamed,
 		Log: log.With("component", "admin"),
 	})
 	if err != nil {
@@ -157,7 +160,7 @@ func (w *worker) wire(ca grpc.ClientConnInterface) error {
 	if err != nil {
 		return err
 	}
-	w.stats = telemetry.New(telemetry.Config{Clock: w.clock, AccessLog: w.log, TextLog: w.text, Access: w.access})
+	w.stats = telemetry.New(telemetry.Config{Clock: w.clock, Out: w.out.access, Level: w.out.level, Access: w.access})
 	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "istio_build", Help: "Build of this component.", ConstLabels: prometheus.Labels{"component": "ztunnel", "tag": version()},
 	}, func() float64 { return 1 })

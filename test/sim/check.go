@@ -1,10 +1,11 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net/netip"
 	"runtime"
@@ -227,19 +228,26 @@ type recorder struct {
 	n *node
 }
 
-// Enabled implements slog.Handler.
-func (r *recorder) Enabled(context.Context, slog.Level) bool { return true }
+// Write takes whole lines.
+func (r *recorder) Write(b []byte) (int, error) {
+	for line := range bytes.Lines(b) {
+		var fields map[string]any
+		in := json.NewDecoder(bytes.NewReader(line))
+		in.UseNumber()
+		if err := in.Decode(&fields); err != nil {
+			r.w.violate("record", "%s wrote %q: %v", r.n.name, line, err)
+			continue
+		}
+		kv := map[string]string{}
+		for k, v := range fields {
+			kv[k] = fmt.Sprint(v)
+		}
+		r.take(kv)
+	}
+	return len(b), nil
+}
 
-// WithAttrs implements slog.Handler; the scope is of no interest.
-func (r *recorder) WithAttrs([]slog.Attr) slog.Handler { return r }
-
-// WithGroup implements slog.Handler.
-func (r *recorder) WithGroup(string) slog.Handler { return r }
-
-// Handle implements slog.Handler.
-func (r *recorder) Handle(_ context.Context, rec slog.Record) error {
-	kv := map[string]string{}
-	rec.Attrs(func(a slog.Attr) bool { kv[a.Key] = a.Value.String(); return true })
+func (r *recorder) take(kv map[string]string) {
 	if f := r.w.opt.Hooks.Record; f != nil {
 		f(kv)
 	}
@@ -251,7 +259,6 @@ func (r *recorder) Handle(_ context.Context, rec slog.Record) error {
 		r.w.records[src] = append(r.w.records[src], line)
 		r.w.mu.Unlock()
 	}
-	return nil
 }
 
 var reasons = func() map[string]bool {

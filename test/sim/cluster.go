@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -240,7 +239,7 @@ func (n *node) start(ctx context.Context, pods []*pod) error {
 	if err != nil {
 		return err
 	}
-	stats := telemetry.New(telemetry.Config{Clock: clock.System(), AccessLog: slog.New(&recorder{n.w, n})})
+	stats := telemetry.New(telemetry.Config{Clock: clock.System(), Gather: -1, Out: &recorder{n.w, n}})
 	cfg := proxy.Config{
 		Snapshot: zt.mesh.Snapshot, Changed: zt.mesh.Watch, Identity: zt.ids, Clock: clock.System(), Telemetry: stats,
 		Log: n.w.log(n.name + " proxy"), Rand: n, HandshakeTimeout: 18 * time.Second,

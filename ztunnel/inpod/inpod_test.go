@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -159,7 +158,7 @@ func manager(t *testing.T) (m *Manager, log *syncBuffer) {
 		t.Fatal(err)
 	}
 	log = &syncBuffer{}
-	tel := telemetry.New(telemetry.Config{Clock: clock.System(), AccessLog: slog.New(slog.NewTextHandler(log, nil))})
+	tel := telemetry.New(telemetry.Config{Clock: clock.System(), Out: log, Gather: -1, Access: func() telemetry.Access { return telemetry.Access{Text: true} }})
 	p := proxy.New(proxy.Config{
 		Snapshot: func() *client.Snapshot { return snap }, Changed: func() (<-chan struct{}, func()) { return nil, func() {} },
 		Identity: noIdentity{}, Clock: clock.System(), Telemetry: tel,

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/big"
 	"net"
 	"net/netip"
@@ -223,7 +222,7 @@ func (m *mesh) run() {
 	}
 	start(ids.Run)
 	for _, node := range []string{"a", "b"} {
-		tel := telemetry.New(telemetry.Config{Clock: clock.System(), AccessLog: slog.New(slog.NewTextHandler(m.log, nil))})
+		tel := telemetry.New(telemetry.Config{Clock: clock.System(), Out: m.log, Gather: -1, Access: func() telemetry.Access { return telemetry.Access{Text: true} }})
 		p := proxy.New(proxy.Config{Snapshot: m.snapshot, Changed: m.subscribe, Identity: ids, Clock: clock.System(), Telemetry: tel})
 		if m.nodes[node], err = New(Config{Proxy: p}); err != nil {
 			t.Fatal(err)

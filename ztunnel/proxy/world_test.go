@@ -10,7 +10,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"io"
-	"log/slog"
 	"math/big"
 	"net"
 	"net/netip"
@@ -136,7 +135,7 @@ func inWorld(t *testing.T, alter func(*Config), f func(t *testing.T, w *world)) 
 		}
 		run(ids.Run)
 		for _, node := range []string{"a", "b"} {
-			tel := telemetry.New(telemetry.Config{Clock: clock.System(), AccessLog: slog.New(slog.NewTextHandler(w.log, nil))})
+			tel := telemetry.New(telemetry.Config{Clock: clock.System(), Out: w.log, Gather: -1, Access: func() telemetry.Access { return telemetry.Access{Text: true} }})
 			cfg := Config{Snapshot: w.snapshot, Changed: w.subscribe, Identity: ids, Clock: clock.System(), Telemetry: tel}
 			if alter != nil {
 				alter(&cfg)

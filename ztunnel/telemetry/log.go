@@ -4,10 +4,12 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/undermesh/undermesh/controller/api/reason"
+	"github.com/undermesh/undermesh/ztunnel/clock"
 )
 
 // Line is the record of one connection, written when it ended or was refused, or of one request. Empty values are left out.
@@ -66,92 +68,112 @@ func (r *Registry) Log(l Line) {
 	}
 }
 
+// batch is how many bytes of lines are written together at most: a write of its own for each request of a busy pod costs more
+// than the request's routes.
+const batch = 60 << 10
+
 // Run writes the queued lines until ctx ends, and then those that wait.
 func (r *Registry) Run(ctx context.Context) error {
-	jsonLog, textLog := r.cfg.AccessLog.With("scope", "access"), r.cfg.TextLog.With("scope", "access")
-	write := func(l Line) {
-		if r.cfg.Access().Text {
-			l.write(ctx, textLog)
-		} else {
-			l.write(ctx, jsonLog)
-		}
-	}
+	var e encoder
 	for {
 		select {
 		case l := <-r.lines:
-			write(l)
-		case <-ctx.Done():
-			for {
-				select {
-				case l := <-r.lines:
-					write(l)
-				default:
-					return nil
-				}
+			r.encode(&e, &l)
+			if r.cfg.Gather > 0 {
+				clock.Pause(ctx, r.cfg.Clock, r.cfg.Gather) // what ends it early ends Run
 			}
+			r.drain(&e)
+		case <-ctx.Done():
+			r.drain(&e)
+			return nil
 		}
 	}
 }
 
-func (l Line) write(ctx context.Context, log *slog.Logger) {
-	attrs := make([]slog.Attr, 0, 24)
-	text := func(key, value string) {
-		if value != "" {
-			attrs = append(attrs, slog.String(key, value))
+// drain writes what is queued. An output that fails loses lines: nobody is to wait for it.
+func (r *Registry) drain(e *encoder) {
+	for {
+		select {
+		case l := <-r.lines:
+			r.encode(e, &l)
+			if len(e.b) < batch {
+				continue
+			}
+			_, _ = r.cfg.Out.Write(e.b)
+			e.b = e.b[:0]
+		default:
+			if len(e.b) > 0 {
+				_, _ = r.cfg.Out.Write(e.b)
+			}
+			if e.b = e.b[:0]; cap(e.b) > 2*batch {
+				e.b = nil // a few lines were very long
+			}
+			return
 		}
 	}
-	addr := func(key string, a netip.AddrPort) {
-		if a.IsValid() {
-			attrs = append(attrs, slog.String(key, a.String()))
-		}
-	}
-	addr("src.addr", l.Src)
-	text("src.workload", l.SrcWorkload)
-	text("src.namespace", l.SrcNamespace)
-	text("src.identity", l.SrcID)
-	addr("dst.addr", l.Dst)
-	addr("dst.hbone_addr", l.HBONE)
-	text("dst.service", l.DstService)
-	text("dst.workload", l.DstWorkload)
-	text("dst.namespace", l.DstNamespace)
-	text("dst.identity", l.DstID)
-	text("direction", l.Direction)
-	attrs = append(attrs, slog.Int64("bytes_sent", l.Sent), slog.Int64("bytes_recv", l.Received),
-		slog.String("duration", l.Duration.Round(time.Microsecond).String()))
-	if l.Reason != reason.None {
-		text("reason", l.Reason.String())
-	}
-	if l.Policy != "" {
-		text("policy", l.Policy)
-		if l.Rule >= 0 {
-			attrs = append(attrs, slog.Int("rule", l.Rule))
-		}
-	}
-	if len(l.DryRun) > 0 {
-		attrs = append(attrs, slog.Any("dry_run", l.DryRun))
-	}
-	text("path", l.Path)
-	attrs = append(attrs, slog.Uint64("generation", l.Generation))
+}
+
+func (r *Registry) encode(e *encoder, l *Line) {
 	level := slog.LevelInfo
-	if q := l.Request; q != nil {
-		attrs = append(attrs, slog.Int("status", q.Status), slog.Int("attempts", q.Attempts))
-		text("method", cut(q.Method))
-		text("authority", cut(q.Authority))
-		text("url", cut(q.Path))
-		text("flags", q.Flags)
-		text("details", q.Details)
-		text("cluster", q.Cluster)
-		text("route", q.Route)
-	}
 	if l.Err != nil {
-		attrs = append(attrs, slog.String("error", cut(l.Err.Error())))
 		level = slog.LevelError
 	}
-	if l.Request != nil {
-		log.LogAttrs(ctx, level, "request complete", attrs...)
+	if level < r.cfg.Level.Level() {
 		return
 	}
-	log.LogAttrs(ctx, level, "connection complete", attrs...)
+	e.text = r.cfg.Access().Text
+	message := "connection complete"
+	if l.Request != nil {
+		message = "request complete"
+	}
+	e.begin(r.cfg.Clock.Now(), level, message)
+	l.encode(e)
+	e.end()
+}
+
+// encode appends the fields of a line.
+func (l *Line) encode(e *encoder) {
+	e.addr("src.addr", l.Src)
+	e.str("src.workload", l.SrcWorkload)
+	e.str("src.namespace", l.SrcNamespace)
+	e.str("src.identity", l.SrcID)
+	e.addr("dst.addr", l.Dst)
+	e.addr("dst.hbone_addr", l.HBONE)
+	e.str("dst.service", l.DstService)
+	e.str("dst.workload", l.DstWorkload)
+	e.str("dst.namespace", l.DstNamespace)
+	e.str("dst.identity", l.DstID)
+	e.str("direction", l.Direction)
+	e.num("bytes_sent", l.Sent)
+	e.num("bytes_recv", l.Received)
+	e.str("duration", l.Duration.Round(time.Microsecond).String())
+	if l.Reason != reason.None {
+		e.str("reason", l.Reason.String())
+	}
+	if l.Policy != "" {
+		e.str("policy", l.Policy)
+		if l.Rule >= 0 {
+			e.num("rule", int64(l.Rule))
+		}
+	}
+	e.list("dry_run", l.DryRun)
+	e.str("path", l.Path)
+	e.key("generation")
+	e.b = strconv.AppendUint(e.b, l.Generation, 10)
+	if q := l.Request; q != nil {
+		e.num("status", int64(q.Status))
+		e.num("attempts", int64(q.Attempts))
+		e.str("method", cut(q.Method))
+		e.str("authority", cut(q.Authority))
+		e.str("url", cut(q.Path))
+		e.str("flags", q.Flags)
+		e.str("details", q.Details)
+		e.str("cluster", q.Cluster)
+		e.str("route", q.Route)
+	}
+	if l.Err != nil {
+		e.str("error", cut(l.Err.Error()))
+	}
 }
 
 // maxErrorText bounds what a peer's bytes can put into a line.

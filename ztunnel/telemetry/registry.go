@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"errors"
+	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -16,12 +17,14 @@ import (
 // Config is what a Registry needs. Clock is required.
 type Config struct {
 	Clock clock.Clock
-	// AccessLog receives one line for each connection. Default: discard.
-	AccessLog *slog.Logger
-	// TextLog receives them instead when the mesh asks for text. Default: AccessLog.
-	TextLog *slog.Logger
-	// Access says what the mesh wants logged, asked for each line. Default: everything, to AccessLog.
+	// Out receives the lines of connections and requests, whole ones and several in a write. Default: discard.
+	Out io.Writer
+	// Level is the least that is written: lines of errors have slog.LevelError, all others slog.LevelInfo. Default: both.
+	Level slog.Leveler
+	// Access says what the mesh wants logged, asked for each line. Default: everything, as JSON.
 	Access func() Access
+	// Gather is how long lines are gathered, to be written together. Default 10 ms; below 0: a line waits for no other.
+	Gather time.Duration
 	// LogBuffer is the number of lines that may wait for the writer. Default 4096.
 	LogBuffer int
 	// MaxSeries bounds the number of label sets. Default 10,000.
@@ -31,14 +34,17 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	if c.AccessLog == nil {
-		c.AccessLog = slog.New(slog.DiscardHandler)
+	if c.Out == nil {
+		c.Out = io.Discard
 	}
-	if c.TextLog == nil {
-		c.TextLog = c.AccessLog
+	if c.Level == nil {
+		c.Level = slog.LevelInfo
 	}
 	if c.Access == nil {
 		c.Access = func() Access { return Access{} }
+	}
+	if c.Gather == 0 {
+		c.Gather = 10 * time.Millisecond
 	}
 	if c.LogBuffer == 0 {
 		c.LogBuffer = 4096

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -163,10 +164,9 @@ func TestSeriesAreBoundedAndExpire(t *testing.T) {
 
 // TestAL01AL07AL09Access: what the mesh says of the access log counts from the next line on, and refusals are always logged.
 func TestAL01AL07AL09Access(t *testing.T) {
-	var jsonOut, textOut bytes.Buffer
+	var out bytes.Buffer
 	now := Access{}
-	r := New(Config{Clock: clock.System(), AccessLog: slog.New(slog.NewJSONHandler(&jsonOut, nil)),
-		TextLog: slog.New(slog.NewTextHandler(&textOut, nil)), Access: func() Access { return now }})
+	r := New(Config{Clock: clock.System(), Out: &out, Access: func() Access { return now }})
 	flush := func() {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -182,24 +182,23 @@ func TestAL01AL07AL09Access(t *testing.T) {
 		{Access{}, 4, 0}, {Access{Quiet: true}, 3, 0}, {Access{Text: true}, 0, 4}, {Access{Quiet: true, Text: true}, 0, 3}, {Access{}, 4, 0},
 	} {
 		now = step.access
-		jsonOut.Reset()
-		textOut.Reset()
+		out.Reset()
 		for _, l := range []Line{good, refused, {Err: errors.New("x")}, {DryRun: []string{"a/b"}}} {
 			r.Log(l)
 		}
 		flush()
-		if j, x := strings.Count(jsonOut.String(), `"msg":"connection complete"`), strings.Count(textOut.String(), `msg="connection complete"`); j != step.json || x != step.text {
+		if j, x := strings.Count(out.String(), `"msg":"connection complete"`), strings.Count(out.String(), `msg="connection complete"`); j != step.json || x != step.text {
 			t.Errorf("%+v: %d lines of JSON and %d of text, want %d and %d", step.access, j, x, step.json, step.text)
 		}
-		if strings.Contains(jsonOut.String()+textOut.String(), "good") == step.access.Quiet || !strings.Contains(jsonOut.String()+textOut.String(), "refused") {
-			t.Errorf("%+v: %s%s", step.access, jsonOut.String(), textOut.String())
+		if strings.Contains(out.String(), "good") == step.access.Quiet || !strings.Contains(out.String(), "refused") {
+			t.Errorf("%+v: %s", step.access, out.String())
 		}
 	}
 }
 
 func TestLinesAreWrittenOrDroppedNeverWaitedFor(t *testing.T) {
 	var out bytes.Buffer
-	r := New(Config{Clock: clock.System(), LogBuffer: 2, AccessLog: slog.New(slog.NewTextHandler(&out, nil))})
+	r := New(Config{Clock: clock.System(), LogBuffer: 2, Out: &out, Access: func() Access { return Access{Text: true} }})
 	line := Line{
 		Direction: "inbound", Src: netip.MustParseAddrPort("10.0.0.1:5"), Dst: netip.MustParseAddrPort("10.0.1.1:15008"),
 		HBONE: netip.MustParseAddrPort("10.0.1.1:80"), SrcWorkload: "sleep", SrcNamespace: "foo", SrcID: "spiffe://cluster.local/ns/foo/sa/sleep",
@@ -236,7 +235,7 @@ func TestLinesAreWrittenOrDroppedNeverWaitedFor(t *testing.T) {
 // TestLinesAreBounded: a peer chooses part of what an error says.
 func TestLinesAreBounded(t *testing.T) {
 	var out bytes.Buffer
-	r := New(Config{Clock: clock.System(), AccessLog: slog.New(slog.NewTextHandler(&out, nil))})
+	r := New(Config{Clock: clock.System(), Out: &out, Access: func() Access { return Access{Text: true} }})
 	r.Log(Line{Direction: "inbound", Err: errors.New("asked for " + strings.Repeat("ü", 60_000))})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -245,5 +244,94 @@ func TestLinesAreBounded(t *testing.T) {
 	}
 	if n := out.Len(); n < maxErrorText || n > 2*maxErrorText {
 		t.Errorf("the line has %d bytes", n)
+	}
+}
+
+// TestForms: a line is what log/slog's handlers make of the same values.
+func TestForms(t *testing.T) {
+	hostile := []string{"", "plain", "with space", `quo"te\`, "a=b", "new\nline\r\t\x00\x1f\x7f", "ü€😀", "\xff\xfe half", "\u2028\u2029\u00a0", "[::1]:80"}
+	for _, v := range hostile {
+		l := Line{
+			Src: netip.MustParseAddrPort("[fe80::1%eth0]:5"), Dst: netip.MustParseAddrPort("10.0.0.1:80"), SrcWorkload: v, DstService: v, Direction: "outbound",
+			Sent: -1, Received: 1 << 40, Duration: 1234567, Reason: reason.PolicyDenied, Policy: "a/b", Rule: 0, DryRun: []string{"x/y", v + "z"}, Path: "http",
+			Generation: 1<<64 - 1, Request: &Request{Method: "GET", Authority: v, Path: "/" + v, Status: 503, Flags: "UF", Attempts: 2, Route: v},
+			Err: errors.New("because " + v),
+		}
+		for _, text := range []bool{false, true} {
+			e := encoder{text: text}
+			now := time.Date(2026, 11, 22, 4, 5, 6, 7_000_000, time.UTC)
+			e.begin(now, slog.LevelError, "request complete")
+			l.encode(&e)
+			e.end()
+			var want bytes.Buffer
+			h := slog.Handler(slog.NewJSONHandler(&want, nil))
+			if text {
+				h = slog.NewTextHandler(&want, nil)
+			}
+			rec := slog.NewRecord(now, slog.LevelError, "request complete", 0)
+			add := func(k string, value any) {
+				if value != "" {
+					rec.Add(k, value)
+				}
+			}
+			for _, kv := range []struct {
+				k string
+				v any
+			}{
+				{"scope", "access"}, {"src.addr", l.Src.String()}, {"src.workload", v}, {"dst.addr", l.Dst.String()}, {"dst.service", v}, {"direction", "outbound"},
+				{"bytes_sent", l.Sent}, {"bytes_recv", l.Received}, {"duration", "1.235ms"}, {"reason", "policy_denied"}, {"policy", "a/b"}, {"rule", 0},
+				{"dry_run", l.DryRun}, {"path", "http"}, {"generation", l.Generation}, {"status", 503}, {"attempts", 2}, {"method", "GET"}, {"authority", v},
+				{"url", "/" + v}, {"flags", "UF"}, {"route", v}, {"error", "because " + v},
+			} {
+				add(kv.k, kv.v)
+			}
+			if err := h.Handle(t.Context(), rec); err != nil {
+				t.Fatal(err)
+			}
+			if got := string(e.b); got != want.String() {
+				t.Errorf("%q:\n%s%s", v, got, want.String())
+			}
+		}
+	}
+}
+
+// TestBatch: what comes in quick succession is written together, and a batch is bounded.
+func TestBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sizes []int
+		r := New(Config{Clock: clock.System(), Out: writes(func(b []byte) { sizes = append(sizes, bytes.Count(b, []byte("\n"))) })})
+		ctx, cancel := context.WithCancel(t.Context())
+		over := make(chan error)
+		go func() { over <- r.Run(ctx) }()
+		for range 5 {
+			r.Log(Line{SrcWorkload: "a"})
+		}
+		time.Sleep(10 * time.Millisecond)
+		synctest.Wait()
+		r.Log(Line{SrcWorkload: "b"})
+		synctest.Wait()
+		for range 3 {
+			r.Log(Line{SrcWorkload: strings.Repeat("c", batch)})
+		}
+		cancel()
+		if err := <-over; err != nil || !slices.Equal(sizes, []int{5, 2, 1, 1}) {
+			t.Errorf("%v, %v", sizes, err)
+		}
+	})
+}
+
+type writes func([]byte)
+
+func (w writes) Write(b []byte) (int, error) { w(b); return len(b), nil }
+
+func TestLevel(t *testing.T) {
+	var out bytes.Buffer
+	r := New(Config{Clock: clock.System(), Out: &out, Level: slog.LevelWarn})
+	r.Log(Line{SrcWorkload: "good"})
+	r.Log(Line{Err: errors.New("bad")})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.Run(ctx); err != nil || strings.Contains(out.String(), "good") || !strings.Contains(out.String(), "bad") {
+		t.Errorf("%v, %s", err, out.String())
 	}
 }
