@@ -1,6 +1,8 @@
 package hbone
 
 import (
+	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -24,6 +26,7 @@ type Transport struct {
 	head   []byte  // Read returns it first
 	buf    *[]byte // of readPool, nil when drained
 	rp, re int
+	poll   bool // Read does not wait
 
 	mu   sync.Mutex // protects below; never held across I/O of the reader
 	hold bool
@@ -54,6 +57,9 @@ func (t *Transport) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	if t.rp == t.re {
+		if t.poll && t.raw == nil && silent(t.Conn) {
+			return 0, errNothing
+		}
 		if err := t.fill(); err != nil {
 			return 0, err
 		}
@@ -85,10 +91,13 @@ func (t *Transport) fill() error {
 			if err == syscall.EAGAIN {
 				readPool.Put(t.buf)
 				t.buf = nil
-				return false
+				return t.poll
 			}
 			return true
 		})
+		if err == syscall.EAGAIN {
+			err = errNothing
+		}
 		if err == nil && n <= 0 {
 			err = io.EOF
 		}
@@ -108,6 +117,31 @@ func (t *Transport) fill() error {
 		err = io.ErrNoProgress
 	}
 	return err
+}
+
+// errNothing is what Read says in place of waiting: crypto/tls goes on after it as after a deadline.
+var errNothing net.Error = nothing{}
+
+type nothing struct{}
+
+func (nothing) Error() string   { return "nothing to read" }
+func (nothing) Timeout() bool   { return true }
+func (nothing) Temporary() bool { return true }
+
+// silent reports that a read of c would wait, as far as c can tell.
+func silent(c net.Conn) bool {
+	q, ok := c.(interface{ Quiet() bool })
+	return !ok || q.Quiet()
+}
+
+// Quiet reports that on over, which is the TLS on this transport, neither bytes nor the end of the connection wait to be read. What
+// carries neither, as a session ticket, is taken in. It does not wait. Nobody else may read meanwhile.
+func (t *Transport) Quiet(over *tls.Conn) bool {
+	t.poll = true
+	defer func() { t.poll = false }()
+	var b [1]byte
+	n, err := over.Read(b[:])
+	return n == 0 && errors.Is(err, errNothing)
 }
 
 // buffered reports whether a Read would return without a system call.

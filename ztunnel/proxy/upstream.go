@@ -160,8 +160,12 @@ func (c *otherConn) Close() error {
 	return c.Conn.Close()
 }
 
-// Quiet reports that nothing waits to be read, as far as the connection can tell.
+// Quiet reports that nothing waits to be read, as far as the connection can tell. Nobody else may read meanwhile.
 func (c *otherConn) Quiet() bool {
+	if tc, ok := c.Conn.(*tls.Conn); ok {
+		t, ok := tc.NetConn().(*hbone.Transport)
+		return !ok || t.Quiet(tc)
+	}
 	q, ok := c.Conn.(interface{ Quiet() bool })
 	return !ok || q.Quiet()
 }
