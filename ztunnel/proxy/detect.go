@@ -11,6 +11,7 @@ import (
 
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/ztunnel/hbone"
 	"github.com/undermesh/undermesh/ztunnel/proxy/sniff"
 )
 
@@ -109,6 +110,7 @@ func (s *session) detect(c net.Conn, snap *client.Snapshot, declared speaks) (sn
 		return what, ended(s.ctx, reason.DownstreamReset, err)
 	}
 	s.spoke = true
+	s.hushed = declared == undeclared && len(s.early) == 0
 	if declared == speaksTLS && what != sniff.TLS {
 		return sniff.TCP, nil // HTTP to a port of TLS is the server's to refuse
 	}
@@ -116,10 +118,14 @@ func (s *session) detect(c net.Conn, snap *client.Snapshot, declared speaks) (sn
 }
 
 // detectInbound reports whether the client of a connection to the pod's port speaks HTTP. On a port that declares HTTP everything does
-// but a client that begins with a ClientHello: the TLS is between it and the application.
+// but a client that begins with a ClientHello: the TLS is between it and the application. A client that the other node has waited for
+// already, s.hushed, is not waited for again.
 func (s *session) detectInbound(c net.Conn, port uint16) (bool, error) {
 	snap := s.p.cfg.Snapshot()
 	declared := declaredBehind(snap, s.pod.workload(snap), port)
+	if q, ok := c.(*hbone.Stream); ok && s.hushed && declared == undeclared && q.Quiet() {
+		return false, nil
+	}
 	ask := declared
 	if declared == speaksHTTP {
 		ask = speaksTLS // its client speaks first as well

@@ -16,6 +16,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/api/workloadapi"
 	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/ztunnel/hbone"
 )
 
 // behind makes w serve port 80 of the service "foo/NAME.foo.svc" as the protocol; "" is none.
@@ -63,10 +64,7 @@ func TestSR12ServerFirst(t *testing.T) {
 					res[1].Message.(*workloadapi.Service).Addresses = nil
 					w.apply(res...)
 					synctest.Wait()
-					want := c.want
-					if to != "10.0.0.2:80" {
-						want *= 2 // the destination's node looks too
-					}
+					want := c.want // the destination's node does not wait again
 					begin := time.Now()
 					conn := a.connect(to)
 					line, err := bufio.NewReader(conn).ReadString('\n')
@@ -131,6 +129,32 @@ func TestSR12SlowBytes(t *testing.T) {
 		got, err := io.ReadAll(c)
 		if string(got) != "10.0.0.1\n"+text || err != nil {
 			t.Errorf("%q, %v", got, err)
+		}
+	})
+}
+
+// TestSR12SilenceIsNotBelievedOfWhoSpeaks: what a client's node says of its silence saves the wait for nothing and no more: bytes that
+// are there are looked at.
+func TestSR12SilenceIsNotBelievedOfWhoSpeaks(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		b := w.pod("b", "httpbin", "10.0.1.1")
+		defer w.stop(b)
+		b.echo()
+		w.apply(client.Resource{Message: workload("foo", "sleep", netip.MustParseAddr("10.0.0.1"))}, client.Resource{Message: workload("foo", "httpbin", b.ip)})
+		sleep := w.attacker(b, account("sleep"))
+		defer sleep.Close()
+		for first, want := range map[string]string{"": "10.0.0.1\n", "GET / HTTP/1.1\r\nHost: b\r\n\r\n": "HTTP/1.1 502 Bad Gateway\r\n"} {
+			begin := time.Now()
+			s, err := sleep.Connect(w.ctx, hbone.Request{Authority: "10.0.1.1:80", First: []byte(first),
+				Header: hbone.Header{{Name: clientHeader, Value: clientSilent}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			line, err := bufio.NewReader(s).ReadString('\n')
+			if line != want || err != nil || time.Since(begin) > 50*time.Millisecond {
+				t.Errorf("a client that says %q is answered %q after %v, %v", first, line, time.Since(begin), err)
+			}
+			_ = s.Close()
 		}
 	})
 }

@@ -29,6 +29,7 @@ type session struct {
 	relayed  bool   // the client is in the hands of a relay, which closes it
 	spoke    bool   // the client's first bytes were read, or waited for long enough
 	early    []byte // of the client, read before it is known where they go
+	hushed   bool   // the client had its time to speak first, and did not
 
 	line           telemetry.Line
 	labels         []telemetry.Labels

@@ -139,6 +139,13 @@ func reject(req *hbone.ServerRequest, why reason.Reason) {
 // reasonHeader tells the client's proxy, if it is one of ours, why a CONNECT was refused: for its log.
 const reasonHeader = "x-undermesh-reason"
 
+// clientHeader tells the destination's node that the client had its time to speak first and did not, so that it need not wait
+// again. Who lies gains what it has by waiting for as long: a stream that is carried as TCP.
+const (
+	clientHeader = "x-undermesh-client"
+	clientSilent = "silent"
+)
+
 func statusOf(why reason.Reason) int {
 	switch why {
 	case reason.AuthorityMismatch, reason.BadRequest, reason.MeshPort:
@@ -187,7 +194,7 @@ func (s *session) connect(own api.Identity, client *identity.Peer, req *hbone.Se
 		_ = up.Close()
 		return ended(s.ctx, reason.DownstreamReset, err)
 	}
-	s.stream, s.accepted = stream, true
+	s.stream, s.accepted, s.hushed = stream, true, req.Header.Get(clientHeader) == clientSilent
 	s.count()
 	isHTTP, err := s.detectInbound(stream, target.Port())
 	switch {

@@ -163,7 +163,7 @@ func (s *session) relayEnd(err error, far, near reason.Reason) error {
 	return ended(s.ctx, far, err)
 }
 
-// tunnelHeader are the headers that Istio's ztunnel sends: who calls, and by which service name.
+// tunnelHeader are the headers that Istio's ztunnel sends: who calls, and by which service name; and what this one saw of the client.
 func (s *session) tunnelHeader(r *way) hbone.Header {
 	w := r.source
 	kind := map[string]string{"DEPLOYMENT": "deployment", "CRONJOB": "cronjob", "POD": "pod", "JOB": "job"}[w.GetWorkloadType().String()]
@@ -189,7 +189,11 @@ func (s *session) tunnelHeader(r *way) hbone.Header {
 	if r.svc != nil {
 		forwarded += ";host=" + headerSafe(r.svc.GetHostname())
 	}
-	return hbone.Header{{Name: "baggage", Value: b.String()}, {Name: "forwarded", Value: forwarded}}
+	h := hbone.Header{{Name: "baggage", Value: b.String()}, {Name: "forwarded", Value: forwarded}}
+	if s.hushed {
+		h = append(h, hbone.HeaderField{Name: clientHeader, Value: clientSilent})
+	}
+	return h
 }
 
 // headerSafe drops what would end a value early; the names of Kubernetes objects have none of it.
