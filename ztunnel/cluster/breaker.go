@@ -27,6 +27,19 @@ func (b *Breakers) limit(st *state, r resource) int64 {
 	return max(int64(busy*s.budgetPercent/100), int64(s.budgetMin))
 }
 
+// Workers is how many pools of connections a host may have for each source workload, so many as an Istio sidecar's Envoy has threads.
+// Each may have one connection whatever the limits say: "the istio-proxy does allow for some leeway", as the documents put it.
+const Workers = 2
+
+// Worker returns the pool of a host that a worker of a number from 0 to Workers-1 uses: its own where connections are limited, for
+// that is where it makes a difference, else the only one.
+func (c *Cluster) Worker(n int) int {
+	if s := c.Spec(); s.breakers[Default].limits[connections] == noLimit && s.breakers[Default].perHost == noLimit {
+		return 0
+	}
+	return n
+}
+
 // Limits are those in force: of connections, pending requests, requests and retries at a time. A retry budget is not in them.
 func (b *Breakers) Limits() (cx, pendingRequests, rq, retry uint32) {
 	l := &b.spec(b.cluster.state.Load()).limits

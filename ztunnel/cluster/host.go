@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,7 +23,7 @@ type Host struct {
 	attach   sync.Mutex // protects attached; order: attach before mu
 	attached any
 	mu       sync.Mutex // protects pools
-	pools    []pooled
+	pools    map[pooled]struct{}
 
 	// Below: protected by Cluster.mu, but for the atomic parts of monitor.
 	index    uint32
@@ -69,16 +71,26 @@ type pooled interface {
 // keep adds a pool to those that learn of the host's changes.
 func (h *Host) keep(p pooled) {
 	h.mu.Lock()
-	h.pools = append(h.pools, p)
+	if h.pools == nil {
+		h.pools = map[pooled]struct{}{}
+	}
+	h.pools[p] = struct{}{}
 	h.mu.Unlock()
 	if h.Leaving() {
 		p.Drain()
 	}
 }
 
+// forget undoes keep.
+func (h *Host) forget(p pooled) {
+	h.mu.Lock()
+	delete(h.pools, p)
+	h.mu.Unlock()
+}
+
 func (h *Host) each(f func(pooled)) {
 	h.mu.Lock()
-	pools := h.pools
+	pools := slices.Collect(maps.Keys(h.pools))
 	h.mu.Unlock()
 	for _, p := range pools {
 		f(p)

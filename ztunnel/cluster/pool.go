@@ -15,8 +15,8 @@ var ErrOverflow = errors.New("circuit breaker overflow")
 // request that is to have a new connection is told to make one.
 //
 // A request that finds no connection counts as pending until it has one. When the limit of connections is reached it waits for
-// one of this host; but a host may always have a few, so that a request that waits here is served here. All methods
-// are safe for concurrent use.
+// one of this pool; but a pool may always have one, so that a request that waits here is served here. All methods are safe for
+// concurrent use.
 type Pool[C any] struct {
 	host     *Host
 	breakers *Breakers
@@ -112,18 +112,13 @@ func (p *Pool[C]) Acquire(ctx context.Context) (Lease[C], error) {
 	return p.wait(ctx, w)
 }
 
-// leeway is how many connections a host may have whatever the limits say. In Envoy it is one for each worker thread, so that no
-// request waits in vain, and an Istio sidecar has two: without the second, the documents' breaker of one connection would refuse
-// half of the calls of two clients, where they saw 15 percent ("the istio-proxy does allow for some leeway").
-const leeway = 2
-
-// mayDialLocked asks the limits for one more connection, and counts it.
+// mayDialLocked asks the limits for one more connection, and counts it. The pool's only one it has whatever they say.
 func (p *Pool[C]) mayDialLocked() bool {
 	b, c := p.breakers, p.host.cluster
 	free := p.host.conns.Load() < int64(b.spec(c.state.Load()).perHost) && b.take(connections)
 	if !free {
 		c.stats.inc(CxOverflow)
-		if p.conns >= leeway {
+		if p.conns > 0 {
 			return false
 		}
 		b.force(connections)
@@ -437,6 +432,12 @@ func (p *Pool[C]) Drain() {
 	p.draining = true
 	p.mu.Unlock()
 	p.renew()
+}
+
+// Close is Drain for a pool that nobody takes connections from any more: its host forgets it.
+func (p *Pool[C]) Close() {
+	p.host.forget(p)
+	p.Drain()
 }
 
 // renew ends the connections that there are as soon as they carry no request.

@@ -61,7 +61,7 @@ func (x *exchange) connect(h *cluster.Host) *failure {
 	if x.version(h) == HTTP2 {
 		return x.connect2(h)
 	}
-	pool := x.e.http1(h)
+	pool := x.pools(h).http1(h, x.f.worker)
 	x.waiter.Context, x.waiter.g = x.ctx, x.g
 	for {
 		lease, err := pool.Acquire(&x.waiter)
@@ -83,7 +83,7 @@ func (x *exchange) connect(h *cluster.Host) *failure {
 			if lease, err = lease.Connected(x.link(c), 1); err != nil {
 				return overflow()
 			}
-			x.e.reap(h)
+			x.reap(h)
 		}
 		l := lease.Conn().Conn
 		if l.made.stale() || !l.alive(x.e.now(), x.req.Method) {

@@ -75,7 +75,7 @@ const assumed = 100
 
 // connect2 gets a place on a connection of HTTP/2 to the host and puts it into x.up.
 func (x *exchange) connect2(h *cluster.Host) *failure {
-	pool := x.e.http2(h)
+	pool := x.pools(h).http2(h, x.f.worker)
 	x.waiter.Context, x.waiter.g = x.ctx, x.g
 	lease, err := pool.Acquire(&x.waiter)
 	switch {
@@ -98,7 +98,7 @@ func (x *exchange) connect2(h *cluster.Host) *failure {
 			return overflow()
 		}
 		l.put(lease.Conn())
-		x.e.reap(h)
+		x.reap(h)
 	}
 	l := lease.Conn().Conn
 	if l.made.stale() {

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/undermesh/undermesh/ztunnel/cluster"
 )
 
 // Engine serves HTTP connections. It is safe for concurrent use.
@@ -64,6 +66,11 @@ func (e *Engine) Serve(ctx context.Context, c net.Conn, early []byte, f *Flow) (
 		return errCrowded
 	}
 	defer e.leave(s)
+	f.worker = int(e.cfg.Random() % cluster.Workers)
+	if f.Private {
+		f.own = new(pools)
+		defer f.own.close()
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			e.panicked(f, p)

@@ -9,11 +9,12 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/cluster"
 )
 
-// pools are the connections to one host of one source workload. It hangs on the host.
+// pools are the connections to one host: of one source workload, or of one flow that has connections of its own. The former hang on
+// the host, and are divided among workers where a limit of connections may make a request wait, as Envoy's threads have each their own.
 type pools struct {
 	mu     sync.Mutex // protects below
-	one    *cluster.Pool[*link]
-	two    *cluster.Pool[*link2]
+	one    [cluster.Workers]*cluster.Pool[*link]
+	two    [cluster.Workers]*cluster.Pool[*link2]
 	alpn   Protocol    // that was negotiated last
 	timer  clock.Timer // reaps; nil: never set
 	armed  bool
@@ -22,34 +23,53 @@ type pools struct {
 
 func newPools() any { return new(pools) }
 
-// http1 returns the pool for HTTP/1.1.
-func (e *Engine) http1(h *cluster.Host) *cluster.Pool[*link] {
-	p := poolsOf(h)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.one == nil {
-		p.one = cluster.NewPool(h, cluster.Default, 1, (*link).close)
+// pools are those that the request may take a connection to the host from.
+func (x *exchange) pools(h *cluster.Host) *pools {
+	if x.f.own != nil {
+		return x.f.own
 	}
-	return p.one
-}
-
-// http2 returns the pool for HTTP/2.
-func (e *Engine) http2(h *cluster.Host) *cluster.Pool[*link2] {
-	p := poolsOf(h)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.two == nil {
-		p.two = cluster.NewPool(h, cluster.Default, assumed, (*link2).close)
-	}
-	return p.two
-}
-
-func poolsOf(h *cluster.Host) *pools {
 	p, ok := h.Attach(newPools).(*pools)
 	if !ok {
 		panic("something else hangs on the host")
 	}
 	return p
+}
+
+// http1 returns the pool for HTTP/1.1.
+func (p *pools) http1(h *cluster.Host, worker int) *cluster.Pool[*link] {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := &p.one[h.Cluster().Worker(worker)]
+	if *at == nil {
+		*at = cluster.NewPool(h, cluster.Default, 1, (*link).close)
+	}
+	return *at
+}
+
+// http2 returns the pool for HTTP/2.
+func (p *pools) http2(h *cluster.Host, worker int) *cluster.Pool[*link2] {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := &p.two[h.Cluster().Worker(worker)]
+	if *at == nil {
+		*at = cluster.NewPool(h, cluster.Default, assumed, (*link2).close)
+	}
+	return *at
+}
+
+// close ends pools that no host keeps once their flow has ended.
+func (p *pools) close() {
+	p.mu.Lock()
+	one, two := p.one, p.two
+	p.mu.Unlock()
+	for i := range cluster.Workers {
+		if one[i] != nil {
+			one[i].Close()
+		}
+		if two[i] != nil {
+			two[i].Close()
+		}
+	}
 }
 
 // version is what a request to the host is spoken in.
@@ -60,7 +80,7 @@ func (x *exchange) version(h *cluster.Host) Protocol {
 	case cluster.SameAsReceived:
 		return x.entry.Protocol
 	case cluster.Negotiated:
-		p := poolsOf(h)
+		p := x.pools(h)
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.alpn != 0 {
@@ -79,7 +99,7 @@ func (x *exchange) otherVersion(h *cluster.Host, c *Conn, want Protocol) bool {
 	if c.Protocol == "h2" {
 		got = HTTP2
 	}
-	p := poolsOf(h)
+	p := x.pools(h)
 	p.mu.Lock()
 	p.alpn = got
 	p.mu.Unlock()
@@ -94,11 +114,11 @@ func (x *exchange) otherVersion(h *cluster.Host, c *Conn, want Protocol) bool {
 const weeding = 5 * time.Second
 
 // reap sees to it that connections are closed that are idle for too long, or that their hosts have closed, from the first one on.
-func (e *Engine) reap(h *cluster.Host) {
-	p := poolsOf(h)
+func (x *exchange) reap(h *cluster.Host) {
+	p := x.pools(h)
 	idle := h.Cluster().Spec().HTTP.IdleTimeout
 	if idle <= 0 {
-		idle = e.cfg.Limits.PoolIdle
+		idle = x.e.cfg.Limits.PoolIdle
 	}
 	if idle <= 0 {
 		idle = math.MaxInt64 // none
@@ -111,7 +131,7 @@ func (e *Engine) reap(h *cluster.Host) {
 	}
 	p.armed = true
 	if p.timer == nil {
-		p.timer = e.cfg.Clock.AfterFunc(weeding, p.tick)
+		p.timer = x.e.cfg.Clock.AfterFunc(weeding, p.tick)
 	} else {
 		p.timer.Reset(weeding)
 	}
@@ -122,13 +142,15 @@ func (p *pools) tick() {
 	one, two, rounds := p.one, p.two, p.rounds
 	p.mu.Unlock()
 	left := 0
-	if one != nil {
-		one.Weed(func(l *link) bool { return l.made.stale() || !l.quiet() })
-		left += one.Reap(rounds)
-	}
-	if two != nil {
-		two.Weed(func(l *link2) bool { return l.made.stale() })
-		left += two.Reap(rounds)
+	for i := range cluster.Workers {
+		if p := one[i]; p != nil {
+			p.Weed(func(l *link) bool { return l.made.stale() || !l.quiet() })
+			left += p.Reap(rounds)
+		}
+		if p := two[i]; p != nil {
+			p.Weed(func(l *link2) bool { return l.made.stale() })
+			left += p.Reap(rounds)
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
