@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Seen is what an upstream saw of a request.
@@ -27,7 +28,7 @@ type Seen struct {
 }
 
 // Echo serves, for each cluster, an upstream on a unix socket that answers with its name, and with what it saw as JSON in x-seen.
-// The request says more: x-echo-status is the status, and x-echo-field ("name: value; name: value") are fields of the answer.
+// The request says more: x-echo-status is the status, x-echo-wait how long the answer takes, and x-echo-field ("name: value; name: value") are fields of the answer.
 // It takes nearly any request line, as it is no test of a server. It ends with the test.
 func Echo(t testing.TB, dir string, clusters []string) map[string]string {
 	t.Helper()
@@ -118,6 +119,9 @@ func (e *echo) answer(r *bufio.Reader, w io.Writer) error {
 	text, err := json.Marshal(seen)
 	if err != nil {
 		return err
+	}
+	if d, err := time.ParseDuration(h.Get("X-Echo-Wait")); err == nil {
+		<-time.After(d)
 	}
 	status, err := strconv.Atoi(h.Get("X-Echo-Status"))
 	if err != nil {

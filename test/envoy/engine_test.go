@@ -162,7 +162,7 @@ func agree(t *testing.T, configs []*routev3.RouteConfiguration, clusters []strin
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	sockets := Echo(t, dir, clusters)
-	p, o := StartProxy(t, configs, sockets), startOurs(t, configs, sockets)
+	p, o := StartProxy(t, 1, configs, sockets), startOurs(t, configs, sockets)
 	envoys := map[string]*Outcome{}
 	type pair struct {
 		config string

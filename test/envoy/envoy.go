@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -82,7 +83,10 @@ const bootstrapText = `{
 
 // Start runs Envoy with the resources and waits until it serves them. What they refer to must be among them, or it waits in
 // vain. It ends with the test.
-func Start(t testing.TB, first []xds.Resource) *Envoy {
+func Start(t testing.TB, first []xds.Resource) *Envoy { return StartThreads(t, 1, first) }
+
+// StartThreads is Start for an Envoy with so many worker threads.
+func StartThreads(t testing.TB, threads int, first []xds.Resource) *Envoy {
 	t.Helper()
 	binary := Require(t)
 	dir, err := os.MkdirTemp("", "envoy")
@@ -98,7 +102,7 @@ func Start(t testing.TB, first []xds.Resource) *Envoy {
 	e.admin = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", e.Path("admin"))
 	}}}
-	e.run(t, binary)
+	e.run(t, binary, threads)
 	return e
 }
 
@@ -123,7 +127,7 @@ func (e *Envoy) serve(t testing.TB) {
 	})
 }
 
-func (e *Envoy) run(t testing.TB, binary string) {
+func (e *Envoy) run(t testing.TB, binary string, threads int) {
 	t.Helper()
 	text := fmt.Sprintf(bootstrapText, e.Path("admin"), e.Path("xds"))
 	if err := protojson.Unmarshal([]byte(text), &bootstrap.Bootstrap{}); err != nil {
@@ -138,7 +142,7 @@ func (e *Envoy) run(t testing.TB, binary string) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(binary, "-c", config, "--concurrency", "1", "--disable-hot-restart", "-l", "warn",
+	cmd := exec.Command(binary, "-c", config, "--concurrency", strconv.Itoa(threads), "--disable-hot-restart", "-l", "warn",
 		"--file-flush-interval-msec", "20")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

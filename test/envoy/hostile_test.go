@@ -110,7 +110,7 @@ func TestEnvoyAgreesOnHostility(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	sockets, configs := Echo(t, dir, clusterNames), []*routev3.RouteConfiguration{rc}
-	p, o := StartProxy(t, configs, sockets), startOurs(t, configs, sockets)
+	p, o := StartProxy(t, 1, configs, sockets), startOurs(t, configs, sockets)
 	envoy, we := make([]string, len(hostile)), make([]string, len(hostile))
 	var wait sync.WaitGroup
 	for i, c := range hostile {

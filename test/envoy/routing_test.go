@@ -57,7 +57,7 @@ func TestEnvoyAgreesOnRoutes(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	p := StartProxy(t, configs, Echo(t, dir, clusterNames))
+	p := StartProxy(t, 1, configs, Echo(t, dir, clusterNames))
 	differ, kinds := 0, map[string]int{}
 	for _, c := range configs {
 		ours, err := route.CompileConfig(c)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -28,6 +29,7 @@ import (
 	fault "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	upstream "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -101,20 +103,34 @@ func tcpListener(routes, log string) xds.Resource {
 			ConfigType: &listener.Filter_TypedConfig{TypedConfig: manager}}}}}}}
 }
 
-// echoCluster is one of the upstreams; "ring" balances by hash.
+// echoCluster is one of the upstreams; "ring" balances by hash, and limited has limits.
 func echoCluster(name string) *cluster.Cluster {
 	c := &cluster.Cluster{Name: name, ConnectTimeout: durationpb.New(time.Second),
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
 		EdsClusterConfig: &cluster.Cluster_EdsClusterConfig{EdsConfig: &core.ConfigSource{ResourceApiVersion: core.ApiVersion_V3,
 			ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}}}}}
-	if name == "ring" {
+	switch name {
+	case "ring":
 		c.LbPolicy = cluster.Cluster_RING_HASH
+	case limited:
+		one, most := wrapperspb.UInt32(1), wrapperspb.UInt32(math.MaxUint32)
+		c.CircuitBreakers = &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{
+			{MaxConnections: one, MaxPendingRequests: one, MaxRequests: most, MaxRetries: most, TrackRemaining: true}}}
+		c.OutlierDetection = &cluster.OutlierDetection{Consecutive_5Xx: one, Interval: durationpb.New(time.Second),
+			BaseEjectionTime: durationpb.New(3 * time.Minute), MaxEjectionPercent: wrapperspb.UInt32(100)}
+		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": packed(&upstream.HttpProtocolOptions{
+			CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxRequestsPerConnection: one},
+			UpstreamProtocolOptions: &upstream.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &upstream.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &upstream.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{}}}})}
 	}
 	return c
 }
 
-// StartProxy runs Envoy with the configurations; all of them must be ones that it takes.
-func StartProxy(t testing.TB, configs []*route.RouteConfiguration, upstreams map[string]string) *Proxy {
+// limited is the cluster of the documents' circuit breaker: one connection, one request that waits, one request a connection (RS-07).
+const limited = "limited"
+
+// StartProxy runs Envoy, with so many threads, with the configurations; all of them must be ones that it takes.
+func StartProxy(t testing.TB, threads int, configs []*route.RouteConfiguration, upstreams map[string]string) *Proxy {
 	t.Helper()
 	var first []xds.Resource
 	for name, path := range upstreams {
@@ -124,7 +140,7 @@ func StartProxy(t testing.TB, configs []*route.RouteConfiguration, upstreams map
 	for _, c := range configs {
 		first = append(first, xds.Resource{Type: api.RouteType, Name: c.GetName(), Message: c}, tcpListener(c.GetName(), log))
 	}
-	p := &Proxy{Envoy: Start(t, first), addrs: map[string]netip.AddrPort{}}
+	p := &Proxy{Envoy: StartThreads(t, threads, first), addrs: map[string]netip.AddrPort{}}
 	p.access = log
 	if refused := p.Refused(); len(refused) > 0 {
 		t.Fatalf("Envoy refused %q", refused)
