@@ -1,4 +1,4 @@
-package l7
+package rows
 
 import (
 	"context"
@@ -17,15 +17,28 @@ func cut(least, most float64) want {
 	return both(status(504, "-"), body("upstream request timeout"), took(least, most))
 }
 
-func TestTimeoutRows(t *testing.T) {
+// late asks once for an answer after a time.
+func late(delay string, w want, headers ...string) expect {
+	e := get("/?delay="+delay, w, headers...).many(1)
+	e.Timeout = 19000
+	return e
+}
+
+// timeout is a rule with a time.
+const timeout = "  - route: [{destination: {host: recommendation}}]\n    timeout: 2s\n"
+
+// DefaultTimeout is of a service of its own, for it takes its time: longer than the 15 s of a proxy that nobody tells anything.
+func DefaultTimeout(t *testing.T, w World) {
+	own := func(text string) string { return strings.ReplaceAll(text, "recommendation", "patient") }
+	ask := late("16s", both(status(200, ""), took(15900, 18000)))
+	ask.URL = own(ask.URL)
+	observeAll(t, w, []row{{ids: "RS-02", title: "no time by itself", resource: own(routes("  - route: [{destination: {host: recommendation}}]\n")), look: asks(ask),
+		changed: own(routes(timeout)), unmeshed: "nobody cuts it short there"}})
+}
+
+func TimeoutRows(t *testing.T, w World) {
 	const short = "x-envoy-upstream-rq-timeout-ms: 500"
-	late := func(delay string, w want, headers ...string) expect {
-		e := get("/?delay="+delay, w, headers...).many(1)
-		e.Timeout = 19000
-		return e
-	}
-	_, w := meshed(t)
-	whole := routes("  - route: [{destination: {host: recommendation}}]\n    timeout: 2s\n")
+	whole := routes(timeout)
 	own := func(w want, headers ...string) *row {
 		return &row{title: "a request brings its time", look: asks(late("1500ms", w, headers...))}
 	}
@@ -40,10 +53,8 @@ func TestTimeoutRows(t *testing.T) {
 	t.Run("RS-03 control: outside the mesh", func(t *testing.T) {
 		check(t, own(status(200, ""), short).expects(t.Context(), place{w, outside, "sleep"}, true))
 	})
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "RS-01", title: "504 after the time", resource: seed(t, "029"), look: asks(late("3s", cut(950, 1500)), late("200ms", status(200, "")))},
-		{ids: "RS-02", title: "no time by itself", resource: routes("  - route: [{destination: {host: recommendation}}]\n"), look: asks(late("16s", both(status(200, ""), took(15900, 18000)))),
-			changed: whole, unmeshed: "nobody cuts it short there"},
 		{ids: "RS-04 RS-19", title: "the stricter time counts", resource: whole, look: asks(late("5s", cut(1900, 2600)), func() expect {
 			e := late("5s", func(all []e2e.Answer) error {
 				if err := refused(all); err != nil {
@@ -60,8 +71,7 @@ func TestTimeoutRows(t *testing.T) {
 	})
 }
 
-func TestRetryRows(t *testing.T) {
-	meshed(t)
+func RetryRows(t *testing.T, w World) {
 	grpc := func(fail int, w want) expect {
 		return expect{e2e.Question{URL: fmt.Sprintf("grpc://recommendation.tutorial:9090/echo.Echo/Say?fail=%d", fail), Body: "hi", N: 3}, w}
 	}
@@ -74,7 +84,7 @@ func TestRetryRows(t *testing.T) {
 		return routes("  - route: [{destination: {host: recommendation}}]\n    retries: " + text + "\n")
 	}
 	tries := func(n string) want { return body(`"X-Envoy-Attempt-Count":"` + n + `"`) }
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "RS-05", title: "three retries and no more, as in the documents", resource: seed(t, "019") + "---\n" + seed(t, "028"), look: asks(grpc(3, said("0")), grpc(4, said("14")))},
 		{ids: "RS-05", title: "retries on what is named", resource: retries("{attempts: 3, retryOn: 5xx}"),
 			look: asks(get("/?fail=3", both(status(200, ""), tries("4"))), get("/?fail=4", both(status(503, ""), tries("4"))))},
@@ -83,8 +93,7 @@ func TestRetryRows(t *testing.T) {
 	})
 }
 
-func TestFaultRows(t *testing.T) {
-	meshed(t)
+func FaultRows(t *testing.T, w World) {
 	fault := func(text string) string {
 		return routes("  - match: [{headers: {end-user: {exact: jason}}}]\n    fault: " + text + "\n    route: [{destination: {host: recommendation}}]\n  - route: [{destination: {host: recommendation}}]\n")
 	}
@@ -107,7 +116,7 @@ func TestFaultRows(t *testing.T) {
 	}
 	thousandth := get("/?size=1", count(555, 1, 16), "end-user: jason").many(5000)
 	thousandth.C, thousandth.Keep = 4, true
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "RS-14 RS-17", title: "a delay for some", resource: fault("{delay: {percentage: {value: 100}, fixedDelay: 2s}}"),
 			look: asks(get("/", both(status(200, ""), took(1900, 3000)), "end-user: jason").many(1), get("/", both(status(200, ""), took(0, 1000)), "end-user: john").many(1))},
 		{ids: "RS-15", title: "a delay by the deprecated field", resource: fault("{delay: {percent: 100, fixedDelay: 2s}}"), look: asks(get("/", both(status(200, ""), took(1900, 3000)), "end-user: jason").many(1))},
@@ -126,7 +135,7 @@ func stat(ctx context.Context, p place, cluster, name string) (int, error) {
 	if len(pods) != 1 {
 		return 0, fmt.Errorf("deployment %s has %d pods", p.deployment, len(pods))
 	}
-	out, err := p.Undermesh(ctx, "stats", pods[0].Metadata.Name+"."+p.namespace, "--filter", regexp.QuoteMeta(cluster)+`\.`+regexp.QuoteMeta(name))
+	out, err := p.Stats(ctx, pods[0], regexp.QuoteMeta(cluster)+`\.`+regexp.QuoteMeta(name))
 	if err != nil {
 		if p.namespace == outside {
 			return 0, fmt.Errorf("%w: %w", e2e.ErrOther, err)
@@ -164,8 +173,7 @@ func moves(name string, least, most int, all ...expect) func(context.Context, pl
 	}
 }
 
-func TestPoolRows(t *testing.T) {
-	meshed(t)
+func PoolRows(t *testing.T, w World) {
 	all := func(text string) string { return policy("{connectionPool: " + text + "}") }
 	burst := func(path string, w want) expect {
 		e := get(path, w).many(12)
@@ -189,7 +197,7 @@ func TestPoolRows(t *testing.T) {
 		return nil
 	}
 	many := get("/", status(200, "")).many(20)
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "RS-09", title: "503 at once instead of a wait", resource: all("{http: {http1MaxPendingRequests: 1}, tcp: {maxConnections: 1}}"), look: asks(burst("/?delay=500ms", overflow))},
 		{ids: "RS-08", title: "overflows are counted", resource: all("{http: {http1MaxPendingRequests: 1}, tcp: {maxConnections: 1}}"),
 			look: moves("upstream_rq_pending_overflow", 1, 12, burst("/?delay=300ms", overflow))},
@@ -212,9 +220,9 @@ spec:
 	})
 }
 
-// TestOutlierRows: a pod that failed gets nothing for a while. Each row has a time of ejection that ends with it.
-func TestOutlierRows(t *testing.T) {
-	ctx, w := meshed(t)
+// OutlierRows: a pod that failed gets nothing for a while. Each row has a time of ejection that ends with it.
+func OutlierRows(t *testing.T, w World) {
+	ctx := within(t)
 	pods, err := w.Pods(ctx, inside, "app=echo")
 	check(t, err)
 	bad := pods[0].Metadata.Name
@@ -235,7 +243,7 @@ func TestOutlierRows(t *testing.T) {
 		return asks(get("/", both(status(503, "-"), body("no healthy upstream"))).many(5))(ctx, p)
 	}
 	old := strings.ReplaceAll(seed(t, "030"), "consecutiveErrors: 5", "consecutiveErrors: 1")
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "RS-11", title: "one error is enough to be out", resource: detect(ever), look: out},
 		{ids: "RS-13", title: "503 when all are out", resource: detect(ever), look: none},
 		{ids: "RS-12", title: "the deprecated field counts", resource: old, look: out},
@@ -252,7 +260,7 @@ func TestOutlierRows(t *testing.T) {
 		defer with(ctx, t, w, inside, detect(short))()
 		p := place{w, inside, "sleep"}
 		check(t, (&row{title: "out", look: out}).expects(ctx, p, true))
-		check(t, e2e.Until(ctx, 20*time.Second, "the pod to be back", func(ctx context.Context) error {
+		check(t, until(ctx, w, 20*time.Second, "the pod to be back", func(ctx context.Context) error {
 			return asks(get("/", both(status(200, ""), spread(echoPods))).many(20))(ctx, p)
 		}))
 	})

@@ -1,4 +1,4 @@
-package l7
+package rows
 
 import (
 	"fmt"
@@ -96,11 +96,10 @@ func matchRows() []row {
 	}
 }
 
-func TestMatchRows(t *testing.T) { observeAll(t, matchRows()) }
+func MatchRows(t *testing.T, w World) { observeAll(t, w, matchRows()) }
 
-// TestSeedRoutes are the documents' own rules for a service, unchanged.
-func TestSeedRoutes(t *testing.T) {
-	meshed(t)
+// SeedRoutes are the documents' own rules for a service, unchanged.
+func SeedRoutes(t *testing.T, w World) {
 	dr, n := seed(t, "019")+"---\n", 240
 	shares := func(first, second int) func(want) expect {
 		return func(want) expect { return get("/", split(map[string]int{"v1": first, "v2": second})).many(n) }
@@ -110,7 +109,7 @@ func TestSeedRoutes(t *testing.T) {
 		e.URL = strings.Replace(e.URL, "recommendation", "ratings", 1)
 		return e
 	}
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "TR-10", title: "only pods of the subset answer", resource: routes("  - " + to("v3") + "\n"), look: asks(get("/", v("v3")).many(40))},
 		{ids: "TR-11", title: "90 to 10", resource: dr + seed(t, "020"), look: asks(shares(90, 10)(nil))},
 		{ids: "TR-11", title: "75 to 25", resource: dr + seed(t, "023"), look: asks(shares(75, 25)(nil))},
@@ -127,10 +126,9 @@ func TestSeedRoutes(t *testing.T) {
 	})
 }
 
-// TestRouteRows: where requests go.
-func TestRouteRows(t *testing.T) {
-	meshed(t)
-	observeAll(t, []row{
+// RouteRows: where requests go.
+func RouteRows(t *testing.T, w World) {
+	observeAll(t, w, []row{
 		{ids: "TR-12", title: "one host spreads over services and ports", resource: rule("recommendation", "recommendation",
 			"  - match: [{uri: {prefix: /other}}]\n    route: [{destination: {host: my-svc, port: {number: 8081}}}]\n"+
 				"  - match: [{uri: {prefix: /httpbin}}]\n    rewrite: {uri: /status/418}\n    route: [{destination: {host: httpbin.foo.svc.cluster.local, port: {number: 8000}}}]\n"+
@@ -167,9 +165,8 @@ func equal(what, got, want string) error {
 	return nil
 }
 
-// TestFilterRows: what is done to requests and responses on the way.
-func TestFilterRows(t *testing.T) {
-	meshed(t)
+// FilterRows: what is done to requests and responses on the way.
+func FilterRows(t *testing.T, w World) {
 	const route = "    route: [{destination: {host: recommendation}}]\n"
 	one := func(ids, title, action string, all ...expect) row {
 		return row{ids: ids, title: title, resource: routes("  - match: [{uri: {prefix: /x}}]\n" + action + "  -" + route[3:]), look: asks(all...)}
@@ -179,7 +176,7 @@ func TestFilterRows(t *testing.T) {
 			header("access-control-allow-headers", "x-mine"), header("access-control-max-age", "60"), header("access-control-allow-credentials", "true"))}
 	stranger := preflight
 	stranger.Headers, stranger.want = map[string]string{"Origin": "https://b.example.org", "Access-Control-Request-Method": "PUT"}, header("access-control-allow-origin", "")
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		one("TR-13", "the prefix that matched is replaced", "    rewrite: {uri: /new}\n"+route, get("/x/a?b=c", both(status(200, ""), body(`"path":"/new/a?b=c"`))), get("/y", body(`"path":"/y"`))),
 		one("TR-13", "the authority is replaced", "    rewrite: {authority: other.example.org}\n"+route, get("/x", body(`"host":"other.example.org"`)), get("/y", body(`"host":"recommendation.tutorial:8080"`))),
 		one("TR-13", "a regular expression", "    rewrite: {uriRegexRewrite: {match: \"/x/([a-z]+)/([0-9]+)\", rewrite: \"/y/\\\\2/\\\\1\"}}\n"+route, get("/x/abc/12", body(`"path":"/y/12/abc"`))),
@@ -200,9 +197,8 @@ func TestFilterRows(t *testing.T) {
 	})
 }
 
-// TestHostRows: whose calls a rule is for.
-func TestHostRows(t *testing.T) {
-	meshed(t)
+// HostRows: whose calls a rule is for.
+func HostRows(t *testing.T, w World) {
 	const ip = "192.0.2.77" // which is nobody's
 	const said = "  - route: [{destination: {host: recommendation.tutorial.svc.cluster.local}}]\n    headers: {response: {set: {x-rule: seen}}}\n"
 	seen := get("/", both(status(200, ""), header("x-rule", "seen")))
@@ -218,7 +214,7 @@ func TestHostRows(t *testing.T) {
 	odd := func(path string, w want) expect {
 		return expect{e2e.Question{URL: "http://bookshop.example.com" + path, Dial: "recommendation.tutorial:8080", N: 3}, w}
 	}
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		at("a short name is of the rule's namespace", "recommendation"),
 		at("a full name", "recommendation.tutorial.svc.cluster.local"),
 		at("a wildcard before a domain", "*.tutorial.svc.cluster.local"),
@@ -233,9 +229,8 @@ func TestHostRows(t *testing.T) {
 	})
 }
 
-// TestSR17LookupPath: subsets come from a DestinationRule of the caller's namespace, the service's or the root's, and of no other.
-func TestSR17LookupPath(t *testing.T) {
-	_, w := meshed(t)
+// SR17LookupPath: subsets come from a DestinationRule of the caller's namespace, the service's or the root's, and of no other.
+func SR17LookupPath(t *testing.T, w World) {
 	const host = "host: recommendation.tutorial.svc.cluster.local"
 	full := func(text string) string { return strings.ReplaceAll(text, "host: recommendation", host) }
 	defer with(t.Context(), t, w, "", full(rule("recommendation", "recommendation", "  - "+to("v2")+"\n")))()
@@ -245,7 +240,7 @@ func TestSR17LookupPath(t *testing.T) {
 	at := func(title, namespace string, w want, changed string) row {
 		return row{ids: "SR-17", title: title, namespace: "bar", apart: true, resource: in(namespace), look: asks(get("/", w)), changed: changed}
 	}
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		at("a rule of the service's namespace is found", "tutorial", v("v2"), ""),
 		at("a rule of the caller's namespace is found", "bar", v("v2"), ""),
 		at("a rule of the root namespace is found", "istio-system", v("v2"), ""),

@@ -1,4 +1,4 @@
-package l7
+package rows
 
 import (
 	"context"
@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/test/e2e"
 )
 
@@ -77,32 +76,24 @@ func all(looks ...func(context.Context, place) error) func(context.Context, plac
 // logged wants calls to leave a line in the access log with all texts.
 func logged(look func(context.Context, place) error, texts ...string) func(context.Context, place) error {
 	return func(ctx context.Context, p place) error {
-		since := time.Now().UTC().Truncate(time.Second).Format(time.RFC3339)
+		written := p.Mark()
 		if err := look(ctx, p); err != nil {
 			return err
 		}
-		brief, cancel := context.WithTimeout(ctx, 4*time.Second)
-		defer cancel()
-		if err := p.ExpectLog(brief, since, texts...); err != nil {
-			return fmt.Errorf("%w: %w", e2e.ErrOther, err)
-		}
-		return nil
+		return soon(ctx, p, "the line", func(ctx context.Context) error { return written(ctx, texts...) })
 	}
 }
 
-// abroadWorld deploys the stand-ins, makes DNS lead to them and returns the address of the proxy.
-func abroadWorld(t *testing.T) (w *e2e.World, proxy string) {
+// abroadWorld deploys the stand-ins, makes DNS lead to them, and returns the address of the proxy.
+func abroadWorld(t *testing.T, w World) (proxy string) {
 	t.Helper()
-	ctx, w := meshed(t)
-	check(t, w.Apply(ctx, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+abroad+"}\n---\n"+standIns+seed(t, "169")))
-	t.Cleanup(func() {
-		_, err := w.Kubectl(context.Background(), "delete", "namespace", abroad)
-		check(t, err)
-	})
+	ctx := within(t)
+	check(t, w.ApplyIn(ctx, "", "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+abroad+"}\n---\n"+standIns+seed(t, "169")))
+	t.Cleanup(func() { check(t, w.DeleteNamespace(context.Background(), abroad)) })
 	check(t, w.AwaitReady(ctx, abroad))
-	site, err := w.OnePod(ctx, abroad, "sites")
+	site, err := podOf(ctx, w, abroad, "sites")
 	check(t, err)
-	squid, err := w.OnePod(ctx, abroad, "squid")
+	squid, err := podOf(ctx, w, abroad, "squid")
 	check(t, err)
 	records := map[string]string{}
 	for _, s := range sites {
@@ -110,37 +101,13 @@ func abroadWorld(t *testing.T) (w *e2e.World, proxy string) {
 	}
 	check(t, w.SetHosts(ctx, records))
 	t.Cleanup(func() { check(t, w.SetHosts(context.Background(), nil)) })
-	return w, squid.Status.PodIP
+	return squid.Status.PodIP
 }
 
-// TestInstalledMode reads the outbound mode back as the documents do.
-func TestInstalledMode(t *testing.T) {
-	ctx, w := meshed(t)
-	install := func(set ...string) {
-		_, err := w.Undermesh(ctx, append([]string{"install", "--set", "profile=demo", "-y"}, set...)...)
-		check(t, err)
-	}
-	mode := func() string {
-		got, err := w.Kubectl(ctx, "get", "istiooperator", "installed-state", "-n", api.DefaultRootNamespace, "-o", "jsonpath={.spec.meshConfig.outboundTrafficPolicy.mode}")
-		check(t, err)
-		return got
-	}
-	t.Run("EG-08 ALLOW_ANY or empty", func(t *testing.T) {
-		check(t, equal("mode", mode(), ""))
-		install("--set", "meshConfig.outboundTrafficPolicy.mode=ALLOW_ANY")
-		check(t, equal("mode", mode(), "ALLOW_ANY"))
-	})
-	t.Run("EG-08 control: installed with REGISTRY_ONLY", func(t *testing.T) {
-		defer install()
-		install("--set", "meshConfig.outboundTrafficPolicy.mode=REGISTRY_ONLY")
-		check(t, equal("mode", mode(), "REGISTRY_ONLY"))
-	})
-}
-
-// TestEgress is the documents' tasks about hosts outside the mesh, with their resources. The stand-ins' certificates are of no public
+// Egress is the documents' tasks about hosts outside the mesh, with their resources. The stand-ins' certificates are of no public
 // authority, so curl has -k.
-func TestEgress(t *testing.T) {
-	w, proxy := abroadWorld(t)
+func Egress(t *testing.T, w World) {
+	proxy := abroadWorld(t, w)
 	ctx := t.Context()
 	google := curls("-ksSI https://www.google.com", "HTTP/2 200", "exit 0")
 	p := place{w, inside, "sleep"}
@@ -162,7 +129,7 @@ func TestEgress(t *testing.T) {
 	bin := seed(t, "136") + "---\n"
 	unverified := strings.Replace(seed(t, "140"), "mode: SIMPLE", "insecureSkipVerify: true\n        mode: SIMPLE", 1) // the stand-in's certificate is of nobody known
 	squid := strings.ReplaceAll(seed(t, "170"), "172.30.109.95", proxy)
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "EG-03", title: "HTTP to an unknown host is 502", look: curls("-sSI http://httpbin.org/status/200", "HTTP/1.1 502"), changed: bin},
 		{ids: "EG-04", title: "a registered HTTP host", resource: bin, look: logged(curls("-sS http://httpbin.org/headers", `"Host": "httpbin.org"`, decorated), "outbound|80||httpbin.org")},
 		{ids: "EG-05", title: "a registered HTTPS host", resource: seed(t, "137"), look: logged(google, `"dst.service":"www.google.com"`)},
@@ -178,21 +145,20 @@ func TestEgress(t *testing.T) {
 			if !strings.Contains(r.Out, "<title>Wikipedia, the free encyclopedia</title>") {
 				return fmt.Errorf("%w: %q %q", e2e.ErrOther, r.Out, r.Err)
 			}
-			lines, err := p.ExecDirect(ctx, abroad, "squid", "tail", "-n", "1", "/var/log/squid/access.log")
-			if err != nil {
+			return soon(ctx, p, "squid's line", func(ctx context.Context) error {
+				lines, err := p.Log(ctx, abroad, "app=squid")
+				if err == nil && (!strings.Contains(lines, "TCP_TUNNEL/200") || !strings.Contains(lines, "CONNECT en.wikipedia.org:443 - HIER_DIRECT/")) {
+					err = fmt.Errorf("squid wrote %q", lines)
+				}
 				return err
-			}
-			if !strings.Contains(lines.Out, "TCP_TUNNEL/200") || !strings.Contains(lines.Out, "CONNECT en.wikipedia.org:443 - HIER_DIRECT/") {
-				return fmt.Errorf("%w: squid wrote %q", e2e.ErrOther, lines.Out)
-			}
-			return nil
+			})
 		}, `"dst.service":"my-company-proxy.com"`)},
 	})
 }
 
-// TestEG23NoTLS: towards services that are not the mesh's DISABLE is plain text, and a mode of the mesh fails.
-func TestEG23NoTLS(t *testing.T) {
-	w, _ := abroadWorld(t)
+// EG23NoTLS: towards services that are not the mesh's DISABLE is plain text, and a mode of the mesh fails.
+func EG23NoTLS(t *testing.T, w World) {
+	abroadWorld(t, w)
 	alias := strings.Replace(seed(t, "164"), "name: my-httpbin", "name: my-httpbin\n  namespace: "+inside, 1) + "---\n"
 	mode := func(m string) string {
 		return alias + strings.NewReplacer("my-httpbin.default", "my-httpbin."+inside, "DISABLE", m, "name: my-httpbin", "name: my-httpbin\n  namespace: "+inside).Replace(seed(t, "165"))

@@ -1,4 +1,4 @@
-package l7
+package rows
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/undermesh/undermesh/test/e2e"
 )
@@ -32,8 +31,8 @@ func presents(namespace string) func(context.Context, place) error {
 	}
 }
 
-// TestMT01Certificates: the server sees who called, on the same node and on another, and no word of the caller's on that.
-func TestMT01Certificates(t *testing.T) {
+// MT01Certificates: the server sees who called, on the same node and on another, and no word of the caller's on that.
+func MT01Certificates(t *testing.T, w World) {
 	const off = `apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: plain, namespace: foo}
@@ -43,11 +42,11 @@ spec: {host: "*.svc.cluster.local", trafficPolicy: {tls: {mode: DISABLE}}}
 	plain := func(namespace string) func(context.Context, place) error {
 		return curls("-s -H 'X-Forwarded-Client-Cert: URI=spiffe://evil' http://httpbin."+namespace+":8000/headers", nobody, "!evil", `"Host"`)
 	}
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "MT-01", title: "on the same node", namespace: "foo", look: presents("foo"), changed: off},
 		{ids: "MT-01", title: "on another node", namespace: "foo", look: presents("bar"), changed: off},
 	})
-	ctx, w := meshed(t)
+	ctx := within(t)
 	none := func(namespace string) *row {
 		return &row{title: "httpbin of " + namespace + " sees none", look: curls("-s http://httpbin."+namespace+":8000/headers", nobody, `"Host"`)}
 	}
@@ -64,8 +63,8 @@ spec: {host: "*.svc.cluster.local", trafficPolicy: {tls: {mode: DISABLE}}}
 	})
 }
 
-// TestMT13ClientTLS: how a client speaks TLS is said by a DestinationRule.
-func TestMT13ClientTLS(t *testing.T) {
+// MT13ClientTLS: how a client speaks TLS is said by a DestinationRule.
+func MT13ClientTLS(t *testing.T, w World) {
 	// The port for TLS of the echo server behind a port for HTTP.
 	const service = `apiVersion: v1
 kind: Service
@@ -79,15 +78,15 @@ spec: {selector: {app: echo, version: v1}, ports: [{name: http, port: 8080, targ
 	ask := func(w want) func(context.Context, place) error {
 		return asks(expect{e2e.Question{URL: "http://secure.tutorial:8080/", N: 5}, w})
 	}
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "MT-13", title: "SIMPLE: the mesh speaks TLS to a server that is not its own", resource: dr("{mode: SIMPLE, insecureSkipVerify: true}"), look: ask(v("v1")), changed: service},
 		{ids: "MT-13", title: "a server whose certificate nobody vouches for is refused", resource: dr("{mode: SIMPLE, caCertificates: system}"), look: ask(status(503, "-")), changed: dr("{mode: SIMPLE, insecureSkipVerify: true}")},
 	})
 }
 
-// TestMT29NoNames: what no HTTP says is known by its address alone, so whoever answers DNS says where it goes.
-func TestMT29NoNames(t *testing.T) {
-	ctx, w := meshed(t)
+// MT29NoNames: what no HTTP says is known by its address alone, so whoever answers DNS says where it goes.
+func MT29NoNames(t *testing.T, w World) {
+	ctx := within(t)
 	p := place{w, inside, "sleep"}
 	// The line goes to the service whose address was dialled, whatever name the caller meant.
 	meant := func(dial string) func(context.Context, place) error {
@@ -99,55 +98,5 @@ func TestMT29NoNames(t *testing.T) {
 	t.Run("MT-29 control: with the right address", func(t *testing.T) { check(t, (&row{title: "right", look: meant("")}).expects(ctx, p, true)) })
 	t.Run("MT-29 control: outside the mesh", func(t *testing.T) {
 		check(t, (&row{title: "spoofed", look: meant("tcp-echo.tutorial:9000")}).expects(ctx, place{w, outside, "sleep"}, false))
-	})
-}
-
-// TestSI14Views: what a sidecar would tell of itself is told of each pod.
-func TestSI14Views(t *testing.T) {
-	ctx, w := meshed(t)
-	pod, err := w.OnePod(ctx, inside, "sleep")
-	check(t, err)
-	stranger, err := w.OnePod(ctx, outside, "sleep")
-	check(t, err)
-	name := pod.Metadata.Name + "." + inside
-	check(t, asks(get("/", status(200, "")))(ctx, place{w, inside, "sleep"}))
-	for _, c := range []struct {
-		title string
-		args  []string
-		want  string
-	}{
-		{"stats", []string{"stats", name}, "cluster." + echoCluster + ".upstream_rq_total: "},
-		{"stats for Prometheus", []string{"stats", name, "--prometheus"}, "envoy_cluster_upstream_rq_total{"},
-		{"clusters", []string{"clusters", name}, echoCluster + "::"},
-		{"listeners", []string{"proxy-config", "listeners", name}, "8080"},
-		{"routes", []string{"proxy-config", "routes", name}, "recommendation"},
-		{"clusters by configuration", []string{"proxy-config", "clusters", name}, "recommendation.tutorial.svc.cluster.local"},
-		{"endpoints", []string{"proxy-config", "endpoints", name}, echoCluster},
-	} {
-		t.Run("SI-14 "+c.title, func(t *testing.T) {
-			check(t, e2e.Until(ctx, 10*time.Second, c.title, func(ctx context.Context) error {
-				out, err := w.Undermesh(ctx, c.args...)
-				if err == nil && !strings.Contains(out, c.want) {
-					err = fmt.Errorf("no %q in %.500q", c.want, out)
-				}
-				return err
-			}))
-		})
-	}
-	t.Run("SI-14 control: outside the mesh", func(t *testing.T) {
-		if out, err := w.Undermesh(ctx, "stats", stranger.Metadata.Name+"."+outside); err == nil {
-			t.Errorf("a stranger has statistics: %.300q", out)
-		}
-	})
-	t.Run("SI-14 control: without calls nothing is counted", func(t *testing.T) {
-		idle, err := w.OnePod(ctx, inside, "preference")
-		check(t, err)
-		out, err := w.Undermesh(ctx, "stats", idle.Metadata.Name+"."+inside, "--filter", "my-svc.*upstream_rq_total")
-		check(t, err)
-		for l := range strings.Lines(out) {
-			if !strings.HasSuffix(strings.TrimSpace(l), ": 0") {
-				t.Errorf("it has %s", l)
-			}
-		}
 	})
 }

@@ -1,4 +1,4 @@
-package l7
+package rows
 
 import (
 	"fmt"
@@ -55,9 +55,9 @@ func tcpTo(version string, weight int) string {
 	return fmt.Sprintf("{destination: {host: tcp-echo, port: {number: 9000}, subset: %s}, weight: %d}", version, weight)
 }
 
-func TestTCPRows(t *testing.T) {
-	ctx, w := meshed(t)
-	caller, err := w.OnePod(ctx, inside, "sleep")
+func TCPRows(t *testing.T, w World) {
+	ctx := within(t)
+	caller, err := podOf(ctx, w, inside, "sleep")
 	check(t, err)
 	network := strings.Join(strings.Split(caller.Status.PodIP, ".")[:2], ".") + ".0.0/16"
 	const echo, other = "tcp-echo.tutorial:9000", "tcp-echo.tutorial:9001"
@@ -74,7 +74,7 @@ func TestTCPRows(t *testing.T) {
 	destination := of("TC-03", "connections to a network", subnet("10.0.0.0/8"), line(echo, 20, begins("two")))
 	destination.changed = tcpRule(subnet("192.0.2.0/24"))
 	posted := seed(t, "027")
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		of("TC-01", "all connections to the first version", "  - route: "+all+"\n", line(echo, 40, begins("one"))),
 		of("TC-01", "a fifth to the second", "  - route: "+fifth+"\n", line(echo, 200, share("two", "one", 20))),
 		of("TC-02", "connections to a port", "  - match: [{port: 9001}]\n    route: "+two+"\n  - match: [{port: 9000}]\n    route: "+one+"\n",
@@ -89,9 +89,8 @@ func TestTCPRows(t *testing.T) {
 	})
 }
 
-// TestTLSRows: by the name in the handshake, which nobody ends on the way: the server's certificate is the client's to see.
-func TestTLSRows(t *testing.T) {
-	meshed(t)
+// TLSRows: by the name in the handshake, which nobody ends on the way: the server's certificate is the client's to see.
+func TLSRows(t *testing.T, w World) {
 	by := func(sni, version string) expect {
 		return expect{e2e.Question{URL: "https://recommendation.tutorial:8443/", SNI: sni, N: 10},
 			both(v(version), every(func(a e2e.Answer) error { return equal("certificate", a.Peer, version) }))}
@@ -109,7 +108,7 @@ spec:
     route: [{destination: {host: recommendation, subset: version-v2, port: {number: 8443}}}]
 `
 	}
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "TC-05", title: "by name", resource: tls("one.example.com", "two.example.com"), look: asks(by("one.example.com", "v1"), by("two.example.com", "v2"))},
 		{ids: "TC-06", title: "by wildcard", resource: tls("*.example.com", "*.example.org"), look: asks(by("any.example.com", "v1"), by("a.b.example.com", "v1"), by("any.example.org", "v2"))},
 	})

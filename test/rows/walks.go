@@ -1,4 +1,4 @@
-package l7
+package rows
 
 import (
 	"context"
@@ -7,10 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
+	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/undermesh/undermesh/test/e2e"
 )
@@ -19,11 +18,12 @@ import (
 const shelf = "bookinfo"
 
 // networking reads rules of Bookinfo by the names that the documents use.
-func networking(t *testing.T, w *e2e.World, names ...string) string {
+func networking(t *testing.T, names ...string) string {
 	t.Helper()
+	_, file, _, _ := runtime.Caller(0)
 	var out []string
 	for _, n := range names {
-		b, err := os.ReadFile(filepath.Join(w.Root, "deploy/samples/bookinfo/networking", n+".yaml"))
+		b, err := os.ReadFile(filepath.Join(filepath.Dir(file), "../../deploy/samples/bookinfo/networking", n+".yaml"))
 		check(t, err)
 		out = append(out, string(b))
 	}
@@ -69,19 +69,16 @@ func starShare(color string, percent int) want {
 	}
 }
 
-// TestBookinfo walks through the documents' tasks with their files: request routing, traffic shifting, fault injection, timeouts. The
+// Bookinfo walks through the documents' tasks with their files: request routing, traffic shifting, fault injection, timeouts. The
 // page calls its parts, so outside the mesh is where Bookinfo itself is not enrolled.
-func TestBookinfo(t *testing.T) {
-	ctx, w := meshed(t)
+func Bookinfo(t *testing.T, w World) {
+	ctx := within(t)
 	check(t, w.Deploy(ctx, shelf, "", "bookinfo/platform/kube/bookinfo", "sleep"))
-	t.Cleanup(func() {
-		_, err := w.Kubectl(context.Background(), "delete", "namespace", shelf)
-		check(t, err)
-	})
+	t.Cleanup(func() { check(t, w.DeleteNamespace(context.Background(), shelf)) })
 	check(t, w.Enrol(ctx, shelf))
-	subsets := networking(t, w, "destination-rule-all") + "---\n"
+	subsets := networking(t, "destination-rule-all") + "---\n"
 	all := func(names ...string) string {
-		return subsets + networking(t, w, append([]string{"virtual-service-all-v1"}, names...)...)
+		return subsets + networking(t, append([]string{"virtual-service-all-v1"}, names...)...)
 	}
 	half := page("", starShare("red", 50))
 	half.N, half.C = 60, 4
@@ -117,114 +114,17 @@ func TestBookinfo(t *testing.T) {
 	}
 }
 
-// fortioRun is what fortio says of a run.
-type fortioRun struct{ ok, unavailable, sockets int }
-
-var (
-	fortioCode    = regexp.MustCompile(`(?m)^Code +(-?\d+) : (\d+) \(`)
-	fortioSockets = regexp.MustCompile(`(?m)^Sockets used: (\d+) \(for perfect keepalive, would be \d+\)$`)
-)
-
-// runFortio calls httpbin of foo as the documents do.
-func runFortio(ctx context.Context, p place, threads, calls int) (fortioRun, error) {
-	var r fortioRun
-	said, err := p.ExecDirect(ctx, p.namespace, "fortio-deploy", "/usr/bin/fortio", "load", "-c", strconv.Itoa(threads), "-qps", "0",
-		"-n", strconv.Itoa(calls), "-loglevel", "Warning", "http://httpbin.foo:8000/get")
-	if err != nil {
-		return r, err
-	}
-	out := said.Err
-	for _, m := range fortioCode.FindAllStringSubmatch(out, -1) {
-		n, err := strconv.Atoi(m[2])
-		if err != nil {
-			return r, err
-		}
-		switch m[1] {
-		case "200":
-			r.ok = n
-		case "503":
-			r.unavailable = n
-		default:
-			return r, fmt.Errorf("code %s, %d times", m[1], n)
-		}
-	}
-	m := fortioSockets.FindStringSubmatch(out)
-	if m == nil || r.ok+r.unavailable != calls {
-		return r, fmt.Errorf("fortio says %q", out)
-	}
-	r.sockets, err = strconv.Atoi(m[1])
-	return r, err
-}
-
-// trips wants a share of the calls to fail, and each failure to cost fortio a connection.
-func trips(threads, calls, least, most int) func(context.Context, place) error {
-	return func(ctx context.Context, p place) error {
-		r, err := runFortio(ctx, p, threads, calls)
-		if err != nil {
-			return err
-		}
-		p.Say("  -c %d -n %d: %d×200, %d×503, %d sockets", threads, calls, r.ok, r.unavailable, r.sockets)
-		if r.unavailable < least || r.unavailable > most || r.sockets < threads || r.sockets > threads+r.unavailable {
-			return fmt.Errorf("%w: %+v, want %d to %d times 503", e2e.ErrOther, r, least, most)
-		}
-		return nil
-	}
-}
-
-// TestCircuitBreaking is the documents' task: httpbin with one connection and one pending request, fortio with two and three.
-func TestCircuitBreaking(t *testing.T) {
-	ctx, w := meshed(t)
-	for _, ns := range []string{"foo", outside} {
-		check(t, w.Deploy(ctx, ns, "", "httpbin/sample-client/fortio-deploy"))
-		t.Cleanup(func() {
-			_, err := w.Kubectl(context.Background(), "delete", "-n", ns, "service/fortio", "deployment/fortio-deploy")
-			check(t, err)
-		})
-	}
-	check(t, w.Enrol(ctx, "foo"))
-	breaker := seed(t, "109")
-	// The documents saw 3 of 20 and 19 of 30 fail. When calls meet is up to chance and to how fast httpbin is, so the rows make ten
-	// times as many calls, with wide bounds, and the same commands as the documents are in RS-08.
-	observeAll(t, []row{
-		{ids: "RS-07", title: "two at once: some of 200 fail", namespace: "foo", resource: breaker, look: trips(2, 200, 5, 150)},
-		{ids: "RS-07", title: "three at once: more of 300 fail", namespace: "foo", resource: breaker, look: trips(3, 300, 15, 260)},
-		{ids: "RS-08", title: "the overflow is counted", namespace: "foo", from: "fortio", resource: breaker, look: func(ctx context.Context, p place) error {
-			const cluster = "outbound|8000||httpbin.foo.svc.cluster.local"
-			before, err := stat(ctx, p, cluster, "upstream_rq_pending_overflow")
-			if err != nil {
-				return err
-			}
-			r, err := runFortio(ctx, p, 3, 30)
-			if err != nil {
-				return err
-			}
-			after, err := stat(ctx, p, cluster, "upstream_rq_pending_overflow")
-			if err != nil {
-				return err
-			}
-			if r.unavailable == 0 || after-before != r.unavailable {
-				return fmt.Errorf("%w: overflows grew by %d, and %d calls failed", e2e.ErrOther, after-before, r.unavailable)
-			}
-			return nil
-		}},
-	})
-}
-
-// TestMirroring is the documents' task: version 1 answers, version 2 gets a copy; both write a line.
-func TestMirroring(t *testing.T) {
-	ctx, w := meshed(t)
+// Mirroring is the documents' task: version 1 answers, version 2 gets a copy; both write a line.
+func Mirroring(t *testing.T, w World) {
+	ctx := within(t)
 	const namespace = "mirrored"
 	var text []string
 	for _, n := range []string{"111", "112", "113"} {
 		text = append(text, seed(t, n))
 	}
-	check(t, w.Apply(ctx, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+namespace+"}\n"))
-	t.Cleanup(func() {
-		_, err := w.Kubectl(context.Background(), "delete", "namespace", namespace)
-		check(t, err)
-	})
-	_, err := w.KubectlIn(ctx, []byte(strings.Join(text, "---\n")), "apply", "-n", namespace, "-f", "-")
-	check(t, err)
+	check(t, w.ApplyIn(ctx, "", "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+namespace+"}\n"))
+	t.Cleanup(func() { check(t, w.DeleteNamespace(context.Background(), namespace)) })
+	check(t, w.ApplyIn(ctx, namespace, strings.Join(text, "---\n")))
 	check(t, w.Deploy(ctx, namespace, "", "sleep"))
 	check(t, w.Enrol(ctx, namespace))
 	subsets := seed(t, "115")
@@ -238,12 +138,10 @@ func TestMirroring(t *testing.T) {
 			return err
 		}
 		line := regexp.MustCompile(`"GET ` + regexp.QuoteMeta(path) + ` HTTP/1\.1" 200 (\d+) `)
-		brief, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		err := e2e.Until(brief, 3*time.Second, "the lines", func(ctx context.Context) error {
+		return soon(ctx, p, "the lines", func(ctx context.Context) error {
 			var sizes [2][]string
 			for i, version := range []string{"v1", "v2"} {
-				out, err := w.Kubectl(ctx, "logs", "-n", namespace, "deployment/httpbin-"+version, "--tail=50")
+				out, err := w.Log(ctx, namespace, "app=httpbin,version="+version)
 				if err != nil {
 					return err
 				}
@@ -256,17 +154,12 @@ func TestMirroring(t *testing.T) {
 			}
 			return nil
 		})
-		if err != nil {
-			return fmt.Errorf("%w: %w", e2e.ErrOther, err)
-		}
-		return nil
 	}
-	observeAll(t, []row{{ids: "TR-24", title: "each request is copied to version 2", namespace: namespace, resource: seed(t, "116"), look: copied, changed: "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: nothing}\n"}})
+	observeAll(t, w, []row{{ids: "TR-24", title: "each request is copied to version 2", namespace: namespace, resource: seed(t, "116"), look: copied, changed: "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: nothing}\n"}})
 }
 
-// TestMirrorRows: the copies of echo servers, whose lines say by which host they were asked.
-func TestMirrorRows(t *testing.T) {
-	_, w := meshed(t)
+// MirrorRows: the copies of echo servers, whose lines say by which host they were asked.
+func MirrorRows(t *testing.T, w World) {
 	n := 0
 	seen := func(ask func(path string) expect, least, most int) func(context.Context, place) error {
 		return func(ctx context.Context, p place) error {
@@ -275,10 +168,8 @@ func TestMirrorRows(t *testing.T) {
 			if err := asks(ask(path))(ctx, p); err != nil {
 				return err
 			}
-			brief, cancel := context.WithTimeout(ctx, 4*time.Second)
-			defer cancel()
-			err := e2e.Until(brief, 3*time.Second, "the copies", func(ctx context.Context) error {
-				out, err := w.Kubectl(ctx, "logs", "-n", inside, "-l", "app=echo,version=v2", "--tail=200")
+			return soon(ctx, p, "the copies", func(ctx context.Context) error {
+				out, err := w.Log(ctx, inside, "app=echo,version=v2")
 				if err != nil {
 					return err
 				}
@@ -293,17 +184,13 @@ func TestMirrorRows(t *testing.T) {
 				}
 				return nil
 			})
-			if err != nil {
-				return fmt.Errorf("%w: %w", e2e.ErrOther, err)
-			}
-			return nil
 		}
 	}
 	mirror := func(text string) string {
 		return routes("  - " + to("v1") + "\n    mirror: {host: recommendation, subset: version-v2}\n" + text)
 	}
 	ask := func(path string) expect { return get(path, v("v1")).many(100) }
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "TR-24", title: "a share of the requests", resource: mirror("    mirrorPercentage: {value: 30}\n"), look: seen(ask, 12, 48), changed: mirror("    mirrorPercentage: {value: 100}\n")},
 		{ids: "TR-24", title: "all when no share is named", resource: seed(t, "019") + "---\n" + seed(t, "026"), look: seen(ask, 100, 100)},
 		{ids: "TR-25", title: "a copy that is slow or fails disturbs nobody", resource: mirror(""), look: func(ctx context.Context, p place) error {

@@ -1,4 +1,4 @@
-package l7
+package rows
 
 import (
 	"context"
@@ -70,8 +70,7 @@ func sticky(make func(user string) e2e.Question) func(context.Context, place) er
 	}
 }
 
-func TestBalanceRows(t *testing.T) {
-	meshed(t)
+func BalanceRows(t *testing.T, w World) {
 	simple := func(s string) string { return policy("{loadBalancer: {simple: " + s + "}}") }
 	hash := func(s string) string { return policy("{loadBalancer: {consistentHash: " + s + "}}") }
 	slow := get("/?only=v1&delay=300ms", slowLess).many(60)
@@ -80,7 +79,7 @@ func TestBalanceRows(t *testing.T) {
 		return e2e.Question{URL: base, Headers: map[string]string{"x-user": user}}
 	}
 	session := func(w want) expect { return get("/", w) }
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "LB-01", title: "in turn", resource: simple("ROUND_ROBIN"), look: asks(get("/", inTurn(echoPods)).many(30)), changed: simple("RANDOM")},
 		{ids: "LB-02", title: "at random", resource: simple("RANDOM"), look: asks(get("/", both(not("in turn", inTurn(echoPods)), spread(echoPods))).many(100)),
 			unmeshed: "there chance decides as well"},
@@ -118,9 +117,9 @@ spec:
 	})
 }
 
-// TestLB04Weights: the endpoints of a ServiceEntry get what their weights say.
-func TestLB04Weights(t *testing.T) {
-	ctx, w := meshed(t)
+// LB04Weights: the endpoints of a ServiceEntry get what their weights say.
+func LB04Weights(t *testing.T, w World) {
+	ctx := within(t)
 	const places = "abroad"
 	text := "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + places + "}\n"
 	for version, node := range map[string]string{"v1": "node1", "v3": "node2"} {
@@ -135,12 +134,12 @@ spec:
   containers: [{name: echo, image: localhost/undermesh/samples, imagePullPolicy: Never, args: [echo, "18090"], env: [{name: SERVICE_VERSION, value: %[1]s}]}]
 `, version, places, node)
 	}
-	check(t, w.Apply(ctx, text))
-	t.Cleanup(func() { check(t, w.Delete(context.Background(), text)) })
+	check(t, w.ApplyIn(ctx, "", text))
+	t.Cleanup(func() { check(t, w.DeleteIn(context.Background(), "", text)) })
 	check(t, w.AwaitReady(ctx, places))
 	pods := map[string]string{}
 	for _, version := range []string{"v1", "v3"} {
-		pod, err := w.OnePod(ctx, places, "echo-"+version)
+		pod, err := podOf(ctx, w, places, "echo-"+version)
 		check(t, err)
 		pods[version] = pod.Status.PodIP
 	}
@@ -158,35 +157,33 @@ spec:
 `, pods["v1"], first, pods["v3"], second)
 	}
 	ask := expect{e2e.Question{URL: "http://weighted.example.org:8080/", Dial: "198.51.100.88:8080", N: 200, C: 20, Timeout: 1000}, split(map[string]int{"v1": 75, "v3": 25})}
-	observeAll(t, []row{{ids: "LB-04", title: "three to one", resource: weighted(3, 1), look: asks(ask), changed: weighted(1, 3)}})
+	observeAll(t, w, []row{{ids: "LB-04", title: "three to one", resource: weighted(3, 1), look: asks(ask), changed: weighted(1, 3)}})
 }
 
-// TestLB05SubsetPolicy is the documents' rule, unchanged: the policy of a subset counts and not that of the service.
-func TestLB05SubsetPolicy(t *testing.T) {
-	meshed(t)
+// LB05SubsetPolicy is the documents' rule, unchanged: the policy of a subset counts and not that of the service.
+func LB05SubsetPolicy(t *testing.T, w World) {
 	by := strings.ReplaceAll(rule("my-svc", "my-svc", "  - match: [{headers: {want: {exact: v2}}}]\n    route: [{destination: {host: my-svc, subset: v2}}]\n  - route: [{destination: {host: my-svc, subset: v1}}]\n"), "namespace: tutorial", "namespace: "+inside) + "---\n"
 	at := func(e expect) expect { e.URL = strings.Replace(e.URL, "recommendation", "my-svc", 1); return e }
 	dr := seed(t, "051")
-	observeAll(t, []row{{ids: "LB-05", title: "in turn for v2, at random for v1", resource: by + dr,
+	observeAll(t, w, []row{{ids: "LB-05", title: "in turn for v2, at random for v1", resource: by + dr,
 		look:    asks(at(get("/", both(v("v2"), inTurn(2)), "want: v2").many(30)), at(get("/", both(v("v1"), not("in turn", inTurn(2)))).many(40))),
 		changed: by + strings.ReplaceAll(dr, "ROUND_ROBIN", "RANDOM")}})
 }
 
-// TestLB11Exclusive: failover and distribute together are refused.
-func TestLB11Exclusive(t *testing.T) {
-	ctx, w := meshed(t)
+// LB11Exclusive: failover and distribute together are refused.
+func LB11Exclusive(t *testing.T, w World) {
+	ctx := within(t)
 	const failover, distribute = "failover: [{from: region1, to: region2}]", `distribute: [{from: "region1/*", to: {"region1/*": 100}}]`
 	rule := func(setting string) string {
 		return policy("{loadBalancer: {localityLbSetting: {enabled: true, " + setting + "}}, outlierDetection: {consecutive5xxErrors: 1}}")
 	}
 	refused := func(text string) error {
-		err := w.Apply(ctx, text)
-		if err == nil {
-			check(t, w.Delete(ctx, text))
-			return fmt.Errorf("%s is accepted", text)
+		why, is, err := w.DryRun(ctx, text)
+		if err == nil && (!is || !strings.Contains(why, "distribute")) {
+			err = fmt.Errorf("%s is not refused for that: %q", text, why)
 		}
-		if !strings.Contains(err.Error(), "distribute") {
-			return fmt.Errorf("the message is %w", err)
+		if err != nil {
+			return err
 		}
 		return nil
 	}
@@ -200,19 +197,12 @@ func TestLB11Exclusive(t *testing.T) {
 	}
 }
 
-// TestLocality is the documents' walk through four localities; where a pod stands is said by its label.
-func TestLocality(t *testing.T) {
-	ctx, w := meshed(t)
+// Locality is the documents' walk through four localities; where a pod stands is said by its label.
+func Locality(t *testing.T, w World) {
+	ctx := within(t)
 	const namespace = "sample"
-	check(t, deploy(ctx, w, namespace, "", "helloworld/helloworld-localities", "sleep"))
-	t.Cleanup(func() {
-		_, err := w.Kubectl(context.Background(), "delete", "namespace", namespace)
-		check(t, err)
-	})
-	_, err := w.Kubectl(ctx, "patch", "deployment", "-n", namespace, "sleep", "--type", "merge", "-p", `{"spec": {"template": {"metadata": {"labels": {"istio-locality": "region1.zone1"}}}}}`)
-	check(t, err)
-	_, err = w.Kubectl(ctx, "rollout", "status", "-n", namespace, "deployment/sleep", "--timeout=60s")
-	check(t, err)
+	check(t, deploy(ctx, w, namespace, caller("sleep", "app: sleep, istio-locality: region1.zone1"), "helloworld/helloworld-localities"))
+	t.Cleanup(func() { check(t, w.DeleteNamespace(context.Background(), namespace)) })
 	check(t, w.Enrol(ctx, namespace))
 	where := func(n int, w want) func(context.Context, place) error {
 		return asks(expect{e2e.Question{URL: "http://helloworld.sample:5000/hello", N: n}, w})
@@ -221,7 +211,7 @@ func TestLocality(t *testing.T) {
 	failover, distribute := seed(t, "118"), seed(t, "119")
 	lax := failover[:strings.Index(failover, "    outlierDetection:")]
 	places := []string{"region1.zone1", "region1.zone2", "region2.zone3", "region3.zone4"}
-	observeAll(t, []row{
+	observeAll(t, w, []row{
 		{ids: "LB-10", title: "70 to 20 to 10", namespace: namespace, resource: distribute, look: where(300, shares(map[string]int{"region1.zone1": 70, "region1.zone2": 20, "region2.zone3": 0, "region3.zone4": 10}))},
 		{ids: "LB-09", title: "no preference without outlier detection", namespace: namespace, resource: lax, changed: failover, unmeshed: "there is none either",
 			look: where(24, not("one place", func(all []e2e.Answer) error { return in(places[0])(all) }))},
@@ -234,10 +224,9 @@ func TestLocality(t *testing.T) {
 		t.Run("LB-08 LB-12 after a drain of "+locality+" the next place", func(t *testing.T) {
 			pods, err := w.Pods(ctx, namespace, "version="+locality)
 			check(t, err)
-			_, err = w.Undermesh(ctx, "drain", pods[0].Metadata.Name+"."+namespace)
-			check(t, err)
+			check(t, w.Drain(ctx, pods[0], false))
 			// The first calls may fail: they find out.
-			check(t, e2e.Until(ctx, 10*time.Second, "the next place", func(ctx context.Context) error {
+			check(t, until(ctx, w, 10*time.Second, "the next place", func(ctx context.Context) error {
 				return where(1, in(places[i+1]))(ctx, place{w, namespace, "sleep"})
 			}))
 			check(t, where(20, in(places[i+1]))(ctx, place{w, namespace, "sleep"}))
@@ -250,8 +239,7 @@ func TestLocality(t *testing.T) {
 		for _, locality := range places[:3] {
 			pods, err := w.Pods(ctx, namespace, "version="+locality)
 			check(t, err)
-			_, err = w.Undermesh(ctx, "drain", "--undo", pods[0].Metadata.Name+"."+namespace)
-			check(t, err)
+			check(t, w.Drain(ctx, pods[0], true))
 		}
 		wide() // and with it the ejections, which last longer than the drain
 		all := &row{title: "no preference", look: where(24, not("one place", func(all []e2e.Answer) error { return in(places[0])(all) }))}
