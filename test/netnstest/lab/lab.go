@@ -45,6 +45,7 @@ type Lab struct {
 	bridge string
 	token  string
 	flags  []string // more of ztunnel's
+	names  bool     // DNS is served
 	mesh   *Process
 }
 
@@ -68,8 +69,10 @@ type Node struct {
 type Config struct {
 	Nodes   int      // default 2
 	Bare    bool     // no agent, no ztunnel, no controller: for the no-mesh side of a comparison
-	IPv6    bool     // pods have an IPv6 address too
 	Ztunnel []string // more flags of ztunnel
+	// Names answers DNS for the pods, who have host names then, and for ztunnel; nil: they have the machine's. It is called from one
+	// goroutine, from before New returns until the test's end.
+	Names func(name string) (Record, bool)
 }
 
 // New builds the lab and starts the mesh. It calls netnstest.Require.
@@ -88,6 +91,9 @@ func New(t testing.TB, cfg Config) *Lab {
 	l.bridge = netnstest.Bridge(t, l.fabric, prefix, netip.MustParsePrefix("10.99.0.1/24"))
 	for n := 1; n <= cfg.Nodes; n++ {
 		l.Nodes = append(l.Nodes, l.node(n, cfg.Nodes))
+	}
+	if cfg.Names != nil {
+		l.serveNames(cfg.Names)
 	}
 	if cfg.Bare {
 		return l
@@ -167,13 +173,16 @@ func (l *Lab) node(n, of int) *Node {
 	netnstest.Veth(t, l.fabric, l.bridge, prefix, node.NS, []netip.Prefix{netip.PrefixFrom(node.Addr, 24)}, netip.MustParseAddr("10.99.0.1"))
 	node.bridge = netnstest.Bridge(t, node.NS, prefix, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, byte(n), 1}), 24))
 	l.must(node.NS.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) }))
+	fabric := netnstest.Handle(t, l.fabric)
+	route, err := netlink.ParseIPNet(fmt.Sprintf("10.99.%d.0/24", n))
+	l.must(err)
+	l.must(fabric.RouteAdd(&netlink.Route{Dst: route, Gw: node.Addr.AsSlice()}))
 	h := netnstest.Handle(t, node.NS)
 	for m := 1; m <= of; m++ {
 		if m == n {
 			continue
 		}
-		_, dst, _ := strings.Cut(fmt.Sprintf("x10.99.%d.0/24", m), "x")
-		route, err := netlink.ParseIPNet(dst)
+		route, err := netlink.ParseIPNet(fmt.Sprintf("10.99.%d.0/24", m))
 		l.must(err)
 		l.must(h.RouteAdd(&netlink.Route{Dst: route, Gw: []byte{10, 99, 0, byte(10 + m)}}))
 	}
@@ -277,6 +286,11 @@ func (p *Process) End(sig syscall.Signal) {
 	case <-p.done:
 	case <-time.After(15 * time.Second):
 	}
+	p.Kill()
+}
+
+// Kill ends the process and its group at once.
+func (p *Process) Kill() {
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	<-p.done
 }
@@ -344,15 +358,23 @@ func (l *Lab) run(ns *netns.NetNS, cgroup string, limit time.Duration, name stri
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdout, cmd.Stderr = &out, &out
+	l.must(runIn(ns, cgroup, cmd))
+	return out.String(), cmd.ProcessState.ExitCode()
+}
+
+// runIn runs a command in a namespace and cgroup to its end; how it ended is in its state.
+func runIn(ns *netns.NetNS, cgroup string, cmd *exec.Cmd) error {
 	if cgroup != "" {
 		dir, err := os.Open(cgroup)
-		l.must(err)
+		if err != nil {
+			return err
+		}
 		defer dir.Close()
 		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	}
 	if err := ns.Do(cmd.Start); err != nil {
-		l.T.Fatalf("run %s: %v", name, err)
+		return fmt.Errorf("run %s: %w", cmd.Path, err)
 	}
 	_ = cmd.Wait()
-	return out.String(), cmd.ProcessState.ExitCode()
+	return nil
 }

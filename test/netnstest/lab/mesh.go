@@ -108,10 +108,13 @@ func (n *Node) Release() {
 
 // Enrolled waits until the agent has written a pod's annotation (or removed it).
 func (p *Pod) Enrolled(want bool) {
-	l := p.Node.lab
-	l.T.Helper()
-	dir := configdir.New(configdir.Config{Dir: l.Dir})
-	l.Until(20*time.Second, fmt.Sprintf("pod %s/%s to be enrolled: %v", p.Namespace, p.Name, want), func() error {
+	p.Node.lab.T.Helper()
+	p.Node.lab.must(p.awaitEnrolled(want))
+}
+
+func (p *Pod) awaitEnrolled(want bool) error {
+	dir := configdir.New(configdir.Config{Dir: p.Node.lab.Dir})
+	err := until(20*time.Second, func() error {
 		view, err := dir.Load()
 		if err != nil {
 			return err
@@ -122,4 +125,8 @@ func (p *Pod) Enrolled(want bool) {
 		}
 		return nil
 	})
+	if err != nil {
+		return fmt.Errorf("wait for pod %s/%s to be enrolled: %v: %w", p.Namespace, p.Name, want, err)
+	}
+	return nil
 }

@@ -32,10 +32,15 @@ func (n *Node) Pod(namespace, name string) *Pod { return n.Labelled(namespace, n
 
 // Labelled is Pod with other labels, written as in YAML without braces.
 func (n *Node) Labelled(namespace, name, labels string) *Pod {
+	return n.As(namespace, name, name, labels)
+}
+
+// As is Labelled with a service account, which is the pod's name otherwise.
+func (n *Node) As(namespace, name, account, labels string) *Pod {
 	l := n.lab
 	l.T.Helper()
 	n.pods++
-	p := &Pod{Namespace: namespace, Name: name, Account: name, Node: n, NS: netnstest.Netns(l.T),
+	p := &Pod{Namespace: namespace, Name: name, Account: account, Node: n, NS: netnstest.Netns(l.T),
 		Addr: netip.AddrFrom4([4]byte{10, 99, byte(n.n), byte(1 + n.pods)}), UID: uuid()}
 	netnstest.Veth(l.T, n.NS, n.bridge, prefix, p.NS, []netip.Prefix{netip.PrefixFrom(p.Addr, 24)}, netip.AddrFrom4([4]byte{10, 99, byte(n.n), 1}))
 	n.group("kubepods/pod" + p.UID)
@@ -67,20 +72,28 @@ func (p *Pod) Start(name string, args ...string) *Process {
 // StartWith is Start with variables of the environment, NAME=VALUE each.
 func (p *Pod) StartWith(env []string, name string, args ...string) *Process {
 	p.Node.lab.T.Helper()
-	return p.Node.lab.start(p.Namespace+"-"+p.Name+"-"+filepath.Base(name), p.NS, p.cgroup, append(env, "POD_NAME="+p.Name), p.program(name), args...)
+	program, rest := p.as(name, args)
+	return p.Node.lab.start(p.Namespace+"-"+p.Name+"-"+filepath.Base(name), p.NS, p.cgroup, append(env, "POD_NAME="+p.Name), program, rest...)
 }
 
-func (p *Pod) program(name string) string {
+// as is the command line of a program in the pod. Where DNS is served it has the pod's host name, resolv.conf and a /var/log.
+func (p *Pod) as(name string, args []string) (string, []string) {
+	l := p.Node.lab
 	if name == "samples" || name == "undermesh" {
-		return filepath.Join(p.Node.lab.bin, name)
+		name = filepath.Join(l.bin, name)
 	}
-	return name
+	if !l.names {
+		return name, args
+	}
+	const enter = `mount --bind "$1" /etc/resolv.conf && mount -t tmpfs none /var/log && echo "$2" >/proc/sys/kernel/hostname && shift 2 && exec "$@"`
+	return "unshare", append([]string{"--mount", "--uts", "sh", "-c", enter, "sh", l.resolvConf(p.Namespace), p.Name, name}, args...)
 }
 
 // Run executes a command in the pod and gives its output and exit code.
 func (p *Pod) Run(limit time.Duration, name string, args ...string) (string, int) {
 	p.Node.lab.T.Helper()
-	return p.Node.lab.run(p.NS, p.cgroup, limit, p.program(name), args...)
+	program, rest := p.as(name, args)
+	return p.Node.lab.run(p.NS, p.cgroup, limit, program, rest...)
 }
 
 // Curl asks a URL and gives "status exit-code".
