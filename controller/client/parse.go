@@ -160,7 +160,7 @@ func parseWorkload(resource string, m *workloadapi.Workload) (parsed, error) {
 	if _, err := extension(m.GetExtensions(), api.WorkloadStateExtension, &state); err != nil {
 		return fail("%w", err)
 	}
-	w.Terminating, w.Labels = state.GetServingTerminating(), state.GetLabels()
+	w.Terminating, w.Labels, w.Weights = state.GetServingTerminating(), state.GetLabels(), state.GetWeights()
 	return parsed{workload: w}, nil
 }
 

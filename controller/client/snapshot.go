@@ -29,6 +29,8 @@ type Workload struct {
 	Labels map[string]string
 	// Terminating: it is being deleted and still serves. Its status is UNHEALTHY.
 	Terminating bool
+	// Weights by service (namespace/host), in the place of the capacity.
+	Weights map[string]uint32
 
 	settingsName string
 	incomplete   bool // the settings that it names are not there

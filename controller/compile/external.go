@@ -210,7 +210,7 @@ func (c *Compiler) entryWorkload(e *model.ServiceEntry, ep model.Endpoint, id st
 	for _, h := range hosts {
 		w.Services[e.Namespace+"/"+h] = entryPorts(e, ep.GetPorts())
 	}
-	setState(w, true, false, c.labels(w, ep.GetLabels()))
+	setState(w, true, &settings.WorkloadState{Labels: c.labels(w, ep.GetLabels())})
 	if !e.Internal() {
 		w.TunnelProtocol = workloadapi.TunnelProtocol_NONE
 	}
@@ -303,7 +303,7 @@ func (c *Compiler) workloadEntry(n model.Name) ([]Resource, []validate.Finding) 
 			}
 		}
 	}
-	setState(w, true, false, c.labels(w, e.Labels))
+	setState(w, true, &settings.WorkloadState{Labels: c.labels(w, e.Labels)})
 	var aliases []string
 	switch {
 	case c.reg.OwnsAddress(e):
@@ -367,4 +367,26 @@ func (c *Compiler) entryMemberships(p *model.Pod, out map[string]*workloadapi.Po
 			}
 		}
 	}
+}
+
+// entryWeights are those that entries give a pod whose address they list, by service; nil without any.
+func (c *Compiler) entryWeights(p *model.Pod) map[string]uint32 {
+	var out map[string]uint32
+	for _, e := range c.reg.EntriesListing(p) {
+		i := slices.IndexFunc(e.Endpoints, func(ep model.Endpoint) bool { return slices.Contains(p.IPs, ep.IP) })
+		if i < 0 || e.Endpoints[i].GetWeight() == 0 {
+			continue
+		}
+		for _, h := range e.Hosts {
+			key := e.Namespace + "/" + h
+			if _, older := out[key]; older || c.reg.HostTaken(e, h) != "" {
+				continue
+			}
+			if out == nil {
+				out = map[string]uint32{}
+			}
+			out[key] = e.Endpoints[i].GetWeight()
+		}
+	}
+	return out
 }

@@ -2,6 +2,7 @@ package compile_test
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -11,14 +12,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/api/workloadapi"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/model"
+	"github.com/undermesh/undermesh/controller/policy"
 )
 
 func (g generator) endpoint() *networking.WorkloadEntry {
 	return &networking.WorkloadEntry{Address: g.pick("10.0.0."+strconv.Itoa(g.IntN(8)), "198.51.100.1", "h.example.com", ""),
-		Labels: g.labels(), Ports: map[string]uint32{"http": 7000}, ServiceAccount: g.pick("", "vm")}
+		Labels: g.labels(), Ports: map[string]uint32{"http": 7000}, ServiceAccount: g.pick("", "vm"), Weight: uint32(g.IntN(3))}
 }
 
 func (g generator) entry(n model.Name) any {
@@ -210,3 +213,66 @@ z-oldest 1 [service_port:80 target_port:80 service_port:3306 target_port:33060]`
 		}
 	}
 }
+
+// TestWeightsOfListedPods: a ServiceEntry that lists the addresses of pods weighs them for its own hosts, and for no other service.
+func TestWeightsOfListedPods(t *testing.T) {
+	const listed = `
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: listed, namespace: shop}
+spec:
+  hosts: [listed.example]
+  resolution: STATIC
+  location: MESH_INTERNAL
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 9080}]
+  endpoints: [{address: 10.0.1.1, weight: 7}, {address: 10.0.1.2}, {address: 192.0.2.1, weight: 5}]
+`
+	weights := func(c policy.Caller, cluster string) string {
+		spec, ok := c.Cluster(cluster)
+		if !ok {
+			return "none"
+		}
+		var out []string
+		for _, e := range c.Endpoints(spec) {
+			out = append(out, fmt.Sprintf("%s %d", e.Workload.Addrs[0], e.Weight))
+		}
+		slices.Sort(out)
+		return strings.Join(out, ", ")
+	}
+	const own, service = "outbound|80||listed.example", "outbound|9080||reviews.shop.svc.cluster.local"
+	plain := weights(callerIn(t, callWorld(t, ""), "shop/web"), service)
+	if !strings.Contains(plain, "10.0.1.1 1") {
+		t.Fatalf("endpoints of the service: %s", plain)
+	}
+	c := callerIn(t, callWorld(t, listed), "shop/web")
+	if got, want := weights(c, own), "10.0.1.1 7, 10.0.1.2 1, 192.0.2.1 5"; got != want {
+		t.Errorf("of the entry: %s, want %s", got, want)
+	}
+	if got := weights(c, service); got != plain {
+		t.Errorf("of the service: %s, want %s", got, plain)
+	}
+	svc := c.Snapshot.ServiceByHost("shop", "listed.example")
+	drawn := map[string]int{}
+	for i := range 13 {
+		choice, why := policy.Pick(policy.PickQuery{Snapshot: c.Snapshot, Source: c.Workload, Service: svc, Port: 80}, turns(i))
+		if why != reason.None {
+			t.Fatal(why)
+		}
+		drawn[choice.Workload.Addrs[0].String()]++
+	}
+	if got, want := fmt.Sprint(drawn), "map[10.0.1.1:7 10.0.1.2:1 192.0.2.1:5]"; got != want {
+		t.Errorf("connections go to %s, want %s", got, want)
+	}
+	t.Run("other weights", func(t *testing.T) {
+		c := callerIn(t, callWorld(t, strings.Replace(listed, "weight: 7", "weight: 2", 1)), "shop/web")
+		if got := weights(c, own); !strings.Contains(got, "10.0.1.1 2") {
+			t.Error(got)
+		}
+	})
+}
+
+// turns is a source of chance that says one number.
+type turns int
+
+func (n turns) IntN(int) int { return int(n) }

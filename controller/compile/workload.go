@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -48,7 +49,7 @@ func (c *Compiler) pod(n model.Name) []Resource {
 	if loc != (model.Locality{}) {
 		w.Locality = &workloadapi.Locality{Region: loc.Region, Zone: loc.Zone, Subzone: loc.Subzone}
 	}
-	setState(w, p.Ready, p.Terminating, c.labels(w, p.Labels))
+	setState(w, p.Ready, &settings.WorkloadState{ServingTerminating: p.Terminating, Labels: c.labels(w, p.Labels), Weights: c.entryWeights(p)})
 	if p.Captured {
 		w.TunnelProtocol = workloadapi.TunnelProtocol_HBONE
 	}
@@ -77,14 +78,15 @@ func (c *Compiler) attach(w *workloadapi.Workload, p *model.Pod, services []*mod
 	return append(scopes, c.attachSettings(w, c.composeMTLS(p, boundPorts(w)), set)...)
 }
 
-// setState says whether the workload takes connections, and with what labels. Who is being deleted and still serves is unhealthy
-// to peers that do not know our extension.
-func setState(w *workloadapi.Workload, ready, servingTerminating bool, labels map[string]string) {
-	state := &settings.WorkloadState{Labels: labels}
-	if !ready {
-		w.Status, state.ServingTerminating = workloadapi.WorkloadStatus_UNHEALTHY, servingTerminating
+// setState says whether the workload takes connections, and what else is to say of it. Who is being deleted and still serves is
+// unhealthy to peers that do not know our extension.
+func setState(w *workloadapi.Workload, ready bool, state *settings.WorkloadState) {
+	if ready {
+		state.ServingTerminating = false
+	} else {
+		w.Status = workloadapi.WorkloadStatus_UNHEALTHY
 	}
-	if state.GetServingTerminating() || len(labels) > 0 {
+	if proto.Size(state) > 0 {
 		w.Extensions = append(w.Extensions, extension(api.WorkloadStateExtension, state))
 	}
 }
@@ -233,8 +235,8 @@ func (c *Compiler) foreign(n model.Name, s *model.Service, slice *model.Slice, e
 	if e.Zone != nil {
 		w.Locality = &workloadapi.Locality{Zone: *e.Zone}
 	}
-	setState(w, condition(e.Conditions.Ready, true),
-		condition(e.Conditions.Serving, true) && condition(e.Conditions.Terminating, false), nil)
+	setState(w, condition(e.Conditions.Ready, true), &settings.WorkloadState{
+		ServingTerminating: condition(e.Conditions.Serving, true) && condition(e.Conditions.Terminating, false)})
 	aliases := []string{c.cfg.Network + "/" + ip.String()}
 	if c.reg.IsNode(ip) { // the API server, for example: what comes from a node is not this workload's
 		w.NetworkMode, aliases = workloadapi.NetworkMode_HOST_NETWORK, nil

@@ -44,7 +44,7 @@ func (c Caller) Endpoints(spec ClusterSpec) []ClusterEndpoint {
 		}
 		ready := p.ready(w)
 		out = append(out, ClusterEndpoint{Key: w.GetUid() + ":" + strconv.Itoa(int(p.target(w))), Workload: w, Port: p.target(w),
-			Locality: w.GetLocality(), Weight: uint32(weight(w)), Healthy: ready, Draining: !ready && w.Terminating})
+			Locality: w.GetLocality(), Weight: uint32(p.weight(w)), Healthy: ready, Draining: !ready && w.Terminating})
 	}
 	return spec.place(out, &p)
 }

@@ -50,7 +50,7 @@ func (c Choice) Endpoint() Endpoint {
 // with publishNotReadyAddresses (HealthPolicy ALLOW_ALL); without any, those that are terminating and still serve.
 // internalTrafficPolicy Local is mode STRICT: only endpoints that match every scope, be they ready or terminating. FAILOVER
 // takes the ready ones that match the longest run of scopes, and the terminating ones wherever they are. Among the equally
-// good ones, in the order of their uids, r decides in proportion to their capacity. With ClientIP affinity the client stays at
+// good ones, in the order of their uids, r decides in proportion to their weights. With ClientIP affinity the client stays at
 // q.Last while that is one of them; without it, a rendezvous hash of the client's address decides, so that no node needs to have
 // seen the client for it to come to the same place, as long as the endpoints are the same. The address of a workload without one
 // is what its hostname resolves to. It returns reason.NoEndpoint when nothing qualifies, else reason.None.
@@ -66,9 +66,9 @@ func Pick(q PickQuery, r Rand) (Choice, reason.Reason) {
 		switch rank := p.rank(w); {
 		case rank < 0 || rank < best:
 		case rank > best:
-			best, total = rank, weight(w)
+			best, total = rank, p.weight(w)
 		default:
-			total += weight(w)
+			total += p.weight(w)
 		}
 	}
 	if best < 0 {
@@ -85,7 +85,7 @@ func Pick(q PickQuery, r Rand) (Choice, reason.Reason) {
 		if p.rank(w) != best {
 			continue
 		}
-		if n -= weight(w); n < 0 {
+		if n -= p.weight(w); n < 0 {
 			return Choice{Workload: w, Port: p.target(w)}, reason.None
 		}
 	}
@@ -131,7 +131,7 @@ func (p *picker) ready(w *client.Workload) bool {
 func (p *picker) offers(w *client.Workload) bool {
 	lb := p.svc.GetLoadBalancing()
 	switch {
-	case len(w.Addrs) == 0 && w.GetHostname() == "" || weight(w) == 0 || p.target(w) == 0:
+	case len(w.Addrs) == 0 && w.GetHostname() == "" || p.weight(w) == 0 || p.target(w) == 0:
 		return false
 	case !p.ready(w) && !w.Terminating:
 		return false
@@ -179,12 +179,17 @@ func sameScope(scope workloadapi.LoadBalancing_Scope, a, b *client.Workload) boo
 	return false
 }
 
-// weight is an endpoint's capacity; absent means 1. It is bounded so that the sum of any list stays an int.
-func weight(w *client.Workload) int {
-	if w.GetCapacity() == nil {
+// weight is what the service gives the endpoint, else its capacity; absent means 1. It is bounded so that the sum of any list stays an int.
+func (p *picker) weight(w *client.Workload) int {
+	n, own := w.Weights[p.key]
+	switch {
+	case own:
+	case w.GetCapacity() == nil:
 		return 1
+	default:
+		n = w.GetCapacity().GetValue()
 	}
-	return int(min(w.GetCapacity().GetValue(), math.MaxUint16))
+	return int(min(n, math.MaxUint16))
 }
 
 // stay returns the endpoint last, when it is there and one of the best.

@@ -902,7 +902,10 @@ type WorkloadState struct {
 	ServingTerminating bool `protobuf:"varint,1,opt,name=serving_terminating,json=servingTerminating,proto3" json:"serving_terminating,omitempty"`
 	// The labels of the workload that rules ask for: those of subsets and failover priorities of the hosts that it is behind, and
 	// those of callers.
-	Labels        map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Labels map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Weights by service (NAMESPACE/HOST), where they are not the workload's capacity: those that a ServiceEntry gives a pod whose address it
+	// lists.
+	Weights       map[string]uint32 `protobuf:"bytes,3,rep,name=weights,proto3" json:"weights,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -947,6 +950,13 @@ func (x *WorkloadState) GetServingTerminating() bool {
 func (x *WorkloadState) GetLabels() map[string]string {
 	if x != nil {
 		return x.Labels
+	}
+	return nil
+}
+
+func (x *WorkloadState) GetWeights() map[string]uint32 {
+	if x != nil {
+		return x.Weights
 	}
 	return nil
 }
@@ -2464,7 +2474,7 @@ type LocalityPolicy_Distribute struct {
 
 func (x *LocalityPolicy_Distribute) Reset() {
 	*x = LocalityPolicy_Distribute{}
-	mi := &file_settings_proto_msgTypes[35]
+	mi := &file_settings_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2476,7 +2486,7 @@ func (x *LocalityPolicy_Distribute) String() string {
 func (*LocalityPolicy_Distribute) ProtoMessage() {}
 
 func (x *LocalityPolicy_Distribute) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[35]
+	mi := &file_settings_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2516,7 +2526,7 @@ type LocalityPolicy_ZoneAware struct {
 
 func (x *LocalityPolicy_ZoneAware) Reset() {
 	*x = LocalityPolicy_ZoneAware{}
-	mi := &file_settings_proto_msgTypes[36]
+	mi := &file_settings_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2528,7 +2538,7 @@ func (x *LocalityPolicy_ZoneAware) String() string {
 func (*LocalityPolicy_ZoneAware) ProtoMessage() {}
 
 func (x *LocalityPolicy_ZoneAware) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[36]
+	mi := &file_settings_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,13 +2617,17 @@ const file_settings_proto_rawDesc = "" +
 	"call_rules\x18\x15 \x03(\tR\tcallRules\x1aS\n" +
 	"\rPortMtlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12,\n" +
-	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"\xbc\x01\n" +
+	"\x05value\x18\x02 \x01(\x0e2\x16.undermesh.v1.MtlsModeR\x05value:\x028\x01\"\xbc\x02\n" +
 	"\rWorkloadState\x12/\n" +
 	"\x13serving_terminating\x18\x01 \x01(\bR\x12servingTerminating\x12?\n" +
-	"\x06labels\x18\x02 \x03(\v2'.undermesh.v1.WorkloadState.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x02 \x03(\v2'.undermesh.v1.WorkloadState.LabelsEntryR\x06labels\x12B\n" +
+	"\aweights\x18\x03 \x03(\v2(.undermesh.v1.WorkloadState.WeightsEntryR\aweights\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfd\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
+	"\fWeightsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xfd\x04\n" +
 	"\x0fServiceSettings\x12G\n" +
 	"\x12client_ip_affinity\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10clientIpAffinity\x12T\n" +
 	"\rapp_protocols\x18\x02 \x03(\v2/.undermesh.v1.ServiceSettings.AppProtocolsEntryR\fappProtocols\x12\x1b\n" +
@@ -2809,7 +2823,7 @@ func file_settings_proto_rawDescGZIP() []byte {
 }
 
 var file_settings_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_settings_proto_goTypes = []any{
 	(OutboundPolicy)(0),               // 0: undermesh.v1.OutboundPolicy
 	(SameNode)(0),                     // 1: undermesh.v1.SameNode
@@ -2847,92 +2861,94 @@ var file_settings_proto_goTypes = []any{
 	(*Egress)(nil),                    // 33: undermesh.v1.Egress
 	nil,                               // 34: undermesh.v1.WorkloadSettings.PortMtlsEntry
 	nil,                               // 35: undermesh.v1.WorkloadState.LabelsEntry
-	nil,                               // 36: undermesh.v1.ServiceSettings.AppProtocolsEntry
-	nil,                               // 37: undermesh.v1.ClientTlsPolicy.PortsEntry
-	nil,                               // 38: undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	nil,                               // 39: undermesh.v1.Subset.LabelsEntry
-	nil,                               // 40: undermesh.v1.CallPolicies.PortsEntry
-	nil,                               // 41: undermesh.v1.LocalityPolicy.FailoverEntry
-	(*LocalityPolicy_Distribute)(nil), // 42: undermesh.v1.LocalityPolicy.Distribute
-	(*LocalityPolicy_ZoneAware)(nil),  // 43: undermesh.v1.LocalityPolicy.ZoneAware
-	nil,                               // 44: undermesh.v1.LocalityPolicy.Distribute.ToEntry
-	nil,                               // 45: undermesh.v1.CallerMatch.LabelsEntry
-	(*durationpb.Duration)(nil),       // 46: google.protobuf.Duration
-	(*anypb.Any)(nil),                 // 47: google.protobuf.Any
-	(*timestamppb.Timestamp)(nil),     // 48: google.protobuf.Timestamp
+	nil,                               // 36: undermesh.v1.WorkloadState.WeightsEntry
+	nil,                               // 37: undermesh.v1.ServiceSettings.AppProtocolsEntry
+	nil,                               // 38: undermesh.v1.ClientTlsPolicy.PortsEntry
+	nil,                               // 39: undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	nil,                               // 40: undermesh.v1.Subset.LabelsEntry
+	nil,                               // 41: undermesh.v1.CallPolicies.PortsEntry
+	nil,                               // 42: undermesh.v1.LocalityPolicy.FailoverEntry
+	(*LocalityPolicy_Distribute)(nil), // 43: undermesh.v1.LocalityPolicy.Distribute
+	(*LocalityPolicy_ZoneAware)(nil),  // 44: undermesh.v1.LocalityPolicy.ZoneAware
+	nil,                               // 45: undermesh.v1.LocalityPolicy.Distribute.ToEntry
+	nil,                               // 46: undermesh.v1.CallerMatch.LabelsEntry
+	(*durationpb.Duration)(nil),       // 47: google.protobuf.Duration
+	(*anypb.Any)(nil),                 // 48: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil),     // 49: google.protobuf.Timestamp
 }
 var file_settings_proto_depIdxs = []int32{
 	0,  // 0: undermesh.v1.MeshSettings.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	46, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
+	47, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
 	1,  // 2: undermesh.v1.MeshSettings.same_node:type_name -> undermesh.v1.SameNode
 	9,  // 3: undermesh.v1.MeshSettings.access_log:type_name -> undermesh.v1.AccessLog
-	47, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
-	47, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
+	48, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
+	48, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
 	10, // 6: undermesh.v1.MeshSettings.default_providers:type_name -> undermesh.v1.DefaultProviders
-	46, // 7: undermesh.v1.MeshSettings.protocol_detection_timeout:type_name -> google.protobuf.Duration
+	47, // 7: undermesh.v1.MeshSettings.protocol_detection_timeout:type_name -> google.protobuf.Duration
 	8,  // 8: undermesh.v1.MeshSettings.call_defaults:type_name -> undermesh.v1.CallDefaults
-	46, // 9: undermesh.v1.CallDefaults.connect_timeout:type_name -> google.protobuf.Duration
-	47, // 10: undermesh.v1.CallDefaults.retry_policy:type_name -> google.protobuf.Any
+	47, // 9: undermesh.v1.CallDefaults.connect_timeout:type_name -> google.protobuf.Duration
+	48, // 10: undermesh.v1.CallDefaults.retry_policy:type_name -> google.protobuf.Any
 	20, // 11: undermesh.v1.CallDefaults.policy:type_name -> undermesh.v1.CallPolicy
 	3,  // 12: undermesh.v1.AccessLog.encoding:type_name -> undermesh.v1.AccessLog.Encoding
 	1,  // 13: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
 	2,  // 14: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
 	34, // 15: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
 	35, // 16: undermesh.v1.WorkloadState.labels:type_name -> undermesh.v1.WorkloadState.LabelsEntry
-	46, // 17: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
-	36, // 18: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
-	4,  // 19: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
-	48, // 20: undermesh.v1.ServiceSettings.created:type_name -> google.protobuf.Timestamp
-	5,  // 21: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
-	15, // 22: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
-	37, // 23: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
-	38, // 24: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	48, // 25: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
-	16, // 26: undermesh.v1.CallRule.tls:type_name -> undermesh.v1.ClientTlsPolicy
-	19, // 27: undermesh.v1.CallRule.policies:type_name -> undermesh.v1.CallPolicies
-	18, // 28: undermesh.v1.CallRule.subsets:type_name -> undermesh.v1.Subset
-	39, // 29: undermesh.v1.Subset.labels:type_name -> undermesh.v1.Subset.LabelsEntry
-	19, // 30: undermesh.v1.Subset.policies:type_name -> undermesh.v1.CallPolicies
-	20, // 31: undermesh.v1.CallPolicies.host:type_name -> undermesh.v1.CallPolicy
-	40, // 32: undermesh.v1.CallPolicies.ports:type_name -> undermesh.v1.CallPolicies.PortsEntry
-	21, // 33: undermesh.v1.CallPolicy.balancing:type_name -> undermesh.v1.Balancing
-	23, // 34: undermesh.v1.CallPolicy.connection_pool:type_name -> undermesh.v1.ConnectionPool
-	47, // 35: undermesh.v1.CallPolicy.outlier_detection:type_name -> google.protobuf.Any
-	24, // 36: undermesh.v1.CallPolicy.tunnel:type_name -> undermesh.v1.Tunnel
-	47, // 37: undermesh.v1.CallPolicy.retry_budget:type_name -> google.protobuf.Any
-	47, // 38: undermesh.v1.Balancing.cluster:type_name -> google.protobuf.Any
-	47, // 39: undermesh.v1.Balancing.hash_policy:type_name -> google.protobuf.Any
-	22, // 40: undermesh.v1.Balancing.locality:type_name -> undermesh.v1.LocalityPolicy
-	42, // 41: undermesh.v1.LocalityPolicy.distribute:type_name -> undermesh.v1.LocalityPolicy.Distribute
-	41, // 42: undermesh.v1.LocalityPolicy.failover:type_name -> undermesh.v1.LocalityPolicy.FailoverEntry
-	43, // 43: undermesh.v1.LocalityPolicy.zone_aware:type_name -> undermesh.v1.LocalityPolicy.ZoneAware
-	47, // 44: undermesh.v1.ConnectionPool.cluster:type_name -> google.protobuf.Any
-	47, // 45: undermesh.v1.ConnectionPool.http:type_name -> google.protobuf.Any
-	47, // 46: undermesh.v1.ConnectionPool.http2:type_name -> google.protobuf.Any
-	6,  // 47: undermesh.v1.ConnectionPool.h2_upgrade:type_name -> undermesh.v1.ConnectionPool.H2Upgrade
-	48, // 48: undermesh.v1.RouteRule.created:type_name -> google.protobuf.Timestamp
-	27, // 49: undermesh.v1.RouteRule.http:type_name -> undermesh.v1.HttpRule
-	28, // 50: undermesh.v1.RouteRule.tcp:type_name -> undermesh.v1.StreamRule
-	28, // 51: undermesh.v1.RouteRule.tls:type_name -> undermesh.v1.StreamRule
-	45, // 52: undermesh.v1.CallerMatch.labels:type_name -> undermesh.v1.CallerMatch.LabelsEntry
-	26, // 53: undermesh.v1.HttpRule.caller:type_name -> undermesh.v1.CallerMatch
-	47, // 54: undermesh.v1.HttpRule.route:type_name -> google.protobuf.Any
-	29, // 55: undermesh.v1.StreamRule.matches:type_name -> undermesh.v1.StreamMatch
-	30, // 56: undermesh.v1.StreamRule.destinations:type_name -> undermesh.v1.StreamDestination
-	26, // 57: undermesh.v1.StreamMatch.caller:type_name -> undermesh.v1.CallerMatch
-	48, // 58: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
-	33, // 59: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
-	0,  // 60: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	2,  // 61: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
-	15, // 62: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
-	16, // 63: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
-	20, // 64: undermesh.v1.CallPolicies.PortsEntry.value:type_name -> undermesh.v1.CallPolicy
-	44, // 65: undermesh.v1.LocalityPolicy.Distribute.to:type_name -> undermesh.v1.LocalityPolicy.Distribute.ToEntry
-	66, // [66:66] is the sub-list for method output_type
-	66, // [66:66] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	36, // 17: undermesh.v1.WorkloadState.weights:type_name -> undermesh.v1.WorkloadState.WeightsEntry
+	47, // 18: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
+	37, // 19: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
+	4,  // 20: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
+	49, // 21: undermesh.v1.ServiceSettings.created:type_name -> google.protobuf.Timestamp
+	5,  // 22: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
+	15, // 23: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
+	38, // 24: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
+	39, // 25: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	49, // 26: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
+	16, // 27: undermesh.v1.CallRule.tls:type_name -> undermesh.v1.ClientTlsPolicy
+	19, // 28: undermesh.v1.CallRule.policies:type_name -> undermesh.v1.CallPolicies
+	18, // 29: undermesh.v1.CallRule.subsets:type_name -> undermesh.v1.Subset
+	40, // 30: undermesh.v1.Subset.labels:type_name -> undermesh.v1.Subset.LabelsEntry
+	19, // 31: undermesh.v1.Subset.policies:type_name -> undermesh.v1.CallPolicies
+	20, // 32: undermesh.v1.CallPolicies.host:type_name -> undermesh.v1.CallPolicy
+	41, // 33: undermesh.v1.CallPolicies.ports:type_name -> undermesh.v1.CallPolicies.PortsEntry
+	21, // 34: undermesh.v1.CallPolicy.balancing:type_name -> undermesh.v1.Balancing
+	23, // 35: undermesh.v1.CallPolicy.connection_pool:type_name -> undermesh.v1.ConnectionPool
+	48, // 36: undermesh.v1.CallPolicy.outlier_detection:type_name -> google.protobuf.Any
+	24, // 37: undermesh.v1.CallPolicy.tunnel:type_name -> undermesh.v1.Tunnel
+	48, // 38: undermesh.v1.CallPolicy.retry_budget:type_name -> google.protobuf.Any
+	48, // 39: undermesh.v1.Balancing.cluster:type_name -> google.protobuf.Any
+	48, // 40: undermesh.v1.Balancing.hash_policy:type_name -> google.protobuf.Any
+	22, // 41: undermesh.v1.Balancing.locality:type_name -> undermesh.v1.LocalityPolicy
+	43, // 42: undermesh.v1.LocalityPolicy.distribute:type_name -> undermesh.v1.LocalityPolicy.Distribute
+	42, // 43: undermesh.v1.LocalityPolicy.failover:type_name -> undermesh.v1.LocalityPolicy.FailoverEntry
+	44, // 44: undermesh.v1.LocalityPolicy.zone_aware:type_name -> undermesh.v1.LocalityPolicy.ZoneAware
+	48, // 45: undermesh.v1.ConnectionPool.cluster:type_name -> google.protobuf.Any
+	48, // 46: undermesh.v1.ConnectionPool.http:type_name -> google.protobuf.Any
+	48, // 47: undermesh.v1.ConnectionPool.http2:type_name -> google.protobuf.Any
+	6,  // 48: undermesh.v1.ConnectionPool.h2_upgrade:type_name -> undermesh.v1.ConnectionPool.H2Upgrade
+	49, // 49: undermesh.v1.RouteRule.created:type_name -> google.protobuf.Timestamp
+	27, // 50: undermesh.v1.RouteRule.http:type_name -> undermesh.v1.HttpRule
+	28, // 51: undermesh.v1.RouteRule.tcp:type_name -> undermesh.v1.StreamRule
+	28, // 52: undermesh.v1.RouteRule.tls:type_name -> undermesh.v1.StreamRule
+	46, // 53: undermesh.v1.CallerMatch.labels:type_name -> undermesh.v1.CallerMatch.LabelsEntry
+	26, // 54: undermesh.v1.HttpRule.caller:type_name -> undermesh.v1.CallerMatch
+	48, // 55: undermesh.v1.HttpRule.route:type_name -> google.protobuf.Any
+	29, // 56: undermesh.v1.StreamRule.matches:type_name -> undermesh.v1.StreamMatch
+	30, // 57: undermesh.v1.StreamRule.destinations:type_name -> undermesh.v1.StreamDestination
+	26, // 58: undermesh.v1.StreamMatch.caller:type_name -> undermesh.v1.CallerMatch
+	49, // 59: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
+	33, // 60: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
+	0,  // 61: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
+	2,  // 62: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
+	15, // 63: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
+	16, // 64: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
+	20, // 65: undermesh.v1.CallPolicies.PortsEntry.value:type_name -> undermesh.v1.CallPolicy
+	45, // 66: undermesh.v1.LocalityPolicy.Distribute.to:type_name -> undermesh.v1.LocalityPolicy.Distribute.ToEntry
+	67, // [67:67] is the sub-list for method output_type
+	67, // [67:67] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_settings_proto_init() }
@@ -2947,7 +2963,7 @@ func file_settings_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_settings_proto_rawDesc), len(file_settings_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
