@@ -69,6 +69,8 @@ func TestAnswers(t *testing.T) {
 		"large enough":        {request: "GET / HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("h", 59<<10) + "\r\n\r\n", hosts: []func(net.Conn){answers(ok)}, status: 200, body: "ok", log: "200 - via_upstream"},
 		"version":             {request: "GET / HTTP/1.0\r\nHost: a\r\n\r\n", status: 426, body: "Upgrade Required", log: "426 DPE low_version", end: true},
 		"upgrade to other":    {request: "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n", status: 403, log: "403 - upgrade_failed", end: true},
+		"upgrade with a body": {request: "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n\r\nhello", status: 400, log: "400 - upgrade_with_body", end: true},
+		"connect with a body": {request: "CONNECT a:80 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", status: 400, log: "400 - upgrade_with_body", end: true},
 		"connect":             {request: "CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", status: 404, log: "404 NR route_not_found", end: true},
 		"chunk of the body":   {request: "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", hosts: []func(net.Conn){silent}, status: 400, body: "Bad Request", log: "400 DPE http1.codec_error", end: true},
 		"stale for a post":    {request: "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na", hosts: []func(net.Conn){answers()}, status: 503, body: resetBefore + "reset reason: connection termination", log: "503 UC upstream_reset_before_response_started{connection_termination}"},

@@ -66,10 +66,11 @@ func (x *exchange) replayLimit() int64 {
 
 // pump reads the rest of the body and writes it to the host.
 func (b *body) pump(x *exchange, up upstream) {
+	e, f, g := x.e, x.f, x.g
 	defer func() {
 		if p := recover(); p != nil {
-			x.e.panicked(x.f, p)
-			x.g.stop(stopped)
+			e.panicked(f, p)
+			g.stop(stopped)
 		}
 		b.ended <- struct{}{}
 	}()
@@ -112,9 +113,9 @@ func (b *body) pass(x *exchange, up upstream, p []byte, end bool) error {
 	return up.write(p, end)
 }
 
-// begin starts the pump, if there is something left to read.
+// begin starts the pump, if there is something left to read and none runs.
 func (b *body) begin(x *exchange, up upstream) {
-	if b.done.Load() || b.broken {
+	if b.done.Load() || b.broken || b.pumping {
 		return
 	}
 	b.halted.Store(false)

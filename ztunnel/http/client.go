@@ -2,6 +2,8 @@ package http
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"time"
@@ -169,15 +171,33 @@ func (c *client) interrupt()            { c.l.sock.interrupt() }
 
 func (c *client) request(r *head.Request, end bool) error {
 	c.toHead = string(r.Method) == "HEAD"
-	closes := r.Close
+	closes, method := r.Close, r.Method
 	r.Close = false
+	if len(r.Protocol) > 0 && string(method) == "CONNECT" { // of HTTP/2: here the method is GET (RFC 8441 §5)
+		r.Method = methodGet
+		c.x.webSocketKey(r)
+	}
 	c.w.chunked = r.Body < 0
 	c.w.out = h1.AppendRequest(c.w.out, r)
-	r.Close = closes
+	r.Close, r.Method = closes, method
 	if end || c.x.tunnel {
 		return c.w.flush()
 	}
 	return nil
+}
+
+var methodGet = []byte("GET")
+
+// webSocketKey adds the field that HTTP/1.1 wants of a handshake (RFC 6455 §4.1) and HTTP/2 does not have.
+func (x *exchange) webSocketKey(r *head.Request) {
+	const name = "sec-websocket-key"
+	if _, has := r.Find(name); has || !head.EqualFold(r.Protocol, "websocket") {
+		return
+	}
+	var key [16]byte
+	binary.NativeEndian.PutUint64(key[:], x.e.cfg.Random())
+	binary.NativeEndian.PutUint64(key[8:], x.e.cfg.Random())
+	r.Add(head.Other, name, base64.StdEncoding.AppendEncode(nil, key[:]))
 }
 
 // response passes over 1xx: we have told the client to go on ourselves, and other hints are not passed on, as Envoy does not.

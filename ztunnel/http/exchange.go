@@ -107,8 +107,11 @@ func (x *exchange) start(now int64) {
 func (x *exchange) run(ctx context.Context) {
 	x.ctx = ctx
 	x.in.Request, x.entry.Request = x.req, x.req
-	x.body.done.Store(x.req.Body == 0)
 	x.tunnel = len(x.req.Protocol) > 0 || string(x.req.Method) == "CONNECT"
+	if x.tunnel && x.down.protocol() == HTTP2 {
+		x.req.Body = 0 // what the stream carries is the tunnel's
+	}
+	x.body.done.Store(x.req.Body == 0)
 	if x.body.done.Load() {
 		x.requested()
 	} else {

@@ -65,6 +65,13 @@ func (x *exchange) copyTo(m *route.Mirror, name string) {
 	}
 	y.body.keep = true
 	y.body.take(y, x.body.replay, true)
+	if y.body.lost { // the workload holds as many bytes as it may: a head without the body it tells of would be another request's
+		to.Inc(abandoned)
+		t.mirrors.Add(-1)
+		x.e.put(y)
+		x.e.release()
+		return
+	}
 	ctx := context.WithoutCancel(x.ctx)
 	go y.runCopy(ctx)
 }

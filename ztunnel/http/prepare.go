@@ -25,6 +25,11 @@ func (x *exchange) prepare() bool {
 		x.reply(400, "", "missing_host_header")
 		return false
 	}
+	if x.tunnel && req.Body != 0 { // a host may switch before it has read the body, and what comes then would be either's
+		x.down.abandon()
+		x.reply(400, "", "upgrade_with_body")
+		return false
+	}
 	if string(req.Path) == "*" {
 		x.reply(404, "", "absolute_path_rejected")
 		return false

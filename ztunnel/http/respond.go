@@ -133,7 +133,7 @@ func (x *exchange) deliver(resp *head.Response) {
 
 // turned reports whether the answer makes the connection a tunnel.
 func (x *exchange) turned(resp *head.Response) bool {
-	if string(x.req.Method) == "CONNECT" {
+	if len(x.req.Protocol) == 0 {
 		return resp.Status >= 200 && resp.Status < 300
 	}
 	return resp.Status == 101 || resp.Status == 200 && x.up.protocol() == HTTP2
