@@ -40,6 +40,8 @@ type exchange struct {
 	tunnel   bool // an upgrade or CONNECT
 	counted  bool // among the tenant's requests
 
+	unanswered string // what the caller's engine is told of a workload that has not answered; "": nothing
+
 	body body
 	up   upstream // that answers; nil: none
 	keep bool     // its connection may be used again

@@ -8,6 +8,7 @@ import (
 
 	"github.com/undermesh/undermesh/ztunnel/cluster"
 	"github.com/undermesh/undermesh/ztunnel/http/h1"
+	"github.com/undermesh/undermesh/ztunnel/http/head"
 	"github.com/undermesh/undermesh/ztunnel/http/route"
 )
 
@@ -33,7 +34,38 @@ func (x *exchange) lost(err error) *failure {
 		return f
 	}
 	x.entry.Host.Report(cluster.ConnectFailed, 0)
-	return &failure{kind: route.FailedReset, flag: UpstreamConnectionTermination, status: 503, reason: "connection termination"}
+	return &failure{kind: route.FailedReset, flag: UpstreamConnectionTermination, status: 503, reason: "connection termination", silent: !x.up.answered()}
+}
+
+// What the engine at the destination tells that of the caller in x-undermesh-unanswered, beside the 503 that it answers for the
+// workload.
+const (
+	notConnected = "connect" // no connection to the workload came about: it has seen nothing of the request
+	notAnswered  = "reset"   // the connection ended without a byte of an answer
+)
+
+// cutOff reports whether a request may go to another host whose connection ended without a byte of an answer: processes that end
+// cut off what they are asked. It is among the tries that the policy allows, whatever it names, but only where doing it
+// twice is the same as doing it once.
+func (x *exchange) cutOff() bool { return x.retry.Enabled() && x.repeatable() }
+
+// unreached reports whether an answer is that of the engine at the destination, whose workload has gone, and the request may go to
+// another host. The field that says so goes no further.
+func (x *exchange) unreached(resp *head.Response) bool {
+	if !resp.Has(head.XUndermeshUnanswered) || !x.up.conn().Engine && x.f.Direction == Outbound {
+		return false
+	}
+	why := string(resp.Get(head.XUndermeshUnanswered))
+	resp.Del(head.XUndermeshUnanswered, head.Names[head.XUndermeshUnanswered])
+	switch {
+	case x.f.Direction == Inbound: // the workload's own words
+		return false
+	case why == notConnected:
+		return x.retry.Failed(route.FailedConnect, false)
+	case why == notAnswered:
+		return x.retry.Failed(route.FailedReset, true) || x.cutOff()
+	}
+	return false
 }
 
 // overflow is a circuit breaker that is open.

@@ -60,6 +60,9 @@ type Conn struct {
 	// Leg is not nil where the connection leads to a workload of this node without a proxy of its own: the engine then does the
 	// destination's part too and tells it who calls. Leg.URI may be "": a client that nobody has proved.
 	Leg *Peer
+	// Engine reports that an engine does the destination's part at the other end: it is believed when it says that the workload has
+	// not answered.
+	Engine bool
 	// Stale reports that the connection would be made otherwise by now: no further request is sent over it, and those under way go
 	// on. It does not block. Nil: it never is.
 	Stale func() bool

@@ -67,6 +67,7 @@ type failure struct {
 	detail    string // response code detail; "": made of the reason
 	transport string // why the connection could not be made
 	unseen    bool   // the host has seen nothing of the request
+	silent    bool   // the connection ended without a byte of an answer
 	cause     cause  // the request is at its end for another reason than the host
 }
 
@@ -84,7 +85,7 @@ func (x *exchange) attempt() (again bool) {
 		x.interrupted(fail.cause)
 		return false
 	}
-	if x.retry.Failed(fail.kind, sent) && x.mayRetry() {
+	if (x.retry.Failed(fail.kind, sent) || fail.silent && x.cutOff()) && x.mayRetry() {
 		return x.again()
 	}
 	x.fail(fail)
@@ -169,6 +170,14 @@ func (x *exchange) fail(fail *failure) {
 		body += "reset reason: " + fail.reason
 	}
 	x.cluster.CountStatus(fail.status)
+	if x.f.Peer != nil {
+		switch {
+		case fail.kind == route.FailedConnect:
+			x.unanswered = notConnected
+		case fail.silent:
+			x.unanswered = notAnswered
+		}
+	}
 	x.reply(fail.status, body, detail)
 }
 
@@ -223,7 +232,12 @@ func (x *exchange) replayable(fail *failure) bool {
 	if fail.unseen && !x.body.lost {
 		return true
 	}
-	if !x.up.reused() || x.up.answered() || x.body.lost || x.tunnel {
+	return x.up.reused() && !x.up.answered() && !x.body.lost && x.repeatable()
+}
+
+// repeatable reports whether doing the request twice is the same as doing it once.
+func (x *exchange) repeatable() bool {
+	if x.tunnel {
 		return false
 	}
 	switch string(x.req.Method) {

@@ -26,6 +26,9 @@ func (x *exchange) reply(status int, body, detail string) {
 	if x.entry.Flags.Has(UpstreamOverflow) {
 		r.Add(head.XEnvoyOverloaded, head.Names[head.XEnvoyOverloaded], []byte("true"))
 	}
+	if x.unanswered != "" {
+		r.AddString(head.XUndermeshUnanswered, x.unanswered)
+	}
 	x.send(r, []byte(body))
 }
 

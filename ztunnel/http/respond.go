@@ -15,7 +15,7 @@ func (x *exchange) answered() (again bool) {
 	now := x.e.now()
 	x.g.set(slowTry, 0)
 	x.entry.Host.Report(cluster.Answered, outlierStatus(resp))
-	if x.retry.Head(resp, &x.in) && x.mayRetry() {
+	if unreached := x.unreached(resp); (unreached || x.retry.Head(resp, &x.in)) && x.mayRetry() {
 		x.body.stop(x)
 		x.dropUpstream() // the rest of its answer is not waited for
 		return x.again()

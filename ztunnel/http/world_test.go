@@ -40,6 +40,7 @@ type world struct {
 	lines    []string // of the log: status flags details
 	conns    []net.Conn
 	leg      *Peer
+	engine   bool // another engine is at the hosts
 	dialErr  error
 	wg       sync.WaitGroup
 	cancel   context.CancelFunc
@@ -126,7 +127,7 @@ func (w *world) Cluster(name string) *cluster.Cluster {
 
 func (w *world) Dial(_ context.Context, _ *cluster.Cluster, h *cluster.Host) (*Conn, error) {
 	w.mu.Lock()
-	serve, err, leg := w.hosts[h.Endpoint().Addr.String()], w.dialErr, w.leg
+	serve, err, conn := w.hosts[h.Endpoint().Addr.String()], w.dialErr, &Conn{Leg: w.leg, Engine: w.engine}
 	w.dials++
 	w.mu.Unlock()
 	if err != nil {
@@ -140,7 +141,8 @@ func (w *world) Dial(_ context.Context, _ *cluster.Cluster, h *cluster.Host) (*C
 		defer far.Close()
 		serve(far)
 	})
-	return &Conn{Net: near, Leg: leg}, nil
+	conn.Net = near
+	return conn, nil
 }
 
 // pair returns two ends of a connection.

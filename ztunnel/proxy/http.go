@@ -225,6 +225,7 @@ func (s *session) reach(ctx context.Context, e *calls.Cluster, h *cluster.Host) 
 		if r.leg && r.path.Originate == nil {
 			conn.Leg = s.legPeer(r)
 		}
+		_, conn.Engine = up.(*hbone.Stream)
 		u := s.opened(up, r, release)
 		conn.Net, conn.Value, conn.Stale = u.conn, u, u.stale.Load
 		return nil

@@ -33,13 +33,14 @@ func packed(m proto.Message) *anypb.Any {
 	return out
 }
 
-// web answers every request of the application with the pod's name and what the request said.
-func (p *testPod) web() {
+// web answers every request of the application with the pod's name and what the request said, until the server is closed.
+func (p *testPod) web() *http.Server {
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { //nolint:gosec // in memory
 		from, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Fprintf(w, "%s host=%s from=%s xfcc=%s", p.cfg.Name, r.Host, from, strings.Join(r.Header.Values("X-Forwarded-Client-Cert"), "+"))
 	})}
 	go func() { _ = srv.Serve(p.app) }()
+	return srv
 }
 
 // labelled is a workload of foo behind port 80 of reviews.foo, with a version.

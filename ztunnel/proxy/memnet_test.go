@@ -198,6 +198,11 @@ func (n *memNet) dial(from netip.Addr, to netip.AddrPort) (net.Conn, error) {
 	if l == nil {
 		return nil, syscall.ECONNREFUSED
 	}
+	select { // a closed listener has no backlog
+	case <-l.done:
+		return nil, syscall.ECONNREFUSED
+	default:
+	}
 	near, far := memPair(src, to)
 	select {
 	case l.ch <- far:

@@ -52,6 +52,7 @@ const (
 	XEnvoyUpstreamRqPerTryTimeoutMS
 	XEnvoyUpstreamRqTimeoutMS
 	XEnvoyUpstreamServiceTime
+	XUndermeshUnanswered
 	NumIDs
 )
 
@@ -72,6 +73,7 @@ var Names = [NumIDs]string{
 	XEnvoyRetryGRPCOn: "x-envoy-retry-grpc-on", XEnvoyRetryOn: "x-envoy-retry-on",
 	XEnvoyUpstreamRqPerTryTimeoutMS: "x-envoy-upstream-rq-per-try-timeout-ms",
 	XEnvoyUpstreamRqTimeoutMS:       "x-envoy-upstream-rq-timeout-ms", XEnvoyUpstreamServiceTime: "x-envoy-upstream-service-time",
+	XUndermeshUnanswered: "x-undermesh-unanswered",
 }
 
 // byLength lists the known names by their length, so that one that is not known is told by few comparisons.
