@@ -49,10 +49,14 @@ type echoServer struct {
 const echoDelay = 20 * time.Second
 
 // echo serves the ports that are its arguments (8080 without any); those after "tls:" over TLS, with a certificate of the version's
-// name. SERVICE_NAME and SERVICE_VERSION say who answers.
+// name. SERVICE_NAME and SERVICE_VERSION say who answers. With ON_TERM=exit it ends at SIGTERM with what it was doing undone, as
+// programs do that do not handle the signal.
 func echo(ctx context.Context, args []string) error {
 	if len(args) == 0 {
 		args = []string{"8080"}
+	}
+	if os.Getenv("ON_TERM") == "exit" {
+		defer context.AfterFunc(ctx, func() { os.Exit(143) })()
 	}
 	pod, err := os.Hostname()
 	if err != nil {

@@ -27,6 +27,7 @@ type loadConfig struct {
 	rate     int           // new connections a second
 	length   time.Duration // how long, 0 until a signal
 	timeout  time.Duration // of one connect, and of one answer
+	keep     bool          // use connections of -url again
 	reopen   bool          // open a long connection again after a failure
 	mark     uint          // SO_MARK of every socket, which needs CAP_NET_ADMIN; 0 leaves it alone
 }
@@ -62,6 +63,8 @@ type tally struct {
 	P50MS    float64   `json:"p50MS"`    // of right answers; on new connections with the connect
 	P99MS    float64   `json:"p99MS"`
 	MaxMS    float64   `json:"maxMS"`
+	// From counts right answers by their header X-Version, those of -url alone.
+	From map[string]int `json:"from,omitempty"`
 
 	mu    sync.Mutex // protects all fields
 	times []float64
@@ -83,10 +86,17 @@ func (t *tally) start() {
 	t.Started++
 }
 
-func (t *tally) ok(d time.Duration) {
+// ok counts a right answer; from is who says to have given it, "" for nobody.
+func (t *tally) ok(d time.Duration, from string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.OK++
+	if from != "" {
+		if t.From == nil {
+			t.From = map[string]int{}
+		}
+		t.From[from]++
+	}
 	t.times = append(t.times, float64(d.Microseconds())/1000)
 }
 
@@ -121,6 +131,7 @@ func load(ctx context.Context, out io.Writer, args []string) error {
 	flags.DurationVar(&c.length, "for", 0, "how long; 0 is until SIGTERM")
 	flags.DurationVar(&c.timeout, "timeout", 5*time.Second, "limit of a connect and of an answer")
 	flags.UintVar(&c.mark, "mark", 0, "SO_MARK of every socket; 0 leaves it alone")
+	flags.BoolVar(&c.keep, "keep", false, "use connections of -url again, where nobody uses them")
 	flags.BoolVar(&c.reopen, "reopen", true, "open a long connection again after it failed")
 	if err := flags.Parse(args); err != nil {
 		return fmt.Errorf("parse arguments: %w", err)
@@ -185,7 +196,7 @@ func (c loadConfig) converse(ctx context.Context, id, seq int, t *tally, tick <-
 			t.fail(id, seq, op, err)
 			return seq
 		}
-		t.ok(time.Since(begin))
+		t.ok(time.Since(begin), "")
 		select {
 		case <-ctx.Done():
 		case <-tick:
@@ -219,7 +230,7 @@ func (c loadConfig) openNew(ctx context.Context, t *tally) {
 	}
 	var all sync.WaitGroup
 	defer all.Wait()
-	client := &http.Client{Timeout: c.timeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: c.dialer().DialContext}}
+	client := &http.Client{Timeout: c.timeout, Transport: &http.Transport{DisableKeepAlives: !c.keep, MaxIdleConnsPerHost: c.rate, DialContext: c.dialer().DialContext}}
 	tick := time.NewTicker(time.Second / time.Duration(c.rate))
 	defer tick.Stop()
 	for n := 1; ; n++ {
@@ -231,35 +242,38 @@ func (c loadConfig) openNew(ctx context.Context, t *tally) {
 		all.Go(func() {
 			t.start()
 			begin := time.Now()
-			op, err := c.once(client, n)
+			from, op, err := c.once(client, n)
 			if err != nil {
 				t.fail(n, 0, op, err)
 				return
 			}
-			t.ok(time.Since(begin))
+			t.ok(time.Since(begin), from)
 		})
 	}
 }
 
-func (c loadConfig) once(client *http.Client, n int) (string, error) {
+// once asks one question. It returns who answered, if they say so, and what it was doing when it failed.
+func (c loadConfig) once(client *http.Client, n int) (from, op string, err error) {
 	if c.url != "" {
 		res, err := client.Get(c.url)
 		if err != nil {
-			return "read", err
+			return "", "read", err
 		}
 		defer res.Body.Close()
-		if _, err := io.Copy(io.Discard, res.Body); err != nil {
-			return "read", err
+		body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+		if err != nil {
+			return "", "read", err
 		}
 		if res.StatusCode != http.StatusOK {
-			return "status", fmt.Errorf("%s", res.Status)
+			return "", "status", fmt.Errorf("%s: %.200s", res.Status, body)
 		}
-		return "", nil
+		return res.Header.Get("X-Version"), "", nil
 	}
 	conn, err := c.dialer().Dial("tcp", c.addr)
 	if err != nil {
-		return "connect", err
+		return "", "connect", err
 	}
 	defer conn.Close()
-	return c.exchange(conn, bufio.NewReader(conn), fmt.Sprintf("new-%d", n))
+	op, err = c.exchange(conn, bufio.NewReader(conn), fmt.Sprintf("new-%d", n))
+	return "", op, err
 }
