@@ -223,7 +223,7 @@ func (c loadConfig) exchange(conn net.Conn, r *bufio.Reader, line string) (strin
 	return "", nil
 }
 
-// openNew opens connections on schedule: a slow one does not delay the next.
+// openNew opens connections on schedule: a slow one does not delay the next, and what a busy machine was late with is made up for.
 func (c loadConfig) openNew(ctx context.Context, t *tally) {
 	if c.rate == 0 {
 		return
@@ -233,23 +233,29 @@ func (c loadConfig) openNew(ctx context.Context, t *tally) {
 	client := &http.Client{Timeout: c.timeout, Transport: &http.Transport{DisableKeepAlives: !c.keep, MaxIdleConnsPerHost: c.rate, DialContext: c.dialer().DialContext}}
 	tick := time.NewTicker(time.Second / time.Duration(c.rate))
 	defer tick.Stop()
-	for n := 1; ; n++ {
+	first := time.Now()
+	for n := 0; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		all.Go(func() {
-			t.start()
-			begin := time.Now()
-			from, op, err := c.once(client, n)
-			if err != nil {
-				t.fail(n, 0, op, err)
-				return
-			}
-			t.ok(time.Since(begin), from)
-		})
+		for due := int(time.Since(first).Seconds() * float64(c.rate)); n < due; {
+			n++
+			all.Go(func() { c.openOne(client, n, t) })
+		}
 	}
+}
+
+func (c loadConfig) openOne(client *http.Client, n int, t *tally) {
+	t.start()
+	begin := time.Now()
+	from, op, err := c.once(client, n)
+	if err != nil {
+		t.fail(n, 0, op, err)
+		return
+	}
+	t.ok(time.Since(begin), from)
 }
 
 // once asks one question. It returns who answered, if they say so, and what it was doing when it failed.
