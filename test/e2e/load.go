@@ -81,6 +81,7 @@ type Tally struct {
 	Started, OK, Failed int
 	Failures            []Failure
 	P50MS, P99MS, MaxMS float64
+	From                map[string]int // right answers by who gave them
 }
 
 // LoadReport is what one client of the load printed.
@@ -142,27 +143,7 @@ func (w *World) serviceIP(ctx context.Context, namespace, name string) (string, 
 func (w *World) Reports(ctx context.Context) ([]LoadReport, error) {
 	var all []LoadReport
 	for _, n := range nodes {
-		pid, err := w.PID(ctx, n, "^/usr/bin/samples load ")
-		if err != nil {
-			return nil, err
-		}
-		if err := w.Signal(ctx, n, "TERM", pid); err != nil {
-			return nil, err
-		}
-		r := LoadReport{Node: n}
-		err = Until(ctx, 20*time.Second, "the report of the client on "+n, func(ctx context.Context) error {
-			out, err := w.Kubectl(ctx, "logs", "-n", loadNamespace, "client-"+n)
-			if err != nil {
-				return err
-			}
-			// Standard error is among the lines, in any order.
-			for line := range strings.Lines(out) {
-				if strings.HasPrefix(line, "{") {
-					return json.Unmarshal([]byte(line), &r)
-				}
-			}
-			return errors.New("there is none")
-		})
+		r, err := w.Report(ctx, n, loadNamespace, "client-"+n, "^/usr/bin/samples load ")
 		if err != nil {
 			return nil, err
 		}
@@ -174,6 +155,31 @@ func (w *World) Reports(ctx context.Context) ([]LoadReport, error) {
 		all = append(all, r)
 	}
 	return all, nil
+}
+
+// Report ends one client of a load, the one process of a node whose command line matches, and returns what its pod printed.
+func (w *World) Report(ctx context.Context, node, namespace, pod, pattern string) (LoadReport, error) {
+	r := LoadReport{Node: node}
+	pid, err := w.PID(ctx, node, pattern)
+	if err != nil {
+		return r, err
+	}
+	if err := w.Signal(ctx, node, "TERM", pid); err != nil {
+		return r, err
+	}
+	return r, Until(ctx, 20*time.Second, "the report of the client on "+node, func(ctx context.Context) error {
+		out, err := w.Kubectl(ctx, "logs", "-n", namespace, pod)
+		if err != nil {
+			return err
+		}
+		// Standard error is among the lines, in any order.
+		for line := range strings.Lines(out) {
+			if strings.HasPrefix(line, "{") {
+				return json.Unmarshal([]byte(line), &r)
+			}
+		}
+		return errors.New("there is none")
+	})
 }
 
 // Unharmed wants enough load in each report and no failure.
