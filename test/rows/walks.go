@@ -2,9 +2,7 @@ package rows
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
-	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -14,29 +12,20 @@ import (
 	"github.com/undermesh/undermesh/test/e2e"
 )
 
-// shelf is the namespace of Bookinfo.
-const shelf = "bookinfo"
+const shelf = e2e.Shelf
 
 // networking reads rules of Bookinfo by the names that the documents use.
 func networking(t *testing.T, names ...string) string {
 	t.Helper()
 	_, file, _, _ := runtime.Caller(0)
-	var out []string
-	for _, n := range names {
-		b, err := os.ReadFile(filepath.Join(filepath.Dir(file), "../../deploy/samples/bookinfo/networking", n+".yaml"))
-		check(t, err)
-		out = append(out, string(b))
-	}
-	return strings.Join(out, "---\n")
+	text, err := e2e.BookinfoRules(filepath.Join(filepath.Dir(file), "../.."), names...)
+	check(t, err)
+	return text
 }
 
 // page asks for the product page as a user, "" for nobody.
 func page(user string, w want) expect {
-	q := e2e.Question{URL: "http://productpage.bookinfo:9080/productpage", Timeout: 12000}
-	if user != "" {
-		q.Headers = map[string]string{"Cookie": "session=" + base64.RawURLEncoding.EncodeToString([]byte(user))}
-	}
-	return expect{q, both(status(200, ""), body("<title>Simple Bookstore App</title>"), w)}
+	return expect{e2e.ProductPage(user), both(status(200, ""), body("<title>Simple Bookstore App</title>"), w)}
 }
 
 // What the page shows of reviews.

@@ -50,6 +50,7 @@ func run(ctx context.Context, w *e2e.World) error {
 		{"The server sees the client pod's own address", func(ctx context.Context, w *e2e.World) error { return w.ClientAddress(ctx) }},
 		{"PeerAuthentication STRICT: clear text is refused, the mesh goes on", strict},
 		{"AuthorizationPolicy on TCP: by principal and by port", authorization},
+		{"Bookinfo: VirtualServices lead each request at its source, by user, by share, into faults", func(ctx context.Context, w *e2e.World) error { return w.Bookinfo(ctx) }},
 		{"Out of the mesh and in again, with the same pods", roundTrip},
 	}
 	if len(os.Args) > 1 {
