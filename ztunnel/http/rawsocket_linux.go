@@ -127,11 +127,25 @@ func (s *rawSocket) write(p []byte) error {
 
 // alive reports whether neither bytes nor the end are waiting: an idle connection can be used.
 func (s *rawSocket) alive() bool {
-	quiet := false
-	err := s.conn.Control(func(fd uintptr) {
+	_, e, err := s.peek()
+	return err == nil && e == syscall.EAGAIN
+}
+
+// over reports whether nothing but the end of the connection waits.
+func (s *rawSocket) over() bool {
+	n, e, err := s.peek()
+	return err == nil && n == 0 && e != syscall.EAGAIN
+}
+
+// peek tells what a read would find, without waiting and without reading.
+func (s *rawSocket) peek() (n int, e syscall.Errno, err error) {
+	err = s.conn.Control(func(fd uintptr) {
 		var b [1]byte
-		_, _, e := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b)), 1, syscall.MSG_PEEK|syscall.MSG_DONTWAIT, 0, 0)
-		quiet = e == syscall.EAGAIN
+		var r uintptr
+		r, _, e = syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b)), 1, syscall.MSG_PEEK|syscall.MSG_DONTWAIT, 0, 0)
+		if e == 0 {
+			n = int(r)
+		}
 	})
-	return err == nil && quiet
+	return n, e, err
 }

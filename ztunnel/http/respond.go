@@ -147,6 +147,18 @@ func (x *exchange) copy(up upstream) bool {
 				return x.clientLost()
 			}
 		}
+		n, host, err := x.splice(up)
+		x.entry.BytesSent += n
+		switch {
+		case err != nil && host:
+			x.broken(err)
+			return false
+		case err != nil:
+			return x.clientLost()
+		case n > 0:
+			x.moved()
+			continue
+		}
 		p, end, err := up.next()
 		if err != nil {
 			x.broken(err)
@@ -156,16 +168,21 @@ func (x *exchange) copy(up upstream) bool {
 		if end {
 			return x.last(up, p)
 		}
-		x.touch()
-		if x.times.PerTryIdle > 0 {
-			x.g.after(idleTry, x.e.now(), x.times.PerTryIdle)
-		}
+		x.moved()
 		if len(p) == 0 {
 			continue
 		}
 		if x.down.write(p, false) != nil {
 			return x.clientLost()
 		}
+	}
+}
+
+// moved notes that bytes of the answer came.
+func (x *exchange) moved() {
+	x.touch()
+	if x.times.PerTryIdle > 0 {
+		x.g.after(idleTry, x.e.now(), x.times.PerTryIdle)
 	}
 }
 

@@ -130,6 +130,9 @@ func (c *tcpConn) Close() error {
 	return c.TCPConn.Close()
 }
 
+// Plain is the socket, for those who let the kernel move bytes to or from it.
+func (c *tcpConn) Plain() *net.TCPConn { return c.TCPConn }
+
 type otherConn struct {
 	net.Conn
 	m       *meter
