@@ -278,7 +278,8 @@ func TestMirror(t *testing.T) {
 	if m[0].Pick(req, 9) != "m" || m[0].Pick(req, 10) != "" || m[1].Pick(req, 99) != "n" || m[1].Pick(request("CONNECT", "h:1", ""), 0) != "" {
 		t.Error("shares of mirrors")
 	}
-	for in, want := range map[string]string{"cluster-1": "cluster-1-shadow", "httpbin:8000": "httpbin-shadow:8000", "[::1]:80": "[::1]:80-shadow"} {
+	for in, want := range map[string]string{"cluster-1": "cluster-1-shadow", "httpbin:8000": "httpbin-shadow:8000", "[::1]:80": "[::1]-shadow:80", "[::1]": "[::1]-shadow",
+		"::1": "::1-shadow"} {
 		if got := string(route.AppendShadow(nil, []byte(in))); got != want {
 			t.Errorf("%s becomes %s, want %s", in, got, want)
 		}

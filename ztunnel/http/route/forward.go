@@ -321,7 +321,7 @@ func AppendShadow(dst, authority []byte) []byte {
 	const suffix = "-shadow"
 	port := portStart(authority)
 	for i, c := range authority {
-		if c == ':' && i < port { // several colons: Envoy takes it for a name without a port
+		if c == ':' && i < port && authority[0] != '[' { // several colons: Envoy takes it for a name without a port
 			return append(append(dst, authority...), suffix...)
 		}
 	}
