@@ -61,11 +61,14 @@ func TestMirror(t *testing.T) {
 		got := make(chan string, 1)
 		w.cluster("up", nil, answers(ok))
 		w.cluster("copy", nil, seen(got, "HTTP/1.1 500 No\r\nContent-Length: 3\r\n\r\nbad"))
-		a := w.connect().get("POST /x HTTP/1.1", "Host: a:80", "Content-Length: 3", "", "abc")
+		a := w.connect().get("POST /x HTTP/1.1", "Host: a:80", "Content-Length: 3", "X-Forwarded-For: 192.0.2.9", "X-Envoy-Upstream-Rq-Per-Try-Timeout-Ms: 1000", "", "abc")
 		if a.StatusCode != 200 || a.body != "ok" {
 			t.Errorf("%d %q", a.StatusCode, a.body)
 		}
 		m := <-got
+		if own := w.flow.Source.Addr().Unmap().String(); !strings.Contains(m, "x-forwarded-for: 192.0.2.9,"+own+"\r\n") || !strings.Contains(m, "x-envoy-expected-rq-timeout-ms: 15000\r\n") {
+			t.Errorf("the copy was %q: no word of %s, or of a time that is not its own", m, own)
+		}
 		if !strings.Contains(m, "host: a-shadow:80\r\n") || !strings.HasSuffix(m, "\r\n\r\nabc") || !strings.HasPrefix(m, "POST /x ") {
 			t.Errorf("the copy was %q", m)
 		}

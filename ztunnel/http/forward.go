@@ -310,11 +310,16 @@ func (x *exchange) exchange() *failure {
 // upload sends the head and what is there of the body; the rest follows beside the answer. An error shows when the answer is read.
 func (x *exchange) upload(up upstream) {
 	b := &x.body
-	end := b.done.Load() && len(b.replay) == 0
+	whole := b.done.Load()
+	end := whole && len(b.replay) == 0 && x.down.trailers() == nil
 	if up.request(x.req, end && !x.tunnel) != nil || end {
 		return
 	}
-	if len(b.replay) > 0 && up.write(b.replay, b.done.Load()) != nil || b.done.Load() {
+	if whole {
+		_ = b.pass(x, up, b.replay, true)
+		return
+	}
+	if len(b.replay) > 0 && up.write(b.replay, false) != nil {
 		return
 	}
 	for passed := 0; !b.done.Load() && passed < largeBuffer && x.down.ready(); {

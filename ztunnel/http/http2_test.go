@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -137,6 +138,48 @@ func TestVersions(t *testing.T) {
 					t.Errorf("%d connections to the host", w.dials)
 				}
 			})
+		}
+	}
+}
+
+// TestTrailersGoAlong: other tries and copies of a request have its trailers.
+func TestTrailersGoAlong(t *testing.T) {
+	w := newWorld(t)
+	w.loopback = true
+	w.routes("a", `{"match":{"prefix":"/"},"route":{"cluster":"up","retryPolicy":{"retryOn":"5xx","numRetries":1,"retryBackOff":{"baseInterval":"0.001s"}},
+		"requestMirrorPolicies":[{"cluster":"copy"}]}}`)
+	var tries atomic.Int64
+	w.cluster("up", overHTTP2, standard(func(rw http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if tries.Add(1) == 1 {
+			rw.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = io.WriteString(rw, r.Trailer.Get("X-After"))
+	}))
+	copies := make(chan string, 1)
+	w.cluster("copy", overHTTP2, standard(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		copies <- string(body) + r.Trailer.Get("X-After")
+	}))
+	c := w.standardClient(true)
+	for _, body := range []string{"", "abc "} {
+		tries.Store(0)
+		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://a/x", io.MultiReader(strings.NewReader(body)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.ContentLength, req.Trailer = -1, http.Header{"X-After": []string{"t"}}
+		resp, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(resp.Body)
+		if err != nil || string(got) != "t" || tries.Load() != 2 {
+			t.Errorf("body %q: the other try of %d had trailers %q, %v", body, tries.Load(), got, err)
+		}
+		if got := <-copies; got != body+"t" {
+			t.Errorf("body %q: the copy was %q", body, got)
 		}
 	}
 }

@@ -50,16 +50,18 @@ func (x *exchange) copyTo(m *route.Mirror, name string) {
 	y.g = y.guard
 	y.g.begin()
 	y.stream = server2{}
-	y.down = discard{}
+	y.down = discard{after: copyFields(x.down.trailers())}
 	copyHead(&y.own, x.req)
 	if !m.Keep {
 		y.own.Authority = route.AppendShadow(nil, y.own.Authority)
 	}
+	y.forwardedFor()
 	y.start(x.e.now())
 	y.entry.Protocol, y.entry.Mirror = x.entry.Protocol, true
 	y.entry.VirtualHost, y.entry.Route, y.entry.Cluster = x.entry.VirtualHost, x.entry.Route, to
 	y.target, y.cluster = route.Target{Cluster: name}, to
 	y.times.Global = x.times.Global
+	y.times.Expect(y.req, 0)
 	if y.times.Global <= 0 {
 		y.times.Global = mirrorTimeout
 	}
@@ -76,6 +78,16 @@ func (x *exchange) copyTo(m *route.Mirror, name string) {
 	go y.runCopy(ctx)
 }
 
+// forwardedFor adds to a copy whose workload sends it, as Envoy does: x-forwarded-for is the one thing that says so.
+func (x *exchange) forwardedFor() {
+	var all []byte
+	for i := x.req.Next(0, head.XForwardedFor, "x-forwarded-for"); i >= 0; i = x.req.Next(i+1, head.XForwardedFor, "x-forwarded-for") {
+		all = append(append(all, x.req.Value(i)...), ',')
+	}
+	all = x.f.Source.Addr().Unmap().AppendTo(all)
+	x.req.Set(head.XForwardedFor, "x-forwarded-for", all)
+}
+
 // mirrorTimeout bounds a copy whose request has no timeout: nobody waits for it.
 const mirrorTimeout = time.Minute
 
@@ -90,11 +102,26 @@ func copyHead(to, from *head.Request) {
 	}
 	to.Method, to.Scheme, to.Authority, to.Path = text(from.Method), text(from.Scheme), text(from.Authority), text(from.Path)
 	to.Body, to.Major, to.Minor = from.Body, from.Major, from.Minor
+	addFields(&to.Fields, &from.Fields)
+}
+
+func addFields(to, from *head.Fields) {
 	for i := range from.Len() {
 		if id, name, value, ok := from.At(i); ok {
 			to.Add(id, string(name), value)
 		}
 	}
+}
+
+// copyFields returns nil for none.
+func copyFields(from *head.Fields) *head.Fields {
+	if from == nil {
+		return nil
+	}
+	to := &head.Fields{}
+	to.Reset(nil)
+	addFields(to, from)
+	return to
 }
 
 // runCopy sends a copy once and throws its answer away.
@@ -123,12 +150,14 @@ func (x *exchange) runCopy(ctx context.Context) {
 }
 
 // discard is the downstream of a copy.
-type discard struct{}
+type discard struct {
+	after *head.Fields // the trailers of the request; nil: none
+}
 
 func (discard) protocol() Protocol                       { return HTTP1 }
 func (discard) next() ([]byte, bool, error)              { return nil, true, nil }
 func (discard) ready() bool                              { return true }
-func (discard) trailers() *head.Fields                   { return nil }
+func (d discard) trailers() *head.Fields                 { return d.after }
 func (discard) write([]byte, bool) error                 { return nil }
 func (discard) finish(*head.Fields) error                { return nil }
 func (discard) flush() error                             { return nil }
