@@ -115,10 +115,12 @@ test-cluster: images
 capabilities:
 	@$(call setup,build) go run ./test/capabilities -out docs .cache/test/*.json; sed -n 3p docs/capabilities.md
 
-## fuzz            every fuzzer for FUZZTIME
-fuzz:
+## fuzz            every fuzzer for FUZZTIME, then 300 random configurations beside Envoy
+fuzz: $(envoy)
 	@$(call setup,build) grep -rhoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' --with-filename cmd cni controller nodeagent ztunnel | sed 's,:func , ,' | while read -r file fuzz; do \
-		echo "$$fuzz in $$(dirname $$file)"; go test -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) | tail -1; done
+		echo "$$fuzz in $$(dirname $$file)"; go test -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) | tail -1; done; \
+	echo "configurations beside Envoy"; MESH_TEST_ENVOY=$(CURDIR)/$(envoy) MESH_TEST_SEED=random MESH_TEST_CONFIGS=300 \
+		go test -count=1 -timeout 30m -run '^TestEnvoyAgreesOn(Requests|HTTP2|Routes)$$' ./test/envoy
 
 ## bench           the mesh beside no mesh and TLS per connection, as root, about 7 minutes (ROUNDS, RUN=cells, LENGTH of a cell);
 ##                 RUN=http: HTTP through nodes beside Envoy, about 6 minutes (CELLS); RUN=soak: an hour of mixed load (LENGTH)

@@ -3,7 +3,6 @@ package envoy
 import (
 	"math"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -60,13 +59,9 @@ func TestEnvoyBreaksAlike(t *testing.T) {
 		Routes: []*routev3.Route{{Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
 			Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: limited}}}}}}}}
 	configs := []*routev3.RouteConfiguration{config}
-	dir, err := os.MkdirTemp("", "echo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	sockets := Echo(t, dir, []string{limited})
-	p, o := StartProxy(t, sidecarThreads, configs, sockets), startOurs(t, configs, sockets)
+	_, theirs := Echo(t, []string{limited}, echoCluster)
+	_, ours := Echo(t, []string{limited}, echoCluster)
+	p, o := StartProxy(t, sidecarThreads, configs, theirs), startOurs(t, configs, ours)
 	var served, refused [2]int
 	for clients := 1; clients <= 3; clients++ {
 		var good, bad [2]float64

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/textproto"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -18,6 +19,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	"golang.org/x/net/http2"
 )
 
 // Seen is what an upstream saw of a request.
@@ -25,36 +29,59 @@ type Seen struct {
 	Cluster, Method, Target, Authority string
 	Fields                             []string // "name: value" with the values of a name joined, sorted
 	Body                               string
+	Trailers                           []string `json:",omitempty"`
+	Two                                bool     `json:",omitempty"` // over HTTP/2
 }
 
-// Echo serves, for each cluster, an upstream on a unix socket that answers with its name, and with what it saw as JSON in x-seen.
-// The request says more: x-echo-status is the status, x-echo-wait how long the answer takes, and x-echo-field ("name: value; name: value") are fields of the answer.
-// It takes nearly any request line, as it is no test of a server. It ends with the test.
-func Echo(t testing.TB, dir string, clusters []string) map[string]string {
-	t.Helper()
-	out := map[string]string{}
-	for i, name := range clusters {
-		path := filepath.Join(dir, "e"+strconv.Itoa(i))
-		l, err := net.Listen("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		e := &echo{cluster: name, open: map[net.Conn]bool{}}
-		e.wait.Go(func() { e.serve(l) })
-		t.Cleanup(func() { _ = l.Close(); e.close(); e.wait.Wait() })
-		out[name] = path
-	}
-	return out
-}
-
-type echo struct {
-	cluster string
+// Echoes are upstreams that answer with the name of their cluster, and with what they saw as JSON in x-seen. The request says
+// more: x-echo-status is the status, x-echo-field and x-echo-trailer ("name: value; name: value") are fields and trailers of the
+// answer, x-echo-wait how long it takes, and x-echo-do what goes wrong (see mishap). They speak HTTP/1.1 and HTTP/2 as they are spoken to, and take nearly
+// any request, as they are no test of a server.
+type Echoes struct {
 	wait    sync.WaitGroup
-	mu      sync.Mutex // protects open
+	mu      sync.Mutex // protects below
 	open    map[net.Conn]bool
+	arrived map[string][]Seen // by x-case
 }
 
-func (e *echo) serve(l net.Listener) {
+// newEchoes makes upstreams that end with the test.
+func newEchoes(t testing.TB) *Echoes {
+	e := &Echoes{open: map[net.Conn]bool{}, arrived: map[string][]Seen{}}
+	t.Cleanup(func() { e.close(); e.wait.Wait() })
+	return e
+}
+
+// Echo serves an upstream on a unix socket for each cluster, and makes the clusters that lead there.
+func Echo(t testing.TB, names []string, form func(name, path string) *cluster.Cluster) (*Echoes, []*cluster.Cluster) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "echo") // short: a unix socket's path has at most 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	e := newEchoes(t)
+	var specs []*cluster.Cluster
+	for i, name := range names {
+		path := filepath.Join(dir, strconv.Itoa(i))
+		e.listen(t, "unix", path, name)
+		specs = append(specs, form(name, path))
+	}
+	return e, specs
+}
+
+// listen serves one upstream and returns its address.
+func (e *Echoes) listen(t testing.TB, network, addr, cluster string) net.Addr {
+	t.Helper()
+	l, err := net.Listen(network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.wait.Go(func() { e.serve(l, cluster) })
+	t.Cleanup(func() { _ = l.Close() })
+	return l.Addr()
+}
+
+func (e *Echoes) serve(l net.Listener, cluster string) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -65,7 +92,11 @@ func (e *echo) serve(l net.Listener) {
 		e.mu.Unlock()
 		e.wait.Go(func() {
 			r := bufio.NewReader(c)
-			for e.answer(r, c) == nil {
+			if start, err := r.Peek(len(http2.ClientPreface)); err == nil && string(start) == http2.ClientPreface {
+				e.serve2(r, c, cluster)
+			} else {
+				for e.answer(r, c, cluster) == nil {
+				}
 			}
 			_ = c.Close()
 			e.mu.Lock()
@@ -75,7 +106,7 @@ func (e *echo) serve(l net.Listener) {
 	}
 }
 
-func (e *echo) close() {
+func (e *Echoes) close() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for c := range e.open {
@@ -83,66 +114,134 @@ func (e *echo) close() {
 	}
 }
 
-// answer serves one request.
-func (e *echo) answer(r *bufio.Reader, w io.Writer) error {
+// Arrived is what came of a request.
+func (e *Echoes) Arrived(number string) []Seen {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.arrived[number])
+}
+
+// asked is a request as it came to an upstream.
+type asked struct {
+	Seen
+	header http.Header
+}
+
+// said is the answer to it.
+type said struct {
+	status                 int
+	fields, trailers       []string // "name: value"
+	body                   string
+	mishap                 mishap
+	bodyless, keptToItself bool // the status has no body; the method is HEAD
+}
+
+// say notes a request and makes its answer.
+func (e *Echoes) say(q asked) (said, error) {
+	q.Fields = Fields(q.header)
+	text, err := json.Marshal(q.Seen)
+	if err != nil {
+		return said{}, err
+	}
+	number := q.header.Get("X-Case")
+	e.mu.Lock()
+	e.arrived[number] = append(e.arrived[number], q.Seen)
+	e.mu.Unlock()
+	if d, err := time.ParseDuration(q.header.Get("X-Echo-Wait")); err == nil {
+		<-time.After(d)
+	}
+	a := said{body: q.Cluster, fields: []string{"content-type: text/echo", "x-seen: " + string(text)}, keptToItself: q.Method == http.MethodHead}
+	if a.status, err = strconv.Atoi(q.header.Get("X-Echo-Status")); err != nil {
+		a.status = http.StatusOK
+	}
+	a.bodyless = a.status == http.StatusNoContent || a.status == http.StatusNotModified
+	a.fields = append(a.fields, list(q.header.Get("X-Echo-Field"))...)
+	a.trailers = list(q.header.Get("X-Echo-Trailer"))
+	a.mishap, err = mishapOf(q.header)
+	return a, err
+}
+
+// list reads "name: value; name: value".
+func list(text string) (out []string) {
+	for _, f := range strings.Split(text, "; ") {
+		if strings.Contains(f, ": ") {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// read1 reads one request of HTTP/1.1.
+func read1(r *bufio.Reader, cluster string) (q asked, err error) {
 	line, err := textproto.NewReader(r).ReadLine()
 	if err != nil {
-		return err
+		return q, err
 	}
 	method, rest, _ := strings.Cut(line, " ")
 	target, _, ok := strings.Cut(rest, " ")
 	if !ok {
-		return errors.New("bad request line")
+		return q, errors.New("bad request line")
 	}
 	h, err := textproto.NewReader(r).ReadMIMEHeader()
 	if err != nil {
-		return err
+		return q, err
 	}
+	q.header = http.Header(h)
+	q.Seen = Seen{Cluster: cluster, Method: method, Target: target, Authority: h.Get("Host")}
+	h.Del("Host")
+	chunked := strings.EqualFold(h.Get("Transfer-Encoding"), "chunked")
 	var from io.Reader = strings.NewReader("")
-	if strings.EqualFold(h.Get("Transfer-Encoding"), "chunked") {
+	if chunked {
 		from = httputil.NewChunkedReader(r)
 	} else if n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64); err == nil {
 		from = io.LimitReader(r, n)
 	}
 	body, err := io.ReadAll(from)
 	if err != nil {
-		return err
+		return q, err
 	}
-	if from, ok := from.(*io.LimitedReader); !ok || from.N > 0 {
-		if h.Get("Transfer-Encoding") != "" { // no trailers are sent here
-			_, _ = textproto.NewReader(r).ReadLine()
+	q.Body = string(body)
+	if chunked {
+		trailer, err := textproto.NewReader(r).ReadMIMEHeader()
+		if err != nil {
+			return q, err
+		}
+		if len(trailer) > 0 {
+			q.Trailers = Fields(http.Header(trailer))
 		}
 	}
-	seen := Seen{Cluster: e.cluster, Method: method, Target: target, Authority: h.Get("Host"), Body: string(body)}
-	h.Del("Host")
-	seen.Fields = Fields(http.Header(h))
-	text, err := json.Marshal(seen)
+	return q, nil
+}
+
+// answer serves one request of HTTP/1.1.
+func (e *Echoes) answer(r *bufio.Reader, w net.Conn, cluster string) error {
+	q, err := read1(r, cluster)
 	if err != nil {
 		return err
 	}
-	if d, err := time.ParseDuration(h.Get("X-Echo-Wait")); err == nil {
-		<-time.After(d)
-	}
-	status, err := strconv.Atoi(h.Get("X-Echo-Status"))
+	a, err := e.say(q)
 	if err != nil {
-		status = http.StatusOK
-	}
-	out := fmt.Sprintf("HTTP/1.1 %d Echo\r\ncontent-type: text/echo\r\nx-seen: %s\r\n", status, text)
-	for _, f := range strings.Split(h.Get("X-Echo-Field"), "; ") {
-		if strings.Contains(f, ": ") {
-			out += f + "\r\n"
-		}
-	}
-	if status == http.StatusNoContent || status == http.StatusNotModified {
-		_, err = io.WriteString(w, out+"\r\n")
 		return err
 	}
-	out += fmt.Sprintf("content-length: %d\r\n\r\n", len(e.cluster))
-	if method != http.MethodHead {
-		out += e.cluster
+	if a.mishap != none {
+		return a.fail1(w)
 	}
-	_, err = io.WriteString(w, out)
+	_, err = io.WriteString(w, a.text1())
 	return err
+}
+
+// text1 is the answer in HTTP/1.1.
+func (a said) text1() string {
+	out := fmt.Sprintf("HTTP/1.1 %d Echo\r\n%s\r\n", a.status, strings.Join(a.fields, "\r\n"))
+	switch {
+	case a.bodyless:
+		return out + "\r\n"
+	case a.keptToItself:
+		return out + fmt.Sprintf("content-length: %d\r\n\r\n", len(a.body))
+	case len(a.trailers) == 0:
+		return out + fmt.Sprintf("content-length: %d\r\n\r\n%s", len(a.body), a.body)
+	}
+	return out + fmt.Sprintf("transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n%s\r\n\r\n", len(a.body), a.body, strings.Join(a.trailers, "\r\n"))
 }
 
 // Fields are those of h in a form that does not depend on their order or on how several values of a name are divided into

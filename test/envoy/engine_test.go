@@ -6,14 +6,16 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
 	"github.com/undermesh/undermesh/ztunnel/clock"
@@ -27,7 +29,6 @@ import (
 type engineSide struct {
 	addrs    map[string]netip.AddrPort
 	clusters map[string]*cluster.Cluster
-	sockets  map[string]string
 	mu       sync.Mutex // protects said
 	said     map[string]Outcome
 }
@@ -44,28 +45,50 @@ func (u *upstreams) Routes(req *head.Request) *route.VirtualHost {
 
 func (u *upstreams) Cluster(name string) *cluster.Cluster { return u.clusters[name] }
 
-func (u *upstreams) Dial(ctx context.Context, c *cluster.Cluster, _ *cluster.Host) (*engine.Conn, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", u.sockets[c.Name()])
+func (u *upstreams) Dial(ctx context.Context, _ *cluster.Cluster, h *cluster.Host) (*engine.Conn, error) {
+	e := h.Endpoint()
+	network, addr := "tcp", e.Addr.String()
+	if path, ok := e.Value.(string); ok {
+		network, addr = "unix", path
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
 	return &engine.Conn{Net: conn}, nil
 }
 
-func startOurs(t *testing.T, configs []*routev3.RouteConfiguration, sockets map[string]string) *engineSide {
+// hosts are the endpoints of a cluster as its message has them.
+func hosts(c *clusterv3.Cluster) *cluster.Hosts {
+	var out []cluster.Endpoint
+	for _, group := range c.GetLoadAssignment().GetEndpoints() {
+		for i, e := range group.GetLbEndpoints() {
+			is := cluster.Endpoint{Key: strconv.Itoa(i), Healthy: e.GetHealthStatus() != corev3.HealthStatus_UNHEALTHY, Addr: netip.MustParseAddrPort("192.0.2.1:80")}
+			if path := e.GetEndpoint().GetAddress().GetPipe().GetPath(); path != "" {
+				is.Value = path
+			} else {
+				a := e.GetEndpoint().GetAddress().GetSocketAddress()
+				is.Addr = netip.AddrPortFrom(netip.MustParseAddr(a.GetAddress()), uint16(a.GetPortValue()))
+			}
+			out = append(out, is)
+		}
+	}
+	return cluster.NewHosts(out)
+}
+
+func startOurs(t *testing.T, configs []*routev3.RouteConfiguration, clusters []*clusterv3.Cluster) *engineSide {
 	t.Helper()
 	e, err := engine.New(engine.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &engineSide{addrs: map[string]netip.AddrPort{}, clusters: map[string]*cluster.Cluster{}, sockets: sockets, said: map[string]Outcome{}}
-	for name := range sockets {
-		spec, err := cluster.Compile(echoCluster(name))
+	o := &engineSide{addrs: map[string]netip.AddrPort{}, clusters: map[string]*cluster.Cluster{}, said: map[string]Outcome{}}
+	for _, c := range clusters {
+		spec, err := cluster.Compile(c)
 		if err != nil {
 			t.Fatal(err)
 		}
-		host := cluster.Endpoint{Key: name, Addr: netip.MustParseAddrPort("192.0.2.1:80"), Healthy: true}
-		o.clusters[name] = cluster.New(cluster.Config{Clock: clock.System(), Rand: rand.Uint64}, spec, cluster.NewHosts([]cluster.Endpoint{host}))
+		o.clusters[c.GetName()] = cluster.New(cluster.Config{Clock: clock.System(), Rand: rand.Uint64}, spec, hosts(c))
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wait sync.WaitGroup
@@ -98,7 +121,7 @@ func startOurs(t *testing.T, configs []*routev3.RouteConfiguration, sockets map[
 }
 
 func (o *engineSide) record(e *engine.Entry) {
-	if e.Request == nil {
+	if e.Request == nil || e.Mirror {
 		return
 	}
 	number, _ := e.Request.Find("x-case")
@@ -132,71 +155,92 @@ func (o *engineSide) logged(number string) (Outcome, bool) {
 // but for what docs/envoy.md lists: status, fields, body, what the upstream sees, flags, details and route.
 func TestEnvoyAgreesOnRequests(t *testing.T) {
 	Require(t)
-	from := seed(t)
-	t.Logf("MESH_TEST_SEED=%d", from)
-	g := newGenerator(from)
+	s := sizes(t)
+	t.Logf("MESH_TEST_SEED=%d", s.seed)
+	g := newGenerator(s.seed)
 	g.certain = true
-	var configs []*routev3.RouteConfiguration
-	for i := range configCount {
-		c, err := g.config(fmt.Sprintf("c%d", i))
-		if err != nil {
-			t.Fatal(err)
-		}
-		configs = append(configs, c)
-	}
-	agree(t, configs, clusterNames, func(*routev3.RouteConfiguration) []call {
-		var out []call
-		for range callCount {
-			out = append(out, g.call())
-		}
-		return out
-	})
+	agree(t, versions{}, g.configs(t, s.configs), clusterNames, func(*routev3.RouteConfiguration) []call { return g.calls(callCount) })
 }
 
+// versions tells who speaks HTTP/2.
+type versions struct{ down, up bool }
+
 // agree sends the calls that are made for each configuration through Envoy and our engine, before one upstream for each cluster.
-func agree(t *testing.T, configs []*routev3.RouteConfiguration, clusters []string, calls func(*routev3.RouteConfiguration) []call) {
+func agree(t *testing.T, v versions, configs []*routev3.RouteConfiguration, clusters []string, calls func(*routev3.RouteConfiguration) []call) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "echo")
-	if err != nil {
-		t.Fatal(err)
+	form := echoCluster
+	if v.up {
+		form = echoCluster2
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	sockets := Echo(t, dir, clusters)
-	p, o := StartProxy(t, 1, configs, sockets), startOurs(t, configs, sockets)
-	envoys := map[string]*Outcome{}
-	type pair struct {
-		config string
-		call   call
-		number string
-		we     Outcome
-	}
-	var pairs []pair
+	theirEchoes, theirClusters := Echo(t, clusters, form)
+	ourEchoes, ourClusters := Echo(t, clusters, form)
+	d := &differential{envoy: StartProxy(t, 1, configs, theirClusters), we: startOurs(t, configs, ourClusters), envoys: theirEchoes, ours: ourEchoes}
 	for _, c := range configs {
-		theirs, we := &Client{addr: p.addrs[c.GetName()]}, &Client{addr: o.addrs[c.GetName()]}
-		for i, q := range calls(c) {
-			number := fmt.Sprintf("%s-%d", c.GetName(), i)
-			a, err := theirs.Do(q, number)
-			if err != nil {
-				t.Fatalf("Envoy: %s: %v", q, err)
-			}
-			b, err := we.Do(q, number)
-			if err != nil {
-				t.Fatalf("we: %s: %v", q, err)
-			}
-			envoys[number] = &a
-			pairs = append(pairs, pair{c.GetName(), q, number, b})
-		}
-		_, _ = theirs.Close(), we.Close()
+		d.through(t, v.down, c.GetName(), c.GetName(), calls(c))
 	}
-	p.WaitLogged(t, envoys)
+	d.compare(t)
+	t.Logf("%d requests under %d configurations", len(d.pairs), len(configs))
+}
+
+// differential is one run of both proxies, each before upstreams of its own.
+type differential struct {
+	envoy        *Proxy
+	we           *engineSide
+	envoys, ours *Echoes
+	chance       func(call) bool // how many tries it takes is chance; nil: never
+	mu           sync.Mutex      // protects pairs
+	pairs        []*pair
+}
+
+// pair is what became of one call.
+type pair struct {
+	call      call
+	number    string
+	envoy, we Outcome
+}
+
+// through sends calls to the listeners of a configuration, one after the other.
+func (d *differential) through(t *testing.T, two bool, config, prefix string, calls []call) {
+	t.Helper()
+	theirs, ours := &Client{addr: d.envoy.addrs[config], two: two}, &Client{addr: d.we.addrs[config], two: two}
+	for i, q := range calls {
+		x := &pair{call: q, number: fmt.Sprintf("%s-%d", prefix, i)}
+		var err error
+		if x.envoy, err = theirs.Do(q, x.number); err != nil {
+			t.Errorf("Envoy: %s: %v", q, err)
+			return
+		}
+		if x.we, err = ours.Do(q, x.number); err != nil {
+			t.Errorf("we: %s: %v", q, err)
+			return
+		}
+		d.mu.Lock()
+		d.pairs = append(d.pairs, x)
+		d.mu.Unlock()
+	}
+	_, _ = theirs.Close(), ours.Close()
+}
+
+// compare says where the two differ, once everything was logged and has arrived.
+func (d *differential) compare(t *testing.T) {
+	t.Helper()
+	theirs := map[string]*Outcome{}
+	for _, x := range d.pairs {
+		theirs[x.number] = &x.envoy
+	}
+	d.envoy.WaitLogged(t, theirs)
+	d.arrivals()
 	differ := 0
-	for _, x := range pairs {
-		said, ok := o.logged(x.number)
+	for _, x := range d.pairs {
+		said, ok := d.we.logged(x.number)
 		if !ok {
 			t.Fatalf("%s: no record", x.number)
 		}
 		x.we.Flags, x.we.Details, x.we.Route = said.Flags, said.Details, said.Route
-		a, b := alike(*envoys[x.number]), alike(x.we)
+		a, b := alike(x.envoy), alike(x.we)
+		if d.chance != nil && d.chance(x.call) {
+			a, b = uncounted(a), uncounted(b)
+		}
 		if a.String() != b.String() {
 			if differ++; differ <= 12 {
 				t.Errorf("%s %s\n%s", x.number, x.call, difference(a, b))
@@ -204,9 +248,22 @@ func agree(t *testing.T, configs []*routev3.RouteConfiguration, clusters []strin
 		}
 	}
 	if differ > 0 {
-		t.Errorf("%d of %d differ", differ, len(pairs))
+		t.Errorf("%d of %d differ", differ, len(d.pairs))
 	}
-	t.Logf("%d requests under %d configurations", len(pairs), len(configs))
+}
+
+// arrivals adds what came to upstreams of each call, copies too, which may be on their way still.
+func (d *differential) arrivals() {
+	for deadline := time.Now().Add(2 * time.Second); ; <-time.After(10 * time.Millisecond) {
+		same := true
+		for _, x := range d.pairs {
+			x.envoy.Arrived, x.we.Arrived = d.envoys.Arrived(x.number), d.ours.Arrived(x.number)
+			same = same && len(x.envoy.Arrived) == len(x.we.Arrived)
+		}
+		if same || time.Now().After(deadline) {
+			return
+		}
+	}
 }
 
 // alike takes out of an outcome what differs between connections and in time.
@@ -214,11 +271,45 @@ func alike(o Outcome) Outcome {
 	o = settle(o)
 	o.Fields = ports(without(o.Fields, "set-cookie"))
 	if o.Upstream != nil {
-		up := *o.Upstream
-		up.Fields = ports(without(up.Fields, "x-envoy-internal"))
+		up := seenAlike(*o.Upstream)
 		o.Upstream = &up
 	}
+	o.Arrived = slices.Clone(o.Arrived)
+	for i, s := range o.Arrived {
+		o.Arrived[i] = seenAlike(s)
+		o.Arrived[i].Fields = forwardedFor(o.Arrived[i].Fields) // of copies: each proxy adds an address that it takes for its own
+	}
+	slices.SortFunc(o.Arrived, func(a, b Seen) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 	return o
+}
+
+// forwardedFor replaces the last address of x-forwarded-for.
+func forwardedFor(list []string) []string {
+	out := slices.Clone(list)
+	for i, f := range out {
+		if v, ok := strings.CutPrefix(f, "x-forwarded-for: "); ok {
+			out[i] = "x-forwarded-for: " + v[:strings.LastIndex(v, ",")+1] + "OWN"
+		}
+	}
+	return out
+}
+
+// uncounted takes out of what alike has made how many tries there were.
+func uncounted(o Outcome) Outcome {
+	o.Fields, o.Arrived = without(o.Fields, "x-envoy-attempt-count"), slices.Clone(o.Arrived)
+	if o.Upstream != nil {
+		o.Upstream.Fields = without(o.Upstream.Fields, "x-envoy-attempt-count")
+	}
+	for i := range o.Arrived {
+		o.Arrived[i].Fields = without(o.Arrived[i].Fields, "x-envoy-attempt-count")
+	}
+	return o
+}
+
+func seenAlike(s Seen) Seen {
+	s = settleSeen(s)
+	s.Fields = ports(without(s.Fields, "x-envoy-internal", "x-case", "content-length", "x-request-id"))
+	return s
 }
 
 var loopbackPort = regexp.MustCompile(`127\.0\.0\.1:[0-9]+`)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"  // of routes
@@ -22,7 +21,8 @@ type object = map[string]any
 // generator makes route configurations and requests that are likely to match them, from one seed.
 type generator struct {
 	*rand.Rand
-	certain bool // chance takes no part in what is made: no shares but none and all
+	certain bool // chance takes no part in what is made: no shares but none and all; there are mirrors
+	two     bool // what only HTTP/2 has: trailers of requests, gRPC
 }
 
 func newGenerator(seed uint64) *generator { return &generator{Rand: rand.New(rand.NewPCG(seed, 1))} }
@@ -305,10 +305,29 @@ func (g *generator) action() object {
 		delete(a, "cluster_header")
 	}
 	if g.chance(4) {
-		a["retry_policy"] = object{"retry_on": pick(g, "5xx", "gateway-error,retriable-4xx", "retriable-status-codes", "connect-failure"), "num_retries": 1,
+		on := []string{"5xx", "gateway-error,retriable-4xx", "retriable-status-codes", "connect-failure"}
+		if g.two {
+			on = append(on, "unavailable,cancelled", "internal,reset")
+		}
+		a["retry_policy"] = object{"retry_on": pick(g, on...), "num_retries": 1,
 			"per_try_timeout": pick(g, "0s", "2s"), "retriable_status_codes": []int{503}, "retry_back_off": object{"base_interval": "0.001s"}}
 	}
+	if g.certain && g.chance(3) {
+		a["request_mirror_policies"] = g.mirrors()
+	}
 	return a
+}
+
+func (g *generator) mirrors() []any {
+	var list []any
+	for range 1 + g.IntN(2) {
+		m := object{"cluster": pick(g, append(slices.Clone(clusterNames), "unknown")...), "disable_shadow_host_suffix_append": g.chance(4)}
+		if g.chance(2) {
+			m["runtime_fraction"] = object{"default_value": object{"numerator": g.share(1_000_000), "denominator": "MILLION"}}
+		}
+		list = append(list, m)
+	}
+	return list
 }
 
 func (g *generator) weighted() object {
@@ -442,49 +461,4 @@ func (g *generator) filters(to object, n int) {
 	if len(typed) > 0 {
 		to["typed_per_filter_config"] = typed
 	}
-}
-
-// call is one request.
-type call struct {
-	Method, Target, Authority string
-	Fields                    []string // "name: value"
-	Body                      string
-}
-
-func (c call) String() string {
-	return fmt.Sprintf("%s %s host=%q %q", c.Method, c.Target, c.Authority, c.Fields)
-}
-
-func (g *generator) call() call {
-	c := call{Method: pick(g, "GET", "GET", "GET", "POST", "OPTIONS", "HEAD", "PUT"), Target: pick(g, paths...), Authority: pick(g, hostsG...)}
-	if g.chance(3) {
-		c.Target += pick(g, "/", "x", "/users", "/b", "?q=1", "?q=1&page=a", "?page=true&q=a", "?Q", "?a=b?q=1", "?&q=&q=1")
-	}
-	for _, n := range names {
-		for k := 0; k < 2 && g.chance(3+3*k); k++ {
-			c.Fields = append(c.Fields, n+": "+pick(g, values[n]...))
-		}
-	}
-	add := func(n int, name string, values ...string) {
-		if g.chance(n) {
-			c.Fields = append(c.Fields, name+": "+pick(g, values...))
-		}
-	}
-	add(3, "origin", "http://o.test", "http://x", "HTTP://O.TEST")
-	add(3, "access-control-request-method", "GET", "PUT")
-	add(5, "access-control-request-headers", "x-a")
-	add(8, "access-control-request-private-network", "true", "false")
-	add(3, "x-cluster", append(slices.Clone(clusterNames), "unknown", "")...)
-	add(10, "x-forwarded-host", "before.test", "a.test")
-	add(10, "x-envoy-upstream-rq-timeout-ms", "2500", "x", "0")
-	add(10, "x-envoy-upstream-rq-per-try-timeout-ms", "1000", "90000")
-	add(10, "x-envoy-max-retries", "2", "0")
-	add(10, "x-envoy-retry-on", "5xx", "bogus")
-	add(10, "grpc-timeout", "1S", "30M", "100m", "9999H", "x")
-	add(6, "x-echo-status", "201", "404", "503", "409")
-	add(3, "x-echo-field", "x-up: 1", "x-up: 1; x-up: 2; x-a: resp", "x-b: resp", "access-control-allow-origin: upstream")
-	if c.Method == "POST" || c.Method == "PUT" {
-		c.Body = pick(g, "", "body", strings.Repeat("b", 3000))
-	}
-	return c
 }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -104,13 +103,9 @@ func TestEnvoyAgreesOnHostility(t *testing.T) {
 	if err := protojson.Unmarshal([]byte(`{"name":"c","virtual_hosts":[{"name":"v","domains":["*"],"routes":[{"name":"r","match":{"prefix":"/"},"route":{"cluster":"one"}}]}]}`), rc); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "echo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	sockets, configs := Echo(t, dir, clusterNames), []*routev3.RouteConfiguration{rc}
-	p, o := StartProxy(t, 1, configs, sockets), startOurs(t, configs, sockets)
+	configs := []*routev3.RouteConfiguration{rc}
+	_, clusters := Echo(t, clusterNames, echoCluster)
+	p, o := StartProxy(t, 1, configs, clusters), startOurs(t, configs, clusters)
 	envoy, we := make([]string, len(hostile)), make([]string, len(hostile))
 	var wait sync.WaitGroup
 	for i, c := range hostile {

@@ -8,7 +8,6 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/undermesh/undermesh/controller/xds"
@@ -37,11 +36,15 @@ func Listener(name, path, routes string) (xds.Resource, error) {
 
 // Endpoints says that a cluster's only endpoint is a unix socket, or that it has none.
 func Endpoints(cluster, path string) xds.Resource {
+	return xds.Resource{Type: EndpointType, Name: cluster, Message: Assignment(cluster, path)}
+}
+
+// Assignment is that endpoint as the cluster's message has it.
+func Assignment(cluster, path string) *endpoint.ClusterLoadAssignment {
 	group := &endpoint.LocalityLbEndpoints{}
 	if path != "" {
 		group.LbEndpoints = []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{
 			Address: &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: path}}}}}}}
 	}
-	return xds.Resource{Type: EndpointType, Name: cluster, Message: proto.Message(&endpoint.ClusterLoadAssignment{
-		ClusterName: cluster, Endpoints: []*endpoint.LocalityLbEndpoints{group}})}
+	return &endpoint.ClusterLoadAssignment{ClusterName: cluster, Endpoints: []*endpoint.LocalityLbEndpoints{group}}
 }

@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
@@ -18,46 +19,51 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/http/route"
 )
 
-// Sizes of the generated test; make test-envoy runs these.
+// Sizes of the generated tests; make test-envoy runs these.
 const (
 	configCount = 60
 	callCount   = 300
 )
 
-// seed is MESH_TEST_SEED, or the same in every run.
-func seed(t *testing.T) uint64 {
+// size is how much is generated, and from which seed.
+type size struct {
+	seed    uint64
+	configs int
+}
+
+// sizes are MESH_TEST_SEED and MESH_TEST_CONFIGS; without them the same in every run. The seed "random" is another each time.
+func sizes(t *testing.T) size {
 	t.Helper()
-	if s := os.Getenv("MESH_TEST_SEED"); s != "" {
+	number := func(name string, otherwise uint64) uint64 {
+		s := os.Getenv(name)
+		if s == "" {
+			return otherwise
+		}
 		n, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s: %v", name, err)
 		}
 		return n
 	}
-	return 1
+	s := size{configs: int(number("MESH_TEST_CONFIGS", configCount))}
+	if os.Getenv("MESH_TEST_SEED") == "random" {
+		s.seed = rand.Uint64N(1 << 32)
+	} else {
+		s.seed = number("MESH_TEST_SEED", 1)
+	}
+	return s
 }
 
 // TestEnvoyAgreesOnRoutes: Envoy and ztunnel/http/route make the same of generated requests under generated configurations:
 // which route and cluster, what the upstream sees, what is answered.
 func TestEnvoyAgreesOnRoutes(t *testing.T) {
 	Require(t)
-	from := seed(t)
-	t.Logf("MESH_TEST_SEED=%d", from)
-	g := newGenerator(from)
-	var configs []*routev3.RouteConfiguration
-	for i := range configCount {
-		c, err := g.config(fmt.Sprintf("c%d", i))
-		if err != nil {
-			t.Fatal(err)
-		}
-		configs = append(configs, c)
-	}
-	dir, err := os.MkdirTemp("", "echo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	p := StartProxy(t, 1, configs, Echo(t, dir, clusterNames))
+	s := sizes(t)
+	t.Logf("MESH_TEST_SEED=%d", s.seed)
+	g := newGenerator(s.seed)
+	configs := g.configs(t, s.configs)
+	_, clusters := Echo(t, clusterNames, echoCluster)
+	p := StartProxy(t, 1, configs, clusters)
 	differ, kinds := 0, map[string]int{}
 	for _, c := range configs {
 		ours, err := route.CompileConfig(c)
@@ -84,6 +90,29 @@ func TestEnvoyAgreesOnRoutes(t *testing.T) {
 		t.Errorf("%d differ", differ)
 	}
 	t.Log(kinds)
+}
+
+// configs makes n configurations.
+func (g *generator) configs(t *testing.T, n int) []*routev3.RouteConfiguration {
+	t.Helper()
+	var out []*routev3.RouteConfiguration
+	for i := range n {
+		c, err := g.config(fmt.Sprintf("c%d", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// calls makes n requests.
+func (g *generator) calls(n int) []call {
+	var out []call
+	for range n {
+		out = append(out, g.call())
+	}
+	return out
 }
 
 // difference lists the lines that only one of two has.
@@ -194,14 +223,7 @@ func settle(o Outcome) Outcome {
 	if o.Upstream == nil {
 		return o
 	}
-	up := *o.Upstream
-	up.Fields = slices.Clone(up.Fields)
-	for i, f := range up.Fields {
-		if n, v, _ := strings.Cut(f, ": "); n == "x-envoy-expected-rq-timeout-ms" || n == "grpc-timeout" {
-			ms, _ := strconv.Atoi(strings.TrimSuffix(v, "m"))
-			up.Fields[i] = fmt.Sprintf("%s: %d", n, (ms+499)/500*500)
-		}
-	}
+	up := settleSeen(*o.Upstream)
 	o.Upstream, o.Fields = &up, slices.Clone(o.Fields)
 	for i, f := range o.Fields {
 		if strings.HasPrefix(f, "set-cookie: ") {
@@ -209,6 +231,18 @@ func settle(o Outcome) Outcome {
 		}
 	}
 	return o
+}
+
+// settleSeen rounds what time has changed.
+func settleSeen(s Seen) Seen {
+	s.Fields = slices.Clone(s.Fields)
+	for i, f := range s.Fields {
+		if n, v, _ := strings.Cut(f, ": "); n == "x-envoy-expected-rq-timeout-ms" || n == "grpc-timeout" {
+			ms, _ := strconv.Atoi(strings.TrimSuffix(v, "m"))
+			s.Fields[i] = fmt.Sprintf("%s: %d", n, (ms+499)/500*500)
+		}
+	}
+	return s
 }
 
 // predict is what the engine makes of a request with this package, in the engine's order.

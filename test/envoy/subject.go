@@ -15,7 +15,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,6 +32,7 @@ import (
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	upstream "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -44,7 +47,10 @@ type Outcome struct {
 	Status   int
 	Fields   []string // of the response, but for those that say when and by whom
 	Body     string
-	Upstream *Seen // nil: none was asked
+	Trailers []string `json:",omitempty"`
+	Broken   string   `json:",omitempty"` // how an answer that did not end came to be no more: "", "no answer", "broken off", a code of HTTP/2
+	Upstream *Seen    // that answered; nil: none
+	Arrived  []Seen   `json:",omitempty"` // all that upstreams saw, copies and other tries too
 	Flags    string
 	Details  string
 	Route    string
@@ -103,12 +109,12 @@ func tcpListener(routes, log string) xds.Resource {
 			ConfigType: &listener.Filter_TypedConfig{TypedConfig: manager}}}}}}}
 }
 
-// echoCluster is one of the upstreams; "ring" balances by hash, and limited has limits.
-func echoCluster(name string) *cluster.Cluster {
-	c := &cluster.Cluster{Name: name, ConnectTimeout: durationpb.New(time.Second),
-		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
-		EdsClusterConfig: &cluster.Cluster_EdsClusterConfig{EdsConfig: &core.ConfigSource{ResourceApiVersion: core.ApiVersion_V3,
-			ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}}}}}
+// limited is the cluster of the documents' circuit breaker: one connection, one request that waits, one request a connection (RS-07).
+const limited = "limited"
+
+// echoCluster is one of the upstreams, on a unix socket; "ring" balances by hash, and limited has limits.
+func echoCluster(name, path string) *cluster.Cluster {
+	c := &cluster.Cluster{Name: name, ConnectTimeout: durationpb.New(time.Second), LoadAssignment: Assignment(name, path)}
 	switch name {
 	case "ring":
 		c.LbPolicy = cluster.Cluster_RING_HASH
@@ -126,15 +132,23 @@ func echoCluster(name string) *cluster.Cluster {
 	return c
 }
 
-// limited is the cluster of the documents' circuit breaker: one connection, one request that waits, one request a connection (RS-07).
-const limited = "limited"
+// echoCluster2 is one that is spoken to over HTTP/2.
+func echoCluster2(name, path string) *cluster.Cluster { return overHTTP2(echoCluster(name, path)) }
+
+func overHTTP2(c *cluster.Cluster) *cluster.Cluster {
+	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": packed(
+		&upstream.HttpProtocolOptions{UpstreamProtocolOptions: &upstream.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &upstream.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &upstream.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{}}}})}
+	return c
+}
 
 // StartProxy runs Envoy, with so many threads, with the configurations; all of them must be ones that it takes.
-func StartProxy(t testing.TB, threads int, configs []*route.RouteConfiguration, upstreams map[string]string) *Proxy {
+func StartProxy(t testing.TB, threads int, configs []*route.RouteConfiguration, clusters []*cluster.Cluster) *Proxy {
 	t.Helper()
 	var first []xds.Resource
-	for name, path := range upstreams {
-		first = append(first, xds.Resource{Type: api.ClusterType, Name: name, Message: echoCluster(name)}, Endpoints(name, path))
+	for _, c := range clusters {
+		first = append(first, xds.Resource{Type: api.ClusterType, Name: c.GetName(), Message: c})
 	}
 	log := filepath.Join(t.TempDir(), "access")
 	for _, c := range configs {
@@ -168,26 +182,59 @@ func StartProxy(t testing.TB, threads int, configs []*route.RouteConfiguration, 
 	return p
 }
 
-// Client speaks HTTP/1.1 to one address, over one connection as long as that lasts.
+// Client speaks to one address, over one connection as long as that lasts.
 type Client struct {
 	addr  netip.AddrPort
+	two   bool           // HTTP/2, with prior knowledge
 	local netip.AddrPort // of the connection that the last request went over
 	conn  net.Conn
 	r     *bufio.Reader
+	wire  *wire2
 }
 
 // answerLimit is how long an answer may take.
 const answerLimit = 20 * time.Second
 
-// Do sends a request as it is written and reads the answer. The number goes along as x-case.
+// Do sends a request as it is written and reads the answer. The number goes along as x-case. It is no error that the answer is
+// broken off, or none at all.
 func (c *Client) Do(q call, number string) (Outcome, error) {
-	if c.conn == nil {
-		conn, err := net.DialTimeout("tcp", c.addr.String(), time.Second)
-		if err != nil {
-			return Outcome{}, err
-		}
-		c.conn, c.r, c.local = conn, bufio.NewReader(conn), conn.LocalAddr().(*net.TCPAddr).AddrPort()
+	if err := c.connect(); err != nil {
+		return Outcome{}, err
 	}
+	if err := c.conn.SetDeadline(time.Now().Add(answerLimit)); err != nil {
+		return Outcome{}, err
+	}
+	do := c.do1
+	if c.two {
+		do = c.do2
+	}
+	o, err := do(q, number)
+	if err != nil || o.Broken != "" {
+		err = errors.Join(err, c.Close())
+	}
+	return o, err
+}
+
+func (c *Client) connect() error {
+	if c.conn != nil {
+		return nil
+	}
+	conn, err := net.DialTimeout("tcp", c.addr.String(), time.Second)
+	if err != nil {
+		return err
+	}
+	c.conn, c.r, c.local = conn, bufio.NewReader(conn), conn.LocalAddr().(*net.TCPAddr).AddrPort()
+	if !c.two {
+		return nil
+	}
+	if _, err = io.WriteString(conn, http2.ClientPreface); err == nil {
+		c.wire, err = newWire2(c.r, conn)
+	}
+	return err
+}
+
+// do1 speaks HTTP/1.1.
+func (c *Client) do1(q call, number string) (Outcome, error) {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\nx-case: %s\r\n", q.Method, q.Target, q.Authority, number)
 	for _, f := range q.Fields {
@@ -197,26 +244,75 @@ func (c *Client) Do(q call, number string) (Outcome, error) {
 		fmt.Fprintf(&b, "Content-Length: %d\r\n", len(q.Body))
 	}
 	fmt.Fprintf(&b, "\r\n%s", q.Body)
-	if err := c.conn.SetDeadline(time.Now().Add(answerLimit)); err != nil {
+	if _, err := c.conn.Write(b.Bytes()); err != nil {
 		return Outcome{}, err
 	}
-	if _, err := c.conn.Write(b.Bytes()); err != nil {
-		return Outcome{}, errors.Join(err, c.Close())
-	}
-	resp, err := http.ReadResponse(c.r, &http.Request{Method: q.Method})
-	if err != nil {
-		return Outcome{}, errors.Join(err, c.Close())
-	}
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return Outcome{}, errors.Join(err, c.Close())
-	}
-	if resp.Close {
-		if err := c.Close(); err != nil {
+	for {
+		resp, err := http.ReadResponse(c.r, &http.Request{Method: q.Method})
+		if broken(err) {
+			return Outcome{Broken: "no answer"}, nil
+		}
+		if err != nil {
 			return Outcome{}, err
 		}
+		if resp.StatusCode < 200 {
+			continue
+		}
+		body, err := io.ReadAll(resp.Body)
+		o := outcome(resp, body)
+		if broken(err) {
+			o.Broken, err = "broken off", nil
+		}
+		if err == nil && resp.Close {
+			err = c.Close()
+		}
+		return o, err
 	}
-	return outcome(resp, body), nil
+}
+
+// broken reports that the peer has ended the connection before the end of an answer.
+func broken(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, errGoAway)
+}
+
+// do2 speaks HTTP/2.
+func (c *Client) do2(q call, number string) (Outcome, error) {
+	w := c.wire
+	w.last = (w.last + 1) | 1
+	fields := []string{":method: " + q.Method, ":scheme: http", ":authority: " + q.Authority, ":path: " + q.Target, "x-case: " + number}
+	fields = append(fields, q.Fields...)
+	err := w.head(w.last, fields, q.Body == "" && q.Trailers == nil)
+	if err == nil && (q.Body != "" || q.Trailers != nil) {
+		err = w.data(w.last, q.Body, q.Trailers == nil)
+	}
+	if err == nil && q.Trailers != nil {
+		err = w.head(w.last, q.Trailers, true)
+	}
+	if err != nil {
+		return Outcome{}, err
+	}
+	m, err := w.next(map[uint32]*stream2{})
+	if broken(err) {
+		return Outcome{Broken: "no answer"}, nil
+	}
+	if err != nil {
+		return Outcome{}, err
+	}
+	var o Outcome
+	if m.head != nil {
+		status, err := strconv.Atoi(m.head.PseudoValue("status"))
+		if err != nil {
+			return o, err
+		}
+		o = outcome(&http.Response{StatusCode: status, Header: m.header}, m.body)
+		if m.trailer != nil {
+			o.Trailers = Fields(m.trailer)
+		}
+	}
+	if m.resetFor != "" && m.resetFor != http2.ErrCodeNo.String() { // after a whole answer it says that the request is not wanted any more
+		o.Broken = m.resetFor
+	}
+	return o, nil
 }
 
 // Close ends the connection; the next request makes another.
