@@ -27,18 +27,16 @@ func late(delay string, w want, headers ...string) expect {
 // timeout is a rule with a time.
 const timeout = "  - route: [{destination: {host: recommendation}}]\n    timeout: 2s\n"
 
-// DefaultTimeout is of a service of its own, for it takes its time: longer than the 15 s of a proxy that nobody tells anything.
-func DefaultTimeout(t *testing.T, w World) {
-	own := func(text string) string { return strings.ReplaceAll(text, "recommendation", "patient") }
-	ask := late("16s", both(status(200, ""), took(15900, 18000)))
-	ask.URL = own(ask.URL)
-	observeAll(t, w, []row{{ids: "RS-02", title: "no time by itself", resource: own(routes("  - route: [{destination: {host: recommendation}}]\n")), look: asks(ask),
-		changed: own(routes(timeout)), unmeshed: "nobody cuts it short there"}})
-}
-
-func TimeoutRows(t *testing.T, w World) {
+// PatienceRows are of a service of their own, for they take their time: longer than the 15 s of a proxy that nobody tells anything.
+func PatienceRows(t *testing.T, w World) {
+	patient := func(text string) string { return strings.ReplaceAll(text, "recommendation", "patient") }
+	late := func(delay string, w want, headers ...string) expect {
+		e := late(delay, w, headers...)
+		e.URL = patient(e.URL)
+		return e
+	}
 	const short = "x-envoy-upstream-rq-timeout-ms: 500"
-	whole := routes(timeout)
+	whole := patient(routes(timeout))
 	own := func(w want, headers ...string) *row {
 		return &row{title: "a request brings its time", look: asks(late("1500ms", w, headers...))}
 	}
@@ -54,9 +52,8 @@ func TimeoutRows(t *testing.T, w World) {
 		check(t, own(status(200, ""), short).expects(t.Context(), place{w, outside, "sleep"}, true))
 	})
 	observeAll(t, w, []row{
-		{ids: "RS-01", title: "504 after the time", resource: seed(t, "029"), look: asks(late("3s", cut(950, 1500)), late("200ms", status(200, "")))},
-		{ids: "RS-04 RS-19", title: "the stricter time counts", resource: whole, look: asks(late("5s", cut(1900, 2600)), func() expect {
-			e := late("5s", func(all []e2e.Answer) error {
+		{ids: "RS-04 RS-19", title: "the stricter time counts", resource: whole, look: asks(late("3s", cut(1900, 2600)), func() expect {
+			e := late("3s", func(all []e2e.Answer) error {
 				if err := refused(all); err != nil {
 					return err
 				}
@@ -68,7 +65,14 @@ func TimeoutRows(t *testing.T, w World) {
 			e.Timeout = 1000
 			return e
 		}())},
+		{ids: "RS-02", title: "no time by itself", resource: patient(routes("  - route: [{destination: {host: recommendation}}]\n")), look: asks(late("16s", both(status(200, ""), took(15900, 18000)))),
+			changed: whole, unmeshed: "nobody cuts it short there"},
 	})
+}
+
+// TimeoutRows are the documents' own.
+func TimeoutRows(t *testing.T, w World) {
+	observeAll(t, w, []row{{ids: "RS-01", title: "504 after the time", resource: seed(t, "029"), look: asks(late("2s", cut(950, 1500)), late("200ms", status(200, "")))}})
 }
 
 func RetryRows(t *testing.T, w World) {
@@ -88,7 +92,7 @@ func RetryRows(t *testing.T, w World) {
 		{ids: "RS-05", title: "three retries and no more, as in the documents", resource: seed(t, "019") + "---\n" + seed(t, "028"), look: asks(grpc(3, said("0")), grpc(4, said("14")))},
 		{ids: "RS-05", title: "retries on what is named", resource: retries("{attempts: 3, retryOn: 5xx}"),
 			look: asks(get("/?fail=3", both(status(200, ""), tries("4"))), get("/?fail=4", both(status(503, ""), tries("4"))))},
-		{ids: "RS-05", title: "each try has its time", resource: retries("{attempts: 2, perTryTimeout: 300ms, retryOn: \"5xx,reset\"}"), look: asks(get("/?delay=5s", both(status(504, "-"), took(850, 2500))).many(1))},
+		{ids: "RS-05", title: "each try has its time", resource: retries("{attempts: 2, perTryTimeout: 300ms, retryOn: \"5xx,reset\"}"), look: asks(get("/?delay=3s", both(status(504, "-"), took(850, 2500))).many(1))},
 		{ids: "RS-06", title: "two retries when nothing is said", look: asks(grpc(2, said("0")), grpc(3, said("14"))), changed: retries("{attempts: 0}")},
 	})
 }

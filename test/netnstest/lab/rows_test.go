@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"sync"
 	"testing"
 
 	"github.com/undermesh/undermesh/test/rows"
@@ -19,13 +20,15 @@ func prepared(t *testing.T) *kube {
 // TestRows observes the tables of rows in one lab, those about hosts outside the mesh apart.
 func TestRows(t *testing.T) {
 	k := prepared(t)
+	var all sync.WaitGroup // not t.Parallel: waiting is no work, and the groups may be more than the processors
 	type family struct {
 		name string
 		rows func(*testing.T, rows.World)
 	}
-	// Those of the first group wait for most of their time, each beside what the second is about.
+	// Those of the first groups wait for most of their time, and change nothing that the others look at.
 	for group, families := range map[string][]family{
-		"long": {{"default", rows.DefaultTimeout}, {"bookinfo", rows.Bookinfo}, {"mirroring", rows.Mirroring}, {"locality", rows.Locality}, {"weights", rows.LB04Weights}},
+		"patience": {{"timeouts", rows.PatienceRows}},
+		"walks":    {{"bookinfo", rows.Bookinfo}, {"mirroring", rows.Mirroring}, {"locality", rows.Locality}, {"weights", rows.LB04Weights}},
 		"short": {
 			{"matches", rows.MatchRows}, {"seeds", rows.SeedRoutes}, {"routes", rows.RouteRows}, {"filters", rows.FilterRows}, {"hosts", rows.HostRows},
 			{"lookup", rows.SR17LookupPath}, {"mirrors", rows.MirrorRows}, {"balance", rows.BalanceRows}, {"subsets", rows.LB05SubsetPolicy},
@@ -34,13 +37,15 @@ func TestRows(t *testing.T) {
 			{"client", rows.MT13ClientTLS}, {"names", rows.MT29NoNames},
 		},
 	} {
-		t.Run(group, func(t *testing.T) {
-			t.Parallel()
-			for _, f := range families {
-				t.Run(f.name, func(t *testing.T) { f.rows(t, k) })
-			}
+		all.Go(func() {
+			t.Run(group, func(t *testing.T) {
+				for _, f := range families {
+					t.Run(f.name, func(t *testing.T) { f.rows(t, k) })
+				}
+			})
 		})
 	}
+	all.Wait()
 }
 
 // TestEgressRows has a lab of its own: what is in no registry is blocked in the whole mesh, for a while.
