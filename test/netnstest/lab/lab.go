@@ -46,6 +46,7 @@ type Lab struct {
 	token  string
 	flags  []string // more of ztunnel's
 	names  bool     // DNS is served
+	left   *os.File // see leftFile
 	mesh   *Process
 }
 
@@ -75,19 +76,21 @@ type Config struct {
 	Names func(name string) (Record, bool)
 }
 
-// New builds the lab and starts the mesh. It calls netnstest.Require.
+// New builds the lab and starts the mesh. It calls netnstest.Require, and takes away what labs left whose tests were killed.
 func New(t testing.TB, cfg Config) *Lab {
 	t.Helper()
 	netnstest.Require(t)
 	if cfg.Nodes == 0 {
 		cfg.Nodes = 2
 	}
+	sweep(t)
 	l := &Lab{T: t, tmp: shortTemp(t), token: "lab-token", flags: cfg.Ztunnel}
+	l.register()
 	l.root = repository(t)
 	l.bin = buildBinaries(t, l.root)
 	l.Dir = filepath.Join(l.tmp, "config")
 	l.must(os.Mkdir(l.Dir, 0o755))
-	l.fabric = netnstest.Netns(t)
+	l.fabric = l.netns()
 	l.bridge = netnstest.Bridge(t, l.fabric, prefix, netip.MustParsePrefix("10.99.0.1/24"))
 	for n := 1; n <= cfg.Nodes; n++ {
 		l.Nodes = append(l.Nodes, l.node(n, cfg.Nodes))
@@ -169,7 +172,7 @@ func (l *Lab) must(err error) {
 func (l *Lab) node(n, of int) *Node {
 	l.T.Helper()
 	t := l.T
-	node := &Node{lab: l, n: n, Name: fmt.Sprintf("node%d", n), NS: netnstest.Netns(t), Addr: netip.AddrFrom4([4]byte{10, 99, 0, byte(10 + n)})}
+	node := &Node{lab: l, n: n, Name: fmt.Sprintf("node%d", n), NS: l.netns(), Addr: netip.AddrFrom4([4]byte{10, 99, 0, byte(10 + n)})}
 	netnstest.Veth(t, l.fabric, l.bridge, prefix, node.NS, []netip.Prefix{netip.PrefixFrom(node.Addr, 24)}, netip.MustParseAddr("10.99.0.1"))
 	node.bridge = netnstest.Bridge(t, node.NS, prefix, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, byte(n), 1}), 24))
 	l.must(node.NS.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) }))
@@ -187,12 +190,22 @@ func (l *Lab) node(n, of int) *Node {
 		l.must(h.RouteAdd(&netlink.Route{Dst: route, Gw: []byte{10, 99, 0, byte(10 + m)}}))
 	}
 	node.cgroup = netnstest.Cgroup(t, netnstest.Cgroup2(t), prefix)
+	l.leaves(leftGroup, node.cgroup)
+	l.leaves(leftPins, node.pins())
 	for _, sub := range []string{"system", "system/agent", "system/ztunnel", "kubepods"} {
 		node.group(sub)
 	}
 	node.dir = filepath.Join(l.tmp, node.Name)
 	l.must(os.MkdirAll(filepath.Join(node.dir, "netns"), 0o755))
 	return node
+}
+
+// netns makes a network namespace.
+func (l *Lab) netns() *netns.NetNS {
+	l.T.Helper()
+	ns := netnstest.Netns(l.T)
+	l.leaves(leftMount, ns.Path())
+	return ns
 }
 
 // group makes a cgroup below the node's, which ends with the test.
@@ -265,6 +278,7 @@ func (l *Lab) start(name string, ns *netns.NetNS, cgroup string, env []string, b
 	if err := ns.Do(p.cmd.Start); err != nil {
 		l.T.Fatalf("start %s: %v", name, err)
 	}
+	l.leaves(leftProcess, fmt.Sprintf("%d %s", p.PID(), startOf(p.PID())))
 	go func() { _ = p.cmd.Wait(); close(p.done) }()
 	l.T.Cleanup(func() {
 		p.End(syscall.SIGTERM)

@@ -40,7 +40,7 @@ func (n *Node) As(namespace, name, account, labels string) *Pod {
 	l := n.lab
 	l.T.Helper()
 	n.pods++
-	p := &Pod{Namespace: namespace, Name: name, Account: account, Node: n, NS: netnstest.Netns(l.T),
+	p := &Pod{Namespace: namespace, Name: name, Account: account, Node: n, NS: l.netns(),
 		Addr: netip.AddrFrom4([4]byte{10, 99, byte(n.n), byte(1 + n.pods)}), UID: uuid()}
 	netnstest.Veth(l.T, n.NS, n.bridge, prefix, p.NS, []netip.Prefix{netip.PrefixFrom(p.Addr, 24)}, netip.AddrFrom4([4]byte{10, 99, byte(n.n), 1}))
 	n.group("kubepods/pod" + p.UID)
