@@ -2463,6 +2463,218 @@ func (x *Egress) GetHosts() []string {
 	return nil
 }
 
+// CredentialRequest names a credential that a node wants, or wants no more. The first one that names it begins, and what it is
+// comes then and whenever it changes.
+type CredentialRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ref   *CredentialRef         `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// It is wanted no more.
+	Drop          bool `protobuf:"varint,2,opt,name=drop,proto3" json:"drop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CredentialRequest) Reset() {
+	*x = CredentialRequest{}
+	mi := &file_settings_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CredentialRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CredentialRequest) ProtoMessage() {}
+
+func (x *CredentialRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CredentialRequest.ProtoReflect.Descriptor instead.
+func (*CredentialRequest) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CredentialRequest) GetRef() *CredentialRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *CredentialRequest) GetDrop() bool {
+	if x != nil {
+		return x.Drop
+	}
+	return false
+}
+
+// CredentialRef is a Secret as a DestinationRule's tls.credentialName uses it, and for whom: workloads of its own namespace alone.
+type CredentialRef struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// What is needed of it: a certificate of the client with its key (MUTUAL), and what servers are verified by.
+	Pair          bool `protobuf:"varint,3,opt,name=pair,proto3" json:"pair,omitempty"`
+	Roots         bool `protobuf:"varint,4,opt,name=roots,proto3" json:"roots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CredentialRef) Reset() {
+	*x = CredentialRef{}
+	mi := &file_settings_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CredentialRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CredentialRef) ProtoMessage() {}
+
+func (x *CredentialRef) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CredentialRef.ProtoReflect.Descriptor instead.
+func (*CredentialRef) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *CredentialRef) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *CredentialRef) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CredentialRef) GetPair() bool {
+	if x != nil {
+		return x.Pair
+	}
+	return false
+}
+
+func (x *CredentialRef) GetRoots() bool {
+	if x != nil {
+		return x.Roots
+	}
+	return false
+}
+
+// Credential is what a CredentialRef stands for. It is never written anywhere, and no resource of discovery holds it.
+type Credential struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ref   *CredentialRef         `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Why it cannot be used; "": it can. Nothing but ref comes with it.
+	Problem string `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	// PEM each; empty: not asked for, or of crl, that there is none.
+	Certificates  []byte `protobuf:"bytes,3,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	PrivateKey    []byte `protobuf:"bytes,4,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	Roots         []byte `protobuf:"bytes,5,opt,name=roots,proto3" json:"roots,omitempty"`
+	Crl           []byte `protobuf:"bytes,6,opt,name=crl,proto3" json:"crl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Credential) Reset() {
+	*x = Credential{}
+	mi := &file_settings_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Credential) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Credential) ProtoMessage() {}
+
+func (x *Credential) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Credential.ProtoReflect.Descriptor instead.
+func (*Credential) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Credential) GetRef() *CredentialRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *Credential) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Credential) GetCertificates() []byte {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *Credential) GetPrivateKey() []byte {
+	if x != nil {
+		return x.PrivateKey
+	}
+	return nil
+}
+
+func (x *Credential) GetRoots() []byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *Credential) GetCrl() []byte {
+	if x != nil {
+		return x.Crl
+	}
+	return nil
+}
+
 type LocalityPolicy_Distribute struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	From  string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
@@ -2474,7 +2686,7 @@ type LocalityPolicy_Distribute struct {
 
 func (x *LocalityPolicy_Distribute) Reset() {
 	*x = LocalityPolicy_Distribute{}
-	mi := &file_settings_proto_msgTypes[36]
+	mi := &file_settings_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2486,7 +2698,7 @@ func (x *LocalityPolicy_Distribute) String() string {
 func (*LocalityPolicy_Distribute) ProtoMessage() {}
 
 func (x *LocalityPolicy_Distribute) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[36]
+	mi := &file_settings_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2526,7 +2738,7 @@ type LocalityPolicy_ZoneAware struct {
 
 func (x *LocalityPolicy_ZoneAware) Reset() {
 	*x = LocalityPolicy_ZoneAware{}
-	mi := &file_settings_proto_msgTypes[37]
+	mi := &file_settings_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2538,7 +2750,7 @@ func (x *LocalityPolicy_ZoneAware) String() string {
 func (*LocalityPolicy_ZoneAware) ProtoMessage() {}
 
 func (x *LocalityPolicy_ZoneAware) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[37]
+	mi := &file_settings_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2796,7 +3008,24 @@ const file_settings_proto_rawDesc = "" +
 	"\x10_outbound_policy\"2\n" +
 	"\x06Egress\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x14\n" +
-	"\x05hosts\x18\x02 \x03(\tR\x05hosts*2\n" +
+	"\x05hosts\x18\x02 \x03(\tR\x05hosts\"V\n" +
+	"\x11CredentialRequest\x12-\n" +
+	"\x03ref\x18\x01 \x01(\v2\x1b.undermesh.v1.CredentialRefR\x03ref\x12\x12\n" +
+	"\x04drop\x18\x02 \x01(\bR\x04drop\"k\n" +
+	"\rCredentialRef\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04pair\x18\x03 \x01(\bR\x04pair\x12\x14\n" +
+	"\x05roots\x18\x04 \x01(\bR\x05roots\"\xc2\x01\n" +
+	"\n" +
+	"Credential\x12-\n" +
+	"\x03ref\x18\x01 \x01(\v2\x1b.undermesh.v1.CredentialRefR\x03ref\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\"\n" +
+	"\fcertificates\x18\x03 \x01(\fR\fcertificates\x12\x1f\n" +
+	"\vprivate_key\x18\x04 \x01(\fR\n" +
+	"privateKey\x12\x14\n" +
+	"\x05roots\x18\x05 \x01(\fR\x05roots\x12\x10\n" +
+	"\x03crl\x18\x06 \x01(\fR\x03crl*2\n" +
 	"\x0eOutboundPolicy\x12\r\n" +
 	"\tALLOW_ANY\x10\x00\x12\x11\n" +
 	"\rREGISTRY_ONLY\x10\x01*a\n" +
@@ -2823,7 +3052,7 @@ func file_settings_proto_rawDescGZIP() []byte {
 }
 
 var file_settings_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_settings_proto_goTypes = []any{
 	(OutboundPolicy)(0),               // 0: undermesh.v1.OutboundPolicy
 	(SameNode)(0),                     // 1: undermesh.v1.SameNode
@@ -2859,96 +3088,101 @@ var file_settings_proto_goTypes = []any{
 	(*JsonWebKeySet)(nil),             // 31: undermesh.v1.JsonWebKeySet
 	(*Scope)(nil),                     // 32: undermesh.v1.Scope
 	(*Egress)(nil),                    // 33: undermesh.v1.Egress
-	nil,                               // 34: undermesh.v1.WorkloadSettings.PortMtlsEntry
-	nil,                               // 35: undermesh.v1.WorkloadState.LabelsEntry
-	nil,                               // 36: undermesh.v1.WorkloadState.WeightsEntry
-	nil,                               // 37: undermesh.v1.ServiceSettings.AppProtocolsEntry
-	nil,                               // 38: undermesh.v1.ClientTlsPolicy.PortsEntry
-	nil,                               // 39: undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	nil,                               // 40: undermesh.v1.Subset.LabelsEntry
-	nil,                               // 41: undermesh.v1.CallPolicies.PortsEntry
-	nil,                               // 42: undermesh.v1.LocalityPolicy.FailoverEntry
-	(*LocalityPolicy_Distribute)(nil), // 43: undermesh.v1.LocalityPolicy.Distribute
-	(*LocalityPolicy_ZoneAware)(nil),  // 44: undermesh.v1.LocalityPolicy.ZoneAware
-	nil,                               // 45: undermesh.v1.LocalityPolicy.Distribute.ToEntry
-	nil,                               // 46: undermesh.v1.CallerMatch.LabelsEntry
-	(*durationpb.Duration)(nil),       // 47: google.protobuf.Duration
-	(*anypb.Any)(nil),                 // 48: google.protobuf.Any
-	(*timestamppb.Timestamp)(nil),     // 49: google.protobuf.Timestamp
+	(*CredentialRequest)(nil),         // 34: undermesh.v1.CredentialRequest
+	(*CredentialRef)(nil),             // 35: undermesh.v1.CredentialRef
+	(*Credential)(nil),                // 36: undermesh.v1.Credential
+	nil,                               // 37: undermesh.v1.WorkloadSettings.PortMtlsEntry
+	nil,                               // 38: undermesh.v1.WorkloadState.LabelsEntry
+	nil,                               // 39: undermesh.v1.WorkloadState.WeightsEntry
+	nil,                               // 40: undermesh.v1.ServiceSettings.AppProtocolsEntry
+	nil,                               // 41: undermesh.v1.ClientTlsPolicy.PortsEntry
+	nil,                               // 42: undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	nil,                               // 43: undermesh.v1.Subset.LabelsEntry
+	nil,                               // 44: undermesh.v1.CallPolicies.PortsEntry
+	nil,                               // 45: undermesh.v1.LocalityPolicy.FailoverEntry
+	(*LocalityPolicy_Distribute)(nil), // 46: undermesh.v1.LocalityPolicy.Distribute
+	(*LocalityPolicy_ZoneAware)(nil),  // 47: undermesh.v1.LocalityPolicy.ZoneAware
+	nil,                               // 48: undermesh.v1.LocalityPolicy.Distribute.ToEntry
+	nil,                               // 49: undermesh.v1.CallerMatch.LabelsEntry
+	(*durationpb.Duration)(nil),       // 50: google.protobuf.Duration
+	(*anypb.Any)(nil),                 // 51: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil),     // 52: google.protobuf.Timestamp
 }
 var file_settings_proto_depIdxs = []int32{
 	0,  // 0: undermesh.v1.MeshSettings.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	47, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
+	50, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
 	1,  // 2: undermesh.v1.MeshSettings.same_node:type_name -> undermesh.v1.SameNode
 	9,  // 3: undermesh.v1.MeshSettings.access_log:type_name -> undermesh.v1.AccessLog
-	48, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
-	48, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
+	51, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
+	51, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
 	10, // 6: undermesh.v1.MeshSettings.default_providers:type_name -> undermesh.v1.DefaultProviders
-	47, // 7: undermesh.v1.MeshSettings.protocol_detection_timeout:type_name -> google.protobuf.Duration
+	50, // 7: undermesh.v1.MeshSettings.protocol_detection_timeout:type_name -> google.protobuf.Duration
 	8,  // 8: undermesh.v1.MeshSettings.call_defaults:type_name -> undermesh.v1.CallDefaults
-	47, // 9: undermesh.v1.CallDefaults.connect_timeout:type_name -> google.protobuf.Duration
-	48, // 10: undermesh.v1.CallDefaults.retry_policy:type_name -> google.protobuf.Any
+	50, // 9: undermesh.v1.CallDefaults.connect_timeout:type_name -> google.protobuf.Duration
+	51, // 10: undermesh.v1.CallDefaults.retry_policy:type_name -> google.protobuf.Any
 	20, // 11: undermesh.v1.CallDefaults.policy:type_name -> undermesh.v1.CallPolicy
 	3,  // 12: undermesh.v1.AccessLog.encoding:type_name -> undermesh.v1.AccessLog.Encoding
 	1,  // 13: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
 	2,  // 14: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
-	34, // 15: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
-	35, // 16: undermesh.v1.WorkloadState.labels:type_name -> undermesh.v1.WorkloadState.LabelsEntry
-	36, // 17: undermesh.v1.WorkloadState.weights:type_name -> undermesh.v1.WorkloadState.WeightsEntry
-	47, // 18: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
-	37, // 19: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
+	37, // 15: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
+	38, // 16: undermesh.v1.WorkloadState.labels:type_name -> undermesh.v1.WorkloadState.LabelsEntry
+	39, // 17: undermesh.v1.WorkloadState.weights:type_name -> undermesh.v1.WorkloadState.WeightsEntry
+	50, // 18: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
+	40, // 19: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
 	4,  // 20: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
-	49, // 21: undermesh.v1.ServiceSettings.created:type_name -> google.protobuf.Timestamp
+	52, // 21: undermesh.v1.ServiceSettings.created:type_name -> google.protobuf.Timestamp
 	5,  // 22: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
 	15, // 23: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
-	38, // 24: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
-	39, // 25: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	49, // 26: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
+	41, // 24: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
+	42, // 25: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	52, // 26: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
 	16, // 27: undermesh.v1.CallRule.tls:type_name -> undermesh.v1.ClientTlsPolicy
 	19, // 28: undermesh.v1.CallRule.policies:type_name -> undermesh.v1.CallPolicies
 	18, // 29: undermesh.v1.CallRule.subsets:type_name -> undermesh.v1.Subset
-	40, // 30: undermesh.v1.Subset.labels:type_name -> undermesh.v1.Subset.LabelsEntry
+	43, // 30: undermesh.v1.Subset.labels:type_name -> undermesh.v1.Subset.LabelsEntry
 	19, // 31: undermesh.v1.Subset.policies:type_name -> undermesh.v1.CallPolicies
 	20, // 32: undermesh.v1.CallPolicies.host:type_name -> undermesh.v1.CallPolicy
-	41, // 33: undermesh.v1.CallPolicies.ports:type_name -> undermesh.v1.CallPolicies.PortsEntry
+	44, // 33: undermesh.v1.CallPolicies.ports:type_name -> undermesh.v1.CallPolicies.PortsEntry
 	21, // 34: undermesh.v1.CallPolicy.balancing:type_name -> undermesh.v1.Balancing
 	23, // 35: undermesh.v1.CallPolicy.connection_pool:type_name -> undermesh.v1.ConnectionPool
-	48, // 36: undermesh.v1.CallPolicy.outlier_detection:type_name -> google.protobuf.Any
+	51, // 36: undermesh.v1.CallPolicy.outlier_detection:type_name -> google.protobuf.Any
 	24, // 37: undermesh.v1.CallPolicy.tunnel:type_name -> undermesh.v1.Tunnel
-	48, // 38: undermesh.v1.CallPolicy.retry_budget:type_name -> google.protobuf.Any
-	48, // 39: undermesh.v1.Balancing.cluster:type_name -> google.protobuf.Any
-	48, // 40: undermesh.v1.Balancing.hash_policy:type_name -> google.protobuf.Any
+	51, // 38: undermesh.v1.CallPolicy.retry_budget:type_name -> google.protobuf.Any
+	51, // 39: undermesh.v1.Balancing.cluster:type_name -> google.protobuf.Any
+	51, // 40: undermesh.v1.Balancing.hash_policy:type_name -> google.protobuf.Any
 	22, // 41: undermesh.v1.Balancing.locality:type_name -> undermesh.v1.LocalityPolicy
-	43, // 42: undermesh.v1.LocalityPolicy.distribute:type_name -> undermesh.v1.LocalityPolicy.Distribute
-	42, // 43: undermesh.v1.LocalityPolicy.failover:type_name -> undermesh.v1.LocalityPolicy.FailoverEntry
-	44, // 44: undermesh.v1.LocalityPolicy.zone_aware:type_name -> undermesh.v1.LocalityPolicy.ZoneAware
-	48, // 45: undermesh.v1.ConnectionPool.cluster:type_name -> google.protobuf.Any
-	48, // 46: undermesh.v1.ConnectionPool.http:type_name -> google.protobuf.Any
-	48, // 47: undermesh.v1.ConnectionPool.http2:type_name -> google.protobuf.Any
+	46, // 42: undermesh.v1.LocalityPolicy.distribute:type_name -> undermesh.v1.LocalityPolicy.Distribute
+	45, // 43: undermesh.v1.LocalityPolicy.failover:type_name -> undermesh.v1.LocalityPolicy.FailoverEntry
+	47, // 44: undermesh.v1.LocalityPolicy.zone_aware:type_name -> undermesh.v1.LocalityPolicy.ZoneAware
+	51, // 45: undermesh.v1.ConnectionPool.cluster:type_name -> google.protobuf.Any
+	51, // 46: undermesh.v1.ConnectionPool.http:type_name -> google.protobuf.Any
+	51, // 47: undermesh.v1.ConnectionPool.http2:type_name -> google.protobuf.Any
 	6,  // 48: undermesh.v1.ConnectionPool.h2_upgrade:type_name -> undermesh.v1.ConnectionPool.H2Upgrade
-	49, // 49: undermesh.v1.RouteRule.created:type_name -> google.protobuf.Timestamp
+	52, // 49: undermesh.v1.RouteRule.created:type_name -> google.protobuf.Timestamp
 	27, // 50: undermesh.v1.RouteRule.http:type_name -> undermesh.v1.HttpRule
 	28, // 51: undermesh.v1.RouteRule.tcp:type_name -> undermesh.v1.StreamRule
 	28, // 52: undermesh.v1.RouteRule.tls:type_name -> undermesh.v1.StreamRule
-	46, // 53: undermesh.v1.CallerMatch.labels:type_name -> undermesh.v1.CallerMatch.LabelsEntry
+	49, // 53: undermesh.v1.CallerMatch.labels:type_name -> undermesh.v1.CallerMatch.LabelsEntry
 	26, // 54: undermesh.v1.HttpRule.caller:type_name -> undermesh.v1.CallerMatch
-	48, // 55: undermesh.v1.HttpRule.route:type_name -> google.protobuf.Any
+	51, // 55: undermesh.v1.HttpRule.route:type_name -> google.protobuf.Any
 	29, // 56: undermesh.v1.StreamRule.matches:type_name -> undermesh.v1.StreamMatch
 	30, // 57: undermesh.v1.StreamRule.destinations:type_name -> undermesh.v1.StreamDestination
 	26, // 58: undermesh.v1.StreamMatch.caller:type_name -> undermesh.v1.CallerMatch
-	49, // 59: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
+	52, // 59: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
 	33, // 60: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
 	0,  // 61: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	2,  // 62: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
-	15, // 63: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
-	16, // 64: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
-	20, // 65: undermesh.v1.CallPolicies.PortsEntry.value:type_name -> undermesh.v1.CallPolicy
-	45, // 66: undermesh.v1.LocalityPolicy.Distribute.to:type_name -> undermesh.v1.LocalityPolicy.Distribute.ToEntry
-	67, // [67:67] is the sub-list for method output_type
-	67, // [67:67] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	35, // 62: undermesh.v1.CredentialRequest.ref:type_name -> undermesh.v1.CredentialRef
+	35, // 63: undermesh.v1.Credential.ref:type_name -> undermesh.v1.CredentialRef
+	2,  // 64: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
+	15, // 65: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
+	16, // 66: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
+	20, // 67: undermesh.v1.CallPolicies.PortsEntry.value:type_name -> undermesh.v1.CallPolicy
+	48, // 68: undermesh.v1.LocalityPolicy.Distribute.to:type_name -> undermesh.v1.LocalityPolicy.Distribute.ToEntry
+	69, // [69:69] is the sub-list for method output_type
+	69, // [69:69] is the sub-list for method input_type
+	69, // [69:69] is the sub-list for extension type_name
+	69, // [69:69] is the sub-list for extension extendee
+	0,  // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_settings_proto_init() }
@@ -2963,7 +3197,7 @@ func file_settings_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_settings_proto_rawDesc), len(file_settings_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   40,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
