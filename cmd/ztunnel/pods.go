@@ -28,7 +28,7 @@ type pods struct {
 
 func newPods(w *worker) (*pods, error) {
 	cfg := proxy.Config{
-		Snapshot: w.mesh.Snapshot, Changed: w.mesh.Watch, Identity: w.ids, Clock: w.clock, Telemetry: w.stats,
+		Snapshot: w.mesh.Snapshot, Changed: w.mesh.Watch, Identity: w.ids, Credentials: w.secrets, Clock: w.clock, Telemetry: w.stats,
 		Log: w.log.With("component", "proxy"), ClusterID: w.o.clusterID, Names: w.names.proxy(), DrainTimeout: w.o.drainTimeout,
 		MaxConns: w.limits.conns, MaxConnsPerPod: w.limits.podConns,
 		// Two thirds of it are for TLS, and must be longer than identity waits for a certificate (10 s): otherwise the log

@@ -21,11 +21,13 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	api "github.com/undermesh/undermesh/controller/api/credential"
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/nodeagent/zds"
 	"github.com/undermesh/undermesh/ztunnel/admin"
 	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/credential"
 	"github.com/undermesh/undermesh/ztunnel/drain"
 	"github.com/undermesh/undermesh/ztunnel/identity"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
@@ -87,6 +89,7 @@ type worker struct {
 	ids      *identity.Manager
 	stats    *telemetry.Registry
 	names    *names
+	secrets  *credential.Manager
 	pods     *pods
 	admin    *admin.Admin
 }
@@ -106,7 +109,12 @@ func run(ctx context.Context, o options, out outputs, quit func()) error {
 		return err
 	}
 	defer ca.Close()
-	if err := w.wire(ca); err != nil {
+	control, err := w.controlPlane(o.xdsAddr).Connect() // for credentials; it dials when one is needed
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	if err := w.wire(ca, control); err != nil {
 		return err
 	}
 	w.admin, err = admin.New(admin.Config{
@@ -137,6 +145,7 @@ func run(ctx context.Context, o options, out outputs, quit func()) error {
 	g.Support("identity", w.ids.Run)
 	g.Support("telemetry", w.stats.Run)
 	g.Support("names", w.names.run)
+	g.Support("credentials", w.secrets.Run)
 	w.pods.add(g)
 	log.Info("ztunnel started", "node", o.nodeName, "xds", o.xdsAddr, "zds", o.zdsPath, "pid", os.Getpid())
 	err = g.Run(ctx)
@@ -145,7 +154,7 @@ func run(ctx context.Context, o options, out outputs, quit func()) error {
 }
 
 // wire makes the parts; nothing runs yet.
-func (w *worker) wire(ca grpc.ClientConnInterface) error {
+func (w *worker) wire(ca, control grpc.ClientConnInterface) error {
 	o := w.o
 	w.mesh = client.New(client.Config{
 		Dial:   func(context.Context) (*grpc.ClientConn, error) { return w.controlPlane(o.xdsAddr).Connect() },
@@ -172,6 +181,11 @@ func (w *worker) wire(ca grpc.ClientConnInterface) error {
 		}
 	}
 	if w.names, err = newNames(w); err != nil {
+		return err
+	}
+	w.secrets, err = credential.New(credential.Config{Clock: w.clock, Log: w.log.With("component", "credential"),
+		Open: func(ctx context.Context) (api.ClientStream, error) { return api.Watch(ctx, control) }})
+	if err != nil {
 		return err
 	}
 	w.pods, err = newPods(w)

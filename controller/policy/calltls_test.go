@@ -36,6 +36,12 @@ func onPort(port uint32, mode tlsMode) func(*settings.CallRule) {
 	return func(r *settings.CallRule) { r.Tls.Ports = map[uint32]*settings.ClientTls{port: {Mode: mode}} }
 }
 
+func byCredential(name string) func(*settings.CallRule) {
+	return func(r *settings.CallRule) { r.Tls.Host.CredentialName = name }
+}
+
+func selective(r *settings.CallRule) { r.Selective = true }
+
 // TestPathByClientMode: what a DestinationRule says of TLS decides how its clients connect, and never lets them connect
 // with less than it asks for.
 func TestPathByClientMode(t *testing.T) {
@@ -69,7 +75,13 @@ func TestPathByClientMode(t *testing.T) {
 		{name: "SIMPLE", rules: []client.Resource{callRule("r", 1, simple)}, want: Passthrough, hidden: true, origin: true},
 		{name: "SIMPLE, same node", rules: []client.Resource{callRule("r", 1, simple)}, edit: local, want: Passthrough, hidden: true, origin: true},
 		{name: "SIMPLE, server outside the mesh", rules: []client.Resource{callRule("r", 1, simple)}, dst: plain, want: Passthrough, origin: true},
-		{name: "MUTUAL, no endpoint known", rules: []client.Resource{callRule("r", 1, mutual)}, edit: func(q *query) { q.Destination = nil }, want: Passthrough, origin: true},
+		{name: "SIMPLE, no endpoint known", rules: []client.Resource{callRule("r", 1, simple)}, edit: func(q *query) { q.Destination = nil }, want: Passthrough, origin: true},
+		{name: "MUTUAL, by files", rules: []client.Resource{callRule("r", 1, mutual)}, want: Reject, refused: reason.ClientTLS},
+		{name: "MT-13 MUTUAL, by a Secret for nobody", rules: []client.Resource{callRule("r", 1, mutual, byCredential("s"))}, want: Reject, refused: reason.ClientTLS},
+		{name: "MT-13 MUTUAL, by a Secret", rules: []client.Resource{callRule("r", 1, mutual, byCredential("s"), selective)},
+			set: &settings.WorkloadSettings{CallRules: []string{"foo/r"}}, want: Passthrough, hidden: true, origin: true},
+		{name: "MT-13 MUTUAL, by a Secret of a namespace", rules: []client.Resource{callRule("r", 1, mutual, byCredential("kubernetes://bar/s"), selective)},
+			set: &settings.WorkloadSettings{CallRules: []string{"foo/r"}}, want: Reject, refused: reason.ClientTLS},
 		{name: "another port", rules: []client.Resource{callRule("r", 1, istioMutual, onPort(81, disable))}, want: Tunnel},
 		{name: "MT-07 the port", rules: []client.Resource{callRule("r", 1, istioMutual, onPort(80, disable))}, want: Passthrough, hidden: true},
 		{name: "the port's settings count whole", rules: []client.Resource{callRule("r", 1, disable, onPort(80, auto))}, want: Tunnel},

@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/credential"
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/api/workloadapi"
@@ -100,6 +101,9 @@ func PathFor(q PathQuery) Path {
 	originates := want == settings.ClientTls_MODE_SIMPLE || want == settings.ClientTls_MODE_MUTUAL
 	if originates {
 		p.Originate, p.Called = tls, svc
+		if why := cannotOriginate(q, tls); why != "" {
+			return reject(reason.ClientTLS, "DestinationRule "+rule+": trafficPolicy.tls."+why)
+		}
 	}
 	switch {
 	case want == settings.ClientTls_MODE_ISTIO_MUTUAL && !takesTunnel(q) && !outboundBlocked(q):
@@ -152,6 +156,25 @@ func PathFor(q PathQuery) Path {
 	}
 	return as(Proxied, "same node")
 }
+
+// cannotOriginate says which field of tls keeps a node from doing as it says, and why; "" for none.
+func cannotOriginate(q PathQuery, tls *settings.ClientTls) string {
+	if field := credential.File(tls); field != "" {
+		return field + " is a file of the workload, which nodes do not read"
+	}
+	svc, _ := called(q)
+	_, needed, err := credential.Of(q.Source.GetNamespace(), tls)
+	switch {
+	case err != nil:
+		return "credentialName: " + err.Error()
+	case needed && !selected(q.Snapshot.CallRules(q.Source, svc.GetNamespace(), svc.GetHostname())):
+		return "credentialName is for the workloads that a workloadSelector selects, and there is none"
+	}
+	return ""
+}
+
+// selected reports whether the rule that counts alone is for its workloads only: it is of their namespace then.
+func selected(all []*client.CallRule) bool { return len(all) > 0 && all[0].GetSelective() }
 
 // outboundPolicy is that of the source's Sidecar, else the mesh's. A scope that has not arrived allows nothing.
 func outboundPolicy(q PathQuery) settings.OutboundPolicy {

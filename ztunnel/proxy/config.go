@@ -64,6 +64,8 @@ type Config struct {
 
 	// Random is for what requests leave to chance, 64 bits a time; safe for concurrent use. Default math/rand/v2.
 	Random func() uint64
+	// Credentials gives what DestinationRules name by tls.credentialName; nil: nobody does, and such connections are refused.
+	Credentials Credentials
 	// Roots are those of servers that a DestinationRule asks TLS to; default: the system's.
 	Roots *x509.CertPool
 

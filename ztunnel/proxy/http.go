@@ -227,7 +227,7 @@ func (s *session) reach(ctx context.Context, e *calls.Cluster, h *cluster.Host) 
 		}
 		_, conn.Engine = up.(*hbone.Stream)
 		u := s.opened(up, r, release)
-		conn.Net, conn.Value, conn.Stale = u.conn, u, u.stale.Load
+		conn.Net, conn.Value, conn.Stale = u.conn, u, u.isStale
 		return nil
 	})
 	if err == nil && !stop() {

@@ -12,6 +12,7 @@ import (
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/credential"
 	"github.com/undermesh/undermesh/ztunnel/hbone"
 	"github.com/undermesh/undermesh/ztunnel/proxy/sniff"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
@@ -35,7 +36,9 @@ type way struct {
 
 	protocols []string // that TLS to the server offers, where the mesh originates it
 	protocol  string   // and that was chosen
-	leg       bool     // it led to a pod of this node, judged by its policies
+	// credential is what TLS was spoken with; nil: none was needed.
+	credential *credential.Credential
+	leg        bool // it led to a pod of this node, judged by its policies
 }
 
 // outbound carries a connection of one of the pod's own processes. life is that of the pod's connections.
@@ -170,7 +173,7 @@ func (s *session) open(r *way) (up net.Conn, release func(), err error) {
 	if r.path.Originate == nil {
 		return s.openPlain(r)
 	}
-	cfg, err := s.p.originTLS(r.path.Originate, r.path.Called, r.protocols)
+	cfg, err := s.originTLS(r)
 	if err != nil {
 		return nil, nil, refused(reason.ClientTLS, err)
 	}

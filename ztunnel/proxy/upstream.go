@@ -50,6 +50,9 @@ func (s *session) opened(up net.Conn, r *way, release func()) *upstream {
 	return u
 }
 
+// isStale reports that no other request may go over it: it would be opened otherwise now, or by another credential.
+func (u *upstream) isStale() bool { return u.stale.Load() || u.opening.credential.Superseded() }
+
 // end is called before the connection is closed; only the first call counts.
 func (u *upstream) end() {
 	u.once.Do(func() {
