@@ -96,6 +96,10 @@ func TestControllerRights(t *testing.T) {
 		{"ClusterRole", "update", "admissionregistration.k8s.io", "validatingwebhookconfigurations", "another", false},
 		{"ClusterRole", "create", "admissionregistration.k8s.io", "validatingwebhookconfigurations", "", false},
 		{"ClusterRole", "update", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "", false},
+		{"credentials", "get", "", "secrets", "", true},
+		{"credentials", "list", "", "secrets", "", false},
+		{"credentials", "watch", "", "secrets", "", false},
+		{"credentials", "get", "", "configmaps", "", false},
 		{"Role", "get", "", "secrets", "istio-ca-secret", true},
 		{"Role", "get", "", "secrets", "cacerts", true},
 		{"Role", "create", "", "secrets", "", true},
@@ -120,11 +124,14 @@ func TestControllerRights(t *testing.T) {
 		{"Role", "update", "", "configmaps", "istio", false},
 		{"Role", "update", "coordination.k8s.io", "leases", "another", false},
 	} {
-		role := "istiod"
-		if tc.kind == "ClusterRole" {
+		kind, role := tc.kind, "istiod"
+		switch tc.kind {
+		case "ClusterRole":
 			role = "istiod-istio-system"
+		case "credentials":
+			kind, role = "ClusterRole", "istiod-credentials-istio-system"
 		}
-		if got := may(t, tc.kind, role, tc.verb, tc.group, tc.resource, tc.name); got != tc.want {
+		if got := may(t, kind, role, tc.verb, tc.group, tc.resource, tc.name); got != tc.want {
 			t.Errorf("%s: the controller may %s %s %q: %v, want %v", tc.kind, tc.verb, tc.resource, tc.name, got, tc.want)
 		}
 	}

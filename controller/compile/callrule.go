@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/credential"
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/validate"
@@ -67,25 +68,16 @@ func (c *Compiler) callRulesFor(p *model.Pod) []string {
 }
 
 // refusedCalls says which connections a DestinationRule has nodes refuse, because they cannot do what it asks for: nothing
-// is ever sent with less protection than was asked. "" for none, and for other objects.
-func refusedCalls(object metav1.Object) string {
+// is ever sent with less protection than was asked. "" for none, and for other objects. problem says what is wrong with a credential.
+func refusedCalls(object metav1.Object, problem func(credential.Ref) string) string {
 	rule, ok := object.(*networkingv1.DestinationRule)
 	if !ok {
 		return ""
 	}
 	var out []string
-	note := func(field string, tls *networking.ClientTLSSettings) {
-		skips := tls.GetInsecureSkipVerify().GetValue()
-		switch m := tls.GetMode(); {
-		case m == networking.ClientTLSSettings_MUTUAL:
-			out = append(out, field+".mode "+m.String())
-		case m != networking.ClientTLSSettings_SIMPLE:
-		case tls.GetCredentialName() != "":
-			out = append(out, field+".credentialName")
-		case tls.GetCaCertificates() != "" && tls.GetCaCertificates() != "system" && !skips:
-			out = append(out, field+".caCertificates")
-		case tls.GetCaCrl() != "" && !skips:
-			out = append(out, field+".caCrl")
+	note := func(field string, in *networking.ClientTLSSettings) {
+		if why := refusedTLS(rule, clientTLS(in), problem); why != "" {
+			out = append(out, field+"."+why)
 		}
 	}
 	level := func(field string, p *networking.TrafficPolicy) {
@@ -101,5 +93,22 @@ func refusedCalls(object metav1.Object) string {
 	if len(out) == 0 {
 		return ""
 	}
-	return "connections are refused, since nodes read no files and secrets of workloads: " + shorten(out)
+	return "connections are refused: " + shorten(out)
+}
+
+// refusedTLS begins with the field below tls, "" for none.
+func refusedTLS(rule *networkingv1.DestinationRule, tls *settings.ClientTls, problem func(credential.Ref) string) string {
+	ref, needed, err := credential.Of(rule.Namespace, tls)
+	switch field := credential.File(tls); {
+	case field != "":
+		return field + " is a file of the workload, which nodes do not read: use credentialName with workloadSelector"
+	case !needed:
+	case err != nil:
+		return "credentialName: " + err.Error()
+	case len(rule.Spec.GetWorkloadSelector().GetMatchLabels()) == 0:
+		return "credentialName is for the workloads that spec.workloadSelector selects, and there is none"
+	case problem(ref) != "":
+		return "credentialName: " + problem(ref)
+	}
+	return ""
 }

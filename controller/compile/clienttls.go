@@ -1,8 +1,13 @@
 package compile
 
 import (
-	networking "istio.io/api/networking/v1alpha3"
+	"slices"
+	"strings"
 
+	networking "istio.io/api/networking/v1alpha3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+
+	"github.com/undermesh/undermesh/controller/api/credential"
 	"github.com/undermesh/undermesh/controller/api/settings"
 )
 
@@ -64,5 +69,32 @@ func clientTLS(in *networking.ClientTLSSettings) *settings.ClientTls {
 	case networking.ClientTLSSettings_ISTIO_MUTUAL:
 		out.Mode = settings.ClientTls_MODE_ISTIO_MUTUAL
 	}
+	return out
+}
+
+// Credentials returns the Secrets that a rule gives to the workloads that it selects, each once; none for a rule without a
+// workloadSelector, which gives them to nobody.
+func Credentials(rule *networkingv1.DestinationRule) []credential.Ref {
+	if len(rule.Spec.GetWorkloadSelector().GetMatchLabels()) == 0 {
+		return nil
+	}
+	var out []credential.Ref
+	note := func(t *settings.ClientTls) {
+		if ref, ok, err := credential.Of(rule.Namespace, t); ok && err == nil && !slices.Contains(out, ref) {
+			out = append(out, ref)
+		}
+	}
+	level := func(p *settings.ClientTlsPolicy) {
+		note(p.GetHost())
+		for _, t := range p.GetPorts() {
+			note(t)
+		}
+	}
+	all := ClientTLS(&rule.Spec)
+	level(all)
+	for _, p := range all.GetSubsets() {
+		level(p)
+	}
+	slices.SortFunc(out, func(a, b credential.Ref) int { return strings.Compare(a.String(), b.String()) })
 	return out
 }

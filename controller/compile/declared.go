@@ -9,6 +9,7 @@ import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/undermesh/undermesh/controller/api/credential"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/model/support"
 	"github.com/undermesh/undermesh/controller/validate"
@@ -21,6 +22,8 @@ type declarations struct {
 	restate  map[owner]bool // whose status may have changed
 	told     map[owner]bool // who has a status of ours
 	gateways gateways
+	// problems of the Secrets that DestinationRules name, by model.NameOfCredential.
+	problems map[model.Name]string
 }
 
 type declared struct {
@@ -29,12 +32,16 @@ type declared struct {
 }
 
 func newDeclarations() declarations {
-	return declarations{all: map[owner]declared{}, restate: map[owner]bool{}, told: map[owner]bool{}, gateways: newGateways()}
+	return declarations{all: map[owner]declared{}, restate: map[owner]bool{}, told: map[owner]bool{}, gateways: newGateways(), problems: map[model.Name]string{}}
 }
 
 // take takes in the events about objects of the mesh's APIs.
 func (d *declarations) take(events []model.Event) {
 	for _, e := range events {
+		if e.Kind == model.KindCredential {
+			d.takeCredential(e)
+			continue
+		}
 		if _, ok := model.ResourceOf(e.Kind); !ok || e.Kind == model.KindAuthorizationPolicy || e.Kind == model.KindPeerAuthentication {
 			continue
 		}
@@ -47,6 +54,23 @@ func (d *declarations) take(events []model.Event) {
 			d.all[o] = declared{object, e.Issues}
 		}
 		d.gateways.changed(o, old, now, func(o owner) { d.restate[o] = true })
+	}
+}
+
+// takeCredential takes in what became of a Secret: the statuses of the rules that name it say so.
+func (d *declarations) takeCredential(e model.Event) {
+	delete(d.problems, e.Name)
+	c, ok := e.Object.(model.Credential)
+	if !ok {
+		return
+	}
+	if c.Problem != "" {
+		d.problems[e.Name] = c.Problem
+	}
+	for o, declared := range d.all {
+		if rule, is := declared.object.(*networkingv1.DestinationRule); is && o.name.Namespace == c.Ref.Namespace && slices.Contains(Credentials(rule), c.Ref) {
+			d.restate[o] = true
+		}
 	}
 }
 
@@ -108,7 +132,7 @@ func (c *Compiler) declaredStatus(o owner) (st validate.Status, ok bool) {
 		return st, true
 	}
 	waiting, never := fieldsWithoutEffect(string(o.kind), d.object)
-	for _, more := range []string{unserved(d.object), refusedCalls(d.object)} {
+	for _, more := range []string{unserved(d.object), refusedCalls(d.object, c.credentialProblem)} {
 		if more != "" {
 			waiting = strings.TrimSuffix(more+"; "+waiting, "; ")
 		}
@@ -151,6 +175,11 @@ func unserved(object metav1.Object) string {
 		return ""
 	}
 	return "not enforced yet, since gateways are not served: " + shorten(fields)
+}
+
+// credentialProblem says what is wrong with a Secret, "" for nothing, and for one that was not read yet.
+func (c *Compiler) credentialProblem(ref credential.Ref) string {
+	return c.declarations.problems[model.NameOfCredential(ref)]
 }
 
 // mostFields is how many fields a message names.

@@ -14,6 +14,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/undermesh/undermesh/controller/api/credential"
 	"github.com/undermesh/undermesh/controller/validate"
 )
 
@@ -29,7 +30,16 @@ const (
 	KindConfigMap           Kind = "ConfigMap"
 	KindPeerAuthentication  Kind = "PeerAuthentication"
 	KindAuthorizationPolicy Kind = "AuthorizationPolicy"
+	// KindCredential is no object's: the controller says by such an event what it made of a Secret. Name is of NameOfCredential, Object
+	// a Credential.
+	KindCredential Kind = "Credential"
 )
+
+// Credential is what was made of a Secret that a DestinationRule names; nothing of what is in it.
+type Credential struct {
+	Ref     credential.Ref
+	Problem string // why it cannot be used; "": it can
+}
 
 // Name is the namespace and the name of an object; Namespace is "" for a node.
 type Name struct{ Namespace, Name string }
@@ -45,6 +55,9 @@ type Event struct {
 	Issues []validate.Field // fields of the object that the decoder did not understand
 	Status map[string]any   // of the object, as the API server has it; nil when there is none. Never modified
 }
+
+// NameOfCredential is the name in events about a credential.
+func NameOfCredential(ref credential.Ref) Name { return Name{ref.Namespace, ref.String()} }
 
 // Pod is what the mesh needs of a pod.
 type Pod struct {

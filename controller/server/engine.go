@@ -23,6 +23,7 @@ type engine struct {
 	entries func([]model.EntryAddresses)
 	keys    func(wanted []jwks.Wanted, unwanted []jwks.Record) // nil: nobody fetches keys
 	index   interface{ Apply([]model.Event) }
+	secrets interface{ Apply([]model.Event) } // nil: nobody reads any; after index
 	metrics *metrics
 
 	synced atomic.Bool            // the first batch was published
@@ -38,6 +39,9 @@ type engine struct {
 func (e *engine) apply(events []model.Event) {
 	start := e.clock.Now()
 	e.index.Apply(events)
+	if e.secrets != nil {
+		e.secrets.Apply(events)
+	}
 	e.metrics.objects.take(events)
 	delta := e.compiler.Apply(events)
 	mesh, bad := e.compiler.Mesh(), e.compiler.MeshFindings()

@@ -23,7 +23,9 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/credential"
 	"github.com/undermesh/undermesh/controller/compile"
+	"github.com/undermesh/undermesh/controller/credentials"
 	"github.com/undermesh/undermesh/controller/jwks/keeper"
 	"github.com/undermesh/undermesh/controller/model"
 	"github.com/undermesh/undermesh/controller/status"
@@ -66,6 +68,8 @@ type Config struct {
 	}
 	// Keys fetches the keys of token issuers and stores them (JW-09); Fetch and Store are required in it. nil: nobody does.
 	Keys *keeper.Config
+	// Secrets reads the Secret that a DestinationRule names, as credentials.Config.Get; nil: nobody does.
+	Secrets func(ctx context.Context, n model.Name) (credential.Data, error)
 	// Probe asks the API server whether it is there, for the metric of staleness; nil: there is none.
 	Probe func(ctx context.Context) error
 	// History of what Source delivered, for nodes that come from another replica; nil: there is no other.
@@ -126,10 +130,11 @@ type Server struct {
 	store    *xds.Store
 	ca       *authority // nil: there is none
 	engine   *engine
-	statuses *status.Manager   // nil: none are written
-	assigner *status.Allocator // nil: no addresses are assigned
-	keys     *keeper.Keeper    // nil: none are fetched
-	stale    *staleness        // nil: there is no API server
+	statuses *status.Manager     // nil: none are written
+	assigner *status.Allocator   // nil: no addresses are assigned
+	keys     *keeper.Keeper      // nil: none are fetched
+	secrets  *credentials.Keeper // nil: none are read
+	stale    *staleness          // nil: there is no API server
 	stopping atomic.Bool
 }
 
@@ -173,6 +178,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Authority != nil {
 		s.ca = newAuthority(*cfg.Authority, cfg, s.trustDomain, s.registry)
+	}
+	if err := s.keepSecrets(); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
@@ -247,6 +255,9 @@ func (s *Server) Run(ctx context.Context) error {
 		g.Go(func() error { return s.ca.run(ctx) })
 	}
 	g.Go(func() error { return s.cfg.Source.Run(ctx, s.engine.apply) })
+	if s.secrets != nil {
+		g.Go(func() error { return s.secrets.Run(ctx) })
+	}
 	g.Go(func() error { return s.cfg.Lead(ctx, s.lead) })
 	if s.stale != nil {
 		g.Go(func() error { return s.stale.run(ctx) })
@@ -333,6 +344,9 @@ func (s *Server) secure(l net.Listener) func(context.Context, *xds.Server) error
 		srv := grpc.NewServer(slices.Concat(serverOptions(), guards(), s.ca.options(loaded))...)
 		disco.Register(srv)
 		loaded.Register(srv)
+		if s.secrets != nil {
+			credential.Register(srv, s.secrets)
+		}
 		return serveGRPC(ctx, s.cfg.Clock, s.bound(l, discoveryDoor), srv)
 	}
 }

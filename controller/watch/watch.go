@@ -57,6 +57,7 @@ type Index struct {
 	mu    sync.RWMutex // protects below
 	pods  map[model.Name]seat
 	count map[place]int
+	near  map[nearby][]model.Name
 	nodes map[string][]netip.Addr
 	at    map[netip.Addr]int // nodes and pods of the node accounts that have the address
 
@@ -66,16 +67,20 @@ type Index struct {
 // seat is where one pod is.
 type seat struct {
 	place
-	uid types.UID
-	ips []netip.Addr // of a node's proxy only
+	uid    types.UID
+	ips    []netip.Addr // of a node's proxy only
+	labels map[string]string
 }
+
+// nearby is what pods of one namespace on one node have in common.
+type nearby struct{ node, namespace string }
 
 // place is a service account on a node.
 type place struct{ node, namespace, account string }
 
 // NewIndex returns an empty Index. Pods of the accounts, "namespace/account", are nodes' proxies.
 func NewIndex(accounts ...string) *Index {
-	return &Index{pods: map[model.Name]seat{}, count: map[place]int{}, nodes: map[string][]netip.Addr{}, at: map[netip.Addr]int{},
+	return &Index{pods: map[model.Name]seat{}, count: map[place]int{}, near: map[nearby][]model.Name{}, nodes: map[string][]netip.Addr{}, at: map[netip.Addr]int{},
 		accounts: accounts}
 }
 
@@ -97,19 +102,25 @@ func (x *Index) Apply(events []model.Event) {
 			if x.count[old.place]--; x.count[old.place] == 0 {
 				delete(x.count, old.place)
 			}
+			at := nearby{old.node, old.namespace}
+			x.near[at] = slices.DeleteFunc(x.near[at], func(n model.Name) bool { return n == e.Name })
+			if len(x.near[at]) == 0 {
+				delete(x.near, at)
+			}
 		}
 		p := model.PodOf(e.Object)
 		if p == nil || p.Node == "" || p.Mirrored { // who makes the object itself proves nothing by it
 			continue
 		}
 		at := place{p.Node, p.Namespace, p.ServiceAccount}
-		s := seat{at, p.UID, nil}
+		s := seat{at, p.UID, nil, p.Labels}
 		if slices.Contains(x.accounts, p.Namespace+"/"+p.ServiceAccount) {
 			s.ips = p.IPs
 			x.holdLocked(s.ips, 1)
 		}
 		x.pods[e.Name] = s
 		x.count[at]++
+		x.near[nearby{p.Node, p.Namespace}] = append(x.near[nearby{p.Node, p.Namespace}], e.Name)
 	}
 }
 
@@ -153,6 +164,13 @@ func (x *Index) Runs(node, namespace, account string) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return x.count[place{node, namespace, account}] > 0
+}
+
+// Selects reports whether a pod of the namespace that has all the labels runs on the node.
+func (x *Index) Selects(node, namespace string, labels map[string]string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return slices.ContainsFunc(x.near[nearby{node, namespace}], func(n model.Name) bool { return model.Matches(labels, x.pods[n].labels) })
 }
 
 // NodeOf returns the node of a pod, "" when the pod is not known, or is another one of the same name: its uid differs from a

@@ -84,6 +84,12 @@ func (a Auth) refused(ctx context.Context, method, caller string, err error) {
 	}
 }
 
+// CallerOf returns who opened the stream of the context; false where StreamAuth did not let it in.
+func CallerOf(ctx context.Context) (Caller, bool) {
+	c, ok := ctx.Value(callerKey{}).(Caller)
+	return c, ok
+}
+
 type callerKey struct{}
 
 type callerStream struct {

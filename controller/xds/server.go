@@ -178,7 +178,7 @@ func (c *conn) run(ctx context.Context) error {
 
 // connect makes a place for the stream, or refuses it.
 func (s *Server) connect(st stream) (*conn, error) {
-	caller, _ := st.Context().Value(callerKey{}).(Caller)
+	caller, _ := CallerOf(st.Context())
 	at := placeOf(caller)
 	s.mu.Lock()
 	defer s.mu.Unlock()

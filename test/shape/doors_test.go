@@ -42,6 +42,8 @@ var doors = map[string][]string{
 	"deploy":              {},
 	"cmd":                 {"bpf", "cmd/controller/app", "cni", "controller", "deploy", "nodeagent", "ztunnel"},
 	"test":                {"bpf", "cmd", "cni", "controller", "deploy", "nodeagent", "test", "ztunnel"},
+
+	"controller/credentials": {"controller/compile", "controller/model"},
 }
 
 // leafDoors is what leaves themselves may import of ours.

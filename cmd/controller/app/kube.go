@@ -62,6 +62,9 @@ func forKubernetes(cfg *server.Config, o Options) error {
 	}
 	cfg.Compile.RequireMesh = true // the chart makes the ConfigMap
 	cfg.Keys.Store = keeper.ConfigMapStore{Client: client.CoreV1().ConfigMaps(o.rootNamespace)}
+	if cfg.Secrets, err = secretsIn(rc); err != nil {
+		return err
+	}
 	own := rest.CopyConfig(rc) // statuses of many objects must not hold up watches
 	own.RateLimiter = nil
 	statuses, err := dynamic.NewForConfig(own)

@@ -91,8 +91,9 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 
 // forDirectory serves a directory of YAML; callers are known by a file of tokens.
 func forDirectory(cfg *server.Config, o Options) error {
-	source := watch.Inject(watch.NewDirectory(configdir.New(configdir.Config{Dir: o.configDir, Log: cfg.Log, Clock: cfg.Clock})))
-	cfg.Source = source
+	dir := configdir.New(configdir.Config{Dir: o.configDir, Log: cfg.Log, Clock: cfg.Clock})
+	source := watch.Inject(watch.NewDirectory(dir))
+	cfg.Source, cfg.Secrets = source, secretsOf(dir)
 	cfg.Keys.Store = keeper.NewLocalStore(func(cm *corev1.ConfigMap) {
 		source.Put(model.Event{Kind: model.KindConfigMap, Name: model.Name{Namespace: o.rootNamespace, Name: cm.Name}, Object: cm})
 	})

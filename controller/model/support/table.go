@@ -80,7 +80,10 @@ const (
 	noPreamble = "nodes cannot speak the PROXY protocol yet: connections to the host are refused"
 )
 
-const noFiles = "nodes read no files and secrets of workloads: connections by MUTUAL, and by SIMPLE with any of these, are refused"
+const (
+	noFiles  = "nodes read no files of workloads: connections by these are refused; use credentialName"
+	selected = "for the workloads that workloadSelector selects; without one their connections are refused"
+)
 
 var destinationRule = slices.Concat([]entry{
 	{"host", Enforced, "", "SR-17 TR-10", ""},
@@ -111,6 +114,7 @@ func callPolicy(at, rows string) []entry {
 		{tls + ".mode", Enforced, "", rows + "MT-07 MT-13", ""},
 		{tls + ".subjectAltNames[]", Enforced, "", rows + "MT-15", ""},
 		{tls + ": sni insecureSkipVerify", Enforced, "", rows + "EG-09", ""},
+		{tls + ".credentialName", Enforced, "", rows + "MT-13", selected},
 		{tls, Refused, L7, rows + "MT-13 EG-09 EG-23", noFiles},
 	}, localities(lb+".", rows), pool(at, rows), outliers(at, rows))
 }
