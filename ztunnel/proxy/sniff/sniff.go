@@ -34,8 +34,6 @@ const MaxBytes = 16 << 10
 // preface is the client's connection preface (RFC 9113 §3.4).
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-const maxMethod = 32 // bytes
-
 // Detect tells what b, the first bytes of a connection, begins. It reports false while more bytes could make it something else
 // than what it returns, which is what to take if no more come.
 func Detect(b []byte) (p Protocol, sure bool) {
@@ -63,31 +61,22 @@ func detectTLS(b []byte) (Protocol, bool) {
 	return TLS, false
 }
 
-// detectHTTP1 looks for METHOD SP target SP HTTP/1.x and the end of the line.
+// detectHTTP1 looks for a request line: three words, the last of which begins with HTTP/, as the most lenient servers take it, behind
+// empty lines. What only looks so is refused by the parser of HTTP; what passed for TCP would reach the server with whatever its
+// client says of itself.
 func detectHTTP1(b []byte) (Protocol, bool) {
-	method, rest, found := bytes.Cut(b, []byte(" "))
-	if len(method) == 0 || len(method) > maxMethod || bytes.ContainsFunc(method, notMethod) {
+	line, _, ended := bytes.Cut(bytes.TrimLeft(b, "\r\n"), []byte("\n"))
+	if bytes.ContainsFunc(line, notText) || !ended && len(b) >= MaxBytes {
 		return TCP, true
 	}
-	if !found {
-		return TCP, false
-	}
-	line, _, ended := bytes.Cut(rest, []byte("\n"))
 	if !ended {
-		if len(b) >= MaxBytes || bytes.ContainsFunc(line, notTarget) {
-			return TCP, true
-		}
 		return TCP, false
 	}
-	target, version, found := bytes.Cut(bytes.TrimSuffix(line, []byte("\r")), []byte(" "))
-	if !found || len(target) == 0 || len(version) != len("HTTP/1.1") || !bytes.HasPrefix(version, []byte("HTTP/1.")) {
+	if words := bytes.Fields(line); len(words) < 3 || !bytes.HasPrefix(words[len(words)-1], []byte("HTTP/")) {
 		return TCP, true
 	}
 	return HTTP1, true
 }
 
-// notMethod is for the methods of HTTP that anybody registered: capital letters and dashes.
-func notMethod(r rune) bool { return (r < 'A' || r > 'Z') && r != '-' }
-
-// notTarget is for what no part of a request line has.
-func notTarget(r rune) bool { return r < ' ' && r != '\r' || r == 0x7f }
+// notText is for what no request line has.
+func notText(r rune) bool { return r < ' ' && r != '\r' && r != '\t' || r == 0x7f }

@@ -26,24 +26,29 @@ func TestDetect(t *testing.T) {
 		"M-SEARCH * HTTP/1.1\r\n":     {HTTP1, true},
 		"CONNECT a:443 HTTP/1.1\r\n":  {HTTP1, true},
 		"GET http://a/ HTTP/1.1\r\nX": {HTTP1, true},
-		"GET key\r\n":                 {TCP, true},  // Redis
-		"GET  / HTTP/1.1\r\n":         {TCP, true},  // two blanks
-		"GET / HTTP/2.0\r\n":          {TCP, true},  // not 1.x
-		"get / HTTP/1.1\r\n":          {TCP, true},  // no method
-		"GET /\x00":                   {TCP, true},  // no text
-		"PRI * HTTP/2.0\r\n":          {TCP, false}, // so far
-		preface:                       {HTTP2, true},
-		preface + "\x00\x00":          {HTTP2, true},
-		"PRI * HTTP/1.1\r\n":          {HTTP1, true},
-		"PRI * HTTP/2.0\r\n\r\nXX":    {TCP, true},
-		"SSH-2.0-x\r\n":               {TCP, true},
-		"\x16":                        {TLS, false},
-		"\x16\x03\x01\x00\x00":        {TCP, true},
-		"\x16\x02":                    {TCP, true},
-		"\x00":                        {TCP, true},
-		strings.Repeat("A", 33):       {TCP, true},
-		long:                          {TCP, true},
-		long[:100]:                    {TCP, false},
+		"GET key\r\n":                 {TCP, true}, // Redis
+		// what some server takes for HTTP
+		"GET  / HTTP/1.1\r\n":      {HTTP1, true},
+		" GET\t/ HTTP/1.1 \r\n":    {HTTP1, true},
+		"GET /a b HTTP/1.1\r\n":    {HTTP1, true},
+		"GET / HTTP/2.0\r\n":       {HTTP1, true},
+		"get / HTTP/1.1\r\n":       {HTTP1, true},
+		"\r\n":                     {TCP, false},
+		"\r\n\nGET / HTTP/1.1\r\n": {HTTP1, true},
+		"GET /\x00":                {TCP, true},  // no text
+		"PRI * HTTP/2.0\r\n":       {TCP, false}, // so far
+		preface:                    {HTTP2, true},
+		preface + "\x00\x00":       {HTTP2, true},
+		"PRI * HTTP/1.1\r\n":       {HTTP1, true},
+		"PRI * HTTP/2.0\r\n\r\nXX": {HTTP1, true},
+		"SSH-2.0-x\r\n":            {TCP, true},
+		"\x16":                     {TLS, false},
+		"\x16\x03\x01\x00\x00":     {TCP, true},
+		"\x16\x02":                 {TCP, true},
+		"\x00":                     {TCP, true},
+		strings.Repeat("A", 33):    {TCP, false},
+		long:                       {TCP, true},
+		long[:100]:                 {TCP, false},
 	} {
 		if p, sure := Detect([]byte(in)); p != want.p || sure != want.sure {
 			t.Errorf("%.40q is %v, sure %v; want %v, %v", in, p, sure, want.p, want.sure)
