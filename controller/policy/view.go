@@ -140,14 +140,20 @@ func (v View) OutboundPolicy(mesh *settings.MeshSettings) settings.OutboundPolic
 	return mesh.GetOutboundPolicy()
 }
 
+// maxName is the length of the longest host name, in bytes (RFC 1035 §2.3.4).
+const maxName = 255
+
 // Hosts returns what an authority ("reviews:9080", "reviews.default", "API.example.com.") may name in the view's namespace,
 // best first: itself, the service that it is short for, and the patterns that cover it, the longest first. The port that it
-// may carry is left out.
+// may carry is left out. What is too long for a name is no host's but of "*".
 func (v View) Hosts(authority string) []string {
 	host := hostOf(authority)
 	host = strings.TrimSuffix(strings.ToLower(strings.Trim(host, "[]")), ".")
 	if host == "" {
 		return nil
+	}
+	if len(host) > maxName {
+		return []string{"*"}
 	}
 	out := []string{host}
 	if full := v.full(host); full != host {

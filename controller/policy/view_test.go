@@ -83,6 +83,7 @@ func TestHosts(t *testing.T) {
 		"10.0.0.1:80":                       "10.0.0.1",
 		"[fd00::1]:80":                      "fd00::1",
 		"":                                  "",
+		strings.Repeat("a.", 30<<10):        "*", // no name: its patterns would be as many bytes squared
 	} {
 		if got := strings.Join(v.Hosts(authority), " "); got != want {
 			t.Errorf("%q is %q, want %q", authority, got, want)

@@ -20,6 +20,7 @@ const (
 	maxNames    = 4096      // authorities of one pod's requests that are remembered; beyond, they are looked up again
 	maxHosts    = 4096      // virtual hosts of one pod; beyond, those are compiled anew that were not used for longest
 	maxClusters = 16384     // clusters of one pod; beyond, there are no further ones
+	maxName     = 300       // bytes of an authority that is remembered: the longest name and its port
 	idle        = time.Hour // after which what was not used is forgotten
 )
 
@@ -123,6 +124,9 @@ func (t *Table) find(c policy.Caller, key nameKey) *host {
 		t.hosts[target] = h
 	}
 	h.checked = c.Snapshot
+	if len(key.authority) > maxName {
+		return h
+	}
 	if len(t.names) >= maxNames {
 		clear(t.names)
 	}
