@@ -212,6 +212,7 @@ func (c *collector) httpRoute(r *networking.HTTPRoute, gateways map[string]bool,
 		sum += int64(d.GetWeight())
 	}
 	c.weights(sum, len(r.GetRoute()), at+".route")
+	c.noControls(r, at)
 	c.headerEdits(r.GetHeaders(), at+".headers")
 	c.orZero(r.GetTimeout(), at+".timeout")
 	c.retries(r.GetRetries(), at+".retries")

@@ -96,7 +96,7 @@ func (f *Fields) Find(lower string) (value []byte, ok bool) {
 	return nil, false
 }
 
-// Add appends a field. Value and name must not be parts of the list's own text.
+// Add appends a field. Value and name must not be parts of the list's own text. What would end the line becomes a blank.
 func (f *Fields) Add(id ID, name string, value []byte) {
 	x := Field{Line: uint32(len(f.added)), ID: id, added: true}
 	f.added = append(f.added, name...)
@@ -105,6 +105,11 @@ func (f *Fields) Add(id ID, name string, value []byte) {
 	x.Val = uint32(len(f.added))
 	f.added = append(f.added, value...)
 	x.ValEnd = uint32(len(f.added))
+	for i := x.Val; i < x.ValEnd; i++ {
+		if c := f.added[i]; c == '\r' || c == '\n' || c == 0 {
+			f.added[i] = ' '
+		}
+	}
 	f.added = append(f.added, "\r\n"...)
 	x.End = uint32(len(f.added))
 	f.PutLine(x)

@@ -182,6 +182,9 @@ func newSubstitution(s string, groups int) (substitution, error) {
 	var lit []byte
 	for i := 0; i < len(s); i++ {
 		c := s[i]
+		if c < ' ' || c == 0x7f {
+			return out, errors.New("substitution: has a control character")
+		}
 		if c != '\\' {
 			lit = append(lit, c)
 			continue
