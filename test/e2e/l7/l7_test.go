@@ -48,6 +48,7 @@ func TestRouteRows(t *testing.T)        { rows.RouteRows(t, meshed(t)) }
 func TestFilterRows(t *testing.T)       { rows.FilterRows(t, meshed(t)) }
 func TestHostRows(t *testing.T)         { rows.HostRows(t, meshed(t)) }
 func TestSR17LookupPath(t *testing.T)   { rows.SR17LookupPath(t, meshed(t)) }
+func TestProtocolRows(t *testing.T)     { rows.ProtocolRows(t, meshed(t)) }
 func TestPatienceRows(t *testing.T)     { rows.PatienceRows(t, meshed(t)) }
 func TestTimeoutRows(t *testing.T)      { rows.TimeoutRows(t, meshed(t)) }
 func TestRetryRows(t *testing.T)        { rows.RetryRows(t, meshed(t)) }

@@ -30,7 +30,7 @@ func TestRows(t *testing.T) {
 		"patience": {{"timeouts", rows.PatienceRows}},
 		"walks":    {{"bookinfo", rows.Bookinfo}, {"mirroring", rows.Mirroring}, {"locality", rows.Locality}, {"weights", rows.LB04Weights}},
 		"short": {
-			{"matches", rows.MatchRows}, {"seeds", rows.SeedRoutes}, {"routes", rows.RouteRows}, {"filters", rows.FilterRows}, {"hosts", rows.HostRows},
+			{"protocols", rows.ProtocolRows}, {"matches", rows.MatchRows}, {"seeds", rows.SeedRoutes}, {"routes", rows.RouteRows}, {"filters", rows.FilterRows}, {"hosts", rows.HostRows},
 			{"lookup", rows.SR17LookupPath}, {"mirrors", rows.MirrorRows}, {"balance", rows.BalanceRows}, {"subsets", rows.LB05SubsetPolicy},
 			{"exclusive", rows.LB11Exclusive}, {"timeouts", rows.TimeoutRows}, {"retries", rows.RetryRows}, {"faults", rows.FaultRows}, {"pools", rows.PoolRows},
 			{"outliers", rows.OutlierRows}, {"tcp", rows.TCPRows}, {"tls", rows.TLSRows}, {"certificates", rows.MT01Certificates},
