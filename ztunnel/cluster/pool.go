@@ -43,6 +43,7 @@ type PoolConn[C any] struct {
 	left    int // requests that may still begin; < 0: no limit
 	retired bool
 	closed  bool
+	early   bool // it made place before it was closed
 	remote  bool
 	idleAt  uint32
 }
@@ -306,6 +307,18 @@ func (l Lease[C]) Release(keep, remote bool) { l.end(keep, remote) }
 // Stale gives back a connection that was found dead before the request was sent; the request acquires again.
 func (l Lease[C]) Stale() { l.giveBack(false) }
 
+// Answered says that the host's answer has come to its end while it is still passed on: a connection that carries no further request
+// makes place for another at once, as in Envoy, and is closed by Release.
+func (l Lease[C]) Answered() {
+	p, c := l.pool, l.conn
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c.retired && c.active == 1 && !c.closed {
+		c.early = true
+		p.endLocked(c, c.remote)
+	}
+}
+
 // giveBack undoes that the request was counted.
 func (l Lease[C]) giveBack(keep bool) {
 	l.pool.host.cluster.stats.n[RqTotal].Add(^uint64(0))
@@ -328,6 +341,8 @@ func (l Lease[C]) end(keep, remote bool) {
 	}
 	gone := false
 	switch {
+	case c.early:
+		gone = true
 	case c.closed:
 	case c.retired && c.active == 0:
 		gone = true

@@ -537,3 +537,43 @@ func (p *pool) request(r *rand.Rand, streams int) {
 		l.Release(true, false)
 	}
 }
+
+// A connection that carries no further request makes place as soon as the answer is there, and is closed when it has been passed on.
+func TestPoolMakesPlaceEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, limits(1, 1, 1024, oneRequest), endpoints(1)...)
+		p := newPool(t, w, 1)
+		a := p.must(1)
+		second := make(chan cluster.Lease[int])
+		go func() {
+			l, err := p.get(t.Context(), 1)
+			if err != nil {
+				t.Error(err)
+			}
+			second <- l
+		}()
+		synctest.Wait()
+		a.Answered()
+		a.Answered()
+		b := <-second
+		if len(p.closed) != 0 {
+			t.Error("the connection is closed while its answer is passed on")
+		}
+		w.wantStats(map[string]uint64{"upstream_cx_total": 2, "upstream_cx_active": 1, "upstream_rq_active": 2, "upstream_rq_pending_active": 0})
+		a.Release(true, false)
+		if len(p.closed) != 1 {
+			t.Errorf("closed are %v", p.closed)
+		}
+		b.Release(true, false)
+		w.wantStats(map[string]uint64{"upstream_cx_active": 0, "upstream_cx_destroy": 2, "upstream_rq_active": 0})
+		c := newPool(t, newWorld(t, limits(2, 1, 1024, ""), endpoints(1)...), 1)
+		d := c.must(1)
+		d.Answered()
+		d.Release(true, false)
+		if e := c.must(1); e.Conn() != d.Conn() {
+			t.Error("a connection that goes on was given up")
+		} else {
+			e.Release(true, false)
+		}
+	})
+}

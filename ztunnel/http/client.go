@@ -251,6 +251,8 @@ func (c *client) tunnel() {
 	c.l.in.begin(h1.UntilClose, 0)
 }
 
+func (c *client) complete() { c.lease.Answered() }
+
 func (c *client) release(keep bool) {
 	l, x := c.l, c.x
 	x.upOut = c.w.out[:0]

@@ -192,6 +192,8 @@ func (c *client2) flush() error                 { return c.s.Flush() }
 func (c *client2) ended() bool                  { return c.s.Ended() && c.s.Trailers() == nil }
 func (c *client2) tunnel()                      {}
 
+func (c *client2) complete() { c.lease.Answered() }
+
 func (c *client2) release(keep bool) {
 	if c.s != nil {
 		c.body.drop()

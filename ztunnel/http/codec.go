@@ -57,6 +57,8 @@ type upstream interface {
 	answered() bool
 	// reused reports that the connection had carried other requests, so that its end may have nothing to do with this one.
 	reused() bool
+	// complete says that the whole answer is there, before it is passed on.
+	complete()
 	// release ends the use. keep: both messages are complete, and the connection may be used again.
 	release(keep bool)
 	conn() *Conn

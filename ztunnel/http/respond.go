@@ -113,6 +113,9 @@ func (x *exchange) deliver(resp *head.Response) {
 		x.g.set(slowResponse, 0)
 		up.tunnel()
 	}
+	if end {
+		x.complete()
+	}
 	if x.down.respond(resp, end, tunnel) != nil {
 		x.left()
 		return
@@ -186,8 +189,16 @@ func (x *exchange) moved() {
 	}
 }
 
+// complete makes place for another connection, where this one carries so many requests and no more.
+func (x *exchange) complete() {
+	if x.cluster.Spec().HTTP.MaxRequestsPerConnection > 0 && x.body.done.Load() && !x.tunnel {
+		x.up.complete()
+	}
+}
+
 // last passes the last piece, and trailers.
 func (x *exchange) last(up upstream, p []byte) bool {
+	x.complete()
 	t := up.trailers()
 	if t == nil {
 		return x.down.write(p, true) == nil || x.clientLost()
