@@ -84,8 +84,8 @@ func CircuitBreaking(t *testing.T, w *e2e.World) {
 	// The documents saw 3 of 20 and 19 of 30 fail. When calls meet is up to chance and to how fast httpbin is, so the rows make ten
 	// times as many calls, with wide bounds, and the same commands as the documents are in RS-08.
 	observeAll(t, w, []row{
-		{ids: "RS-07", title: "two at once: some of 200 fail", namespace: "foo", resource: breaker, look: trips(w, 2, 200, 5, 150)},
-		{ids: "RS-07", title: "three at once: more of 300 fail", namespace: "foo", resource: breaker, look: trips(w, 3, 300, 15, 260)},
+		{ids: "RS-07", title: "two at once: some of 200 fail", namespace: "foo", resource: breaker, look: trips(w, 2, 200, 4, 110)},
+		{ids: "RS-07", title: "three at once: more of 300 fail", namespace: "foo", resource: breaker, look: trips(w, 3, 300, 60, 264)},
 		{ids: "RS-08", title: "the overflow is counted", namespace: "foo", from: "fortio", resource: breaker, look: func(ctx context.Context, p place) error {
 			const cluster = "outbound|8000||httpbin.foo.svc.cluster.local"
 			before, err := stat(ctx, p, cluster, "upstream_rq_pending_overflow")

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"math"
 	"regexp"
 	"strconv"
 	"testing"
@@ -52,10 +53,15 @@ func (p *Pod) fortio(url string, threads, calls, times int) float64 {
 	return share
 }
 
-// TestCircuitBreaker is the documents' task: of 20 calls over two connections 3 failed there, of 30 over three 19. When calls meet
-// is up to chance, so that what is summed up over rounds is compared, within wide bounds. The rule comes while connections are open.
+// TestCircuitBreaker is the documents' task: of 20 calls over two connections 3 failed there (15 %), of 30 over three 19 (63 %). When
+// calls meet is up to chance and to how long a connection takes to be made: Envoy itself, with these commands on one machine, refuses
+// 13 and 33 % without TLS and 32 and 56 % with it (docs/envoy.md). So what is summed up over rounds is held to the documents' shares
+// within 40 points. The rule comes while connections are open.
 func TestCircuitBreaker(t *testing.T) {
-	const rounds = 12
+	const (
+		rounds    = 24
+		tolerance = 0.4
+	)
 	l := New(t, Config{})
 	l.Namespace("foo", true)
 	l.Namespace("legacy", false)
@@ -93,8 +99,19 @@ func TestCircuitBreaker(t *testing.T) {
 	for _, p := range []*Pod{near, far} {
 		t.Run("RS-07 limits "+p.Name, func(t *testing.T) {
 			few, many := p.fortio(url, 2, 20, rounds), p.fortio(url, 3, 30, rounds)
-			if few == 0 || few > 0.6 || many < 0.1 || many > 0.85 || many < few/2 {
+			if few == 0 || math.Abs(few-0.15) > tolerance || math.Abs(many-0.63) > tolerance || many < few+0.05 {
 				t.Errorf("%.2f of the calls of two and %.2f of those of three fail", few, many)
+			}
+		})
+		t.Run("RS-08 counts "+p.Name, func(t *testing.T) {
+			const name = "cluster.outbound|8000||httpbin.foo.svc.cluster.local.upstream_rq_"
+			overflow, good := p.counted(name+"pending_overflow"), p.counted(name+"200")
+			refused := int(math.Round(p.fortio(url, 3, 30, 4) * 120))
+			if n := p.counted(name+"pending_overflow") - overflow; n != refused {
+				t.Errorf("%d of the calls fail, and upstream_rq_pending_overflow grows by %d", refused, n)
+			}
+			if n := p.counted(name+"200") - good; n != 120-refused {
+				t.Errorf("%d of the calls are answered, and upstream_rq_200 grows by %d", 120-refused, n)
 			}
 		})
 	}
