@@ -82,7 +82,7 @@ func CircuitBreaking(t *testing.T, w *e2e.World) {
 	check(t, w.Enrol(ctx, "foo"))
 	breaker := seed(t, "109")
 	// The documents saw 3 of 20 and 19 of 30 fail. When calls meet is up to chance and to how fast httpbin is, so the rows make ten
-	// times as many calls, with wide bounds, and the same commands as the documents are in RS-08.
+	// times as many calls: 2 to 55 %, and 20 to 88 %. The same commands as the documents' are in RS-08.
 	observeAll(t, w, []row{
 		{ids: "RS-07", title: "two at once: some of 200 fail", namespace: "foo", resource: breaker, look: trips(w, 2, 200, 4, 110)},
 		{ids: "RS-07", title: "three at once: more of 300 fail", namespace: "foo", resource: breaker, look: trips(w, 3, 300, 60, 264)},

@@ -472,9 +472,11 @@ func TestIdentityOfTheCaller(t *testing.T) {
 	}
 }
 
-// TestPoolLimits: with two connections and one place to wait, the fourth request at a time is refused.
+// TestPoolLimits: with two connections and one place to wait, the fourth request at a time of a worker is refused; a
+// client of the other one gets the connection that each worker may have.
 func TestPoolLimits(t *testing.T) {
-	inBubble(t, nil, func(t *testing.T, w *world) {
+	var worker atomic.Uint64
+	inBubble(t, func(c *Config) { c.Random = worker.Load }, func(t *testing.T, w *world) {
 		go1 := make(chan struct{})
 		two := func(c *clusterv3.Cluster) {
 			c.CircuitBreakers = &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{
@@ -490,10 +492,14 @@ func TestPoolLimits(t *testing.T) {
 				_, _ = io.WriteString(c, ok)
 			}
 		})
-		waiting := []*testClient{w.connect(), w.connect(), w.connect()}
-		for _, c := range waiting {
+		var waiting []*testClient
+		for _, of := range []uint64{0, 0, 1, 0} {
+			worker.Store(of)
+			c := w.connect()
+			synctest.Wait()
 			c.send(get)
 			synctest.Wait()
+			waiting = append(waiting, c)
 		}
 		c := w.connect()
 		if r := c.get("GET / HTTP/1.1", "Host: a"); r.StatusCode != 503 || r.Header.Get("X-Envoy-Overloaded") != "true" {
@@ -505,7 +511,7 @@ func TestPoolLimits(t *testing.T) {
 				t.Errorf("%d", r.StatusCode)
 			}
 		}
-		if w.dials != 2 {
+		if w.dials != 3 {
 			t.Errorf("%d connections", w.dials)
 		}
 	})
