@@ -16,13 +16,13 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 
 	"github.com/undermesh/undermesh/controller/configdir"
 )
@@ -366,21 +366,20 @@ func (v *vault) says(texts ...string) {
 // stated waits until the status of the rule says the text.
 func (v *vault) stated(text string) {
 	v.T.Helper()
-	dir := configdir.New(configdir.Config{Dir: v.Dir})
 	v.Until(10*time.Second, "the status to say "+text, func() error {
-		view, err := dir.Load()
-		if err != nil {
-			return err
-		}
-		var said []string
-		for _, rule := range configdir.List[*networkingv1.DestinationRule](view) {
-			for _, c := range rule.Status.GetConditions() {
-				if said = append(said, c.GetMessage()); strings.Contains(c.GetMessage(), text) {
-					return nil
-				}
+		var all strings.Builder
+		err := filepath.WalkDir(filepath.Join(v.Dir, configdir.StatusDir), func(path string, e os.DirEntry, err error) error {
+			if err != nil || e.IsDir() || !strings.Contains(path, "secure") {
+				return err
 			}
+			data, err := os.ReadFile(path)
+			all.Write(data)
+			return err
+		})
+		if said := strings.Join(strings.Fields(all.String()), " "); err != nil || !strings.Contains(said, text) {
+			return fmt.Errorf("%w: %s", errors.Join(err, errors.New("it does not")), said)
 		}
-		return fmt.Errorf("%q", said)
+		return nil
 	})
 }
 
