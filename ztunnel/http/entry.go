@@ -133,6 +133,14 @@ func (f *Flags) Has(x Flag) bool {
 	return false
 }
 
+// last is the flag that was set last; 0: none.
+func (f *Flags) last() Flag {
+	if f.n == 0 {
+		return 0
+	}
+	return f.list[f.n-1]
+}
+
 // Append appends Envoy's text, such as "URX,UF"; "-" for none.
 func (f *Flags) Append(dst []byte) []byte {
 	if f.n == 0 {

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/undermesh/undermesh/ztunnel/cluster"
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
 	"github.com/undermesh/undermesh/ztunnel/http/h1"
 	"github.com/undermesh/undermesh/ztunnel/http/head"
 	"github.com/undermesh/undermesh/ztunnel/http/route"
@@ -23,7 +24,8 @@ func underscored(s string) string { return strings.ReplaceAll(s, " ", "_") }
 
 // lost is what became of a request whose answer could not be read.
 func (x *exchange) lost(err error) *failure {
-	if isMalformed(err) {
+	var own *frame.ConnError
+	if isMalformed(err) || errors.As(err, &own) && !own.Remote {
 		x.cluster.Inc(cluster.CxProtocolError)
 		x.entry.Host.Report(cluster.Answered, 502)
 		return &failure{kind: route.FailedReset, flag: UpstreamProtocolError, status: 502, reason: "protocol error"}

@@ -15,6 +15,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // one is a listener of one connection.
@@ -181,6 +182,43 @@ func TestTrailersGoAlong(t *testing.T) {
 		if got := <-copies; got != body+"t" {
 			t.Errorf("body %q: the copy was %q", body, got)
 		}
+	}
+}
+
+// TestHostBreaksHTTP2: a host whose bytes are no HTTP/2 is answered for as one whose bytes are no HTTP/1.1.
+func TestHostBreaksHTTP2(t *testing.T) {
+	w := newWorld(t)
+	w.loopback = true
+	w.routes("a", toUp)
+	w.cluster("up", overHTTP2, func(c net.Conn) {
+		_, _ = c.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 'x'}) // SETTINGS, and DATA of stream 0
+		_, _ = io.Copy(io.Discard, c)
+	})
+	resp, err := w.standardClient(true).Get("http://a/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if got, want := w.log(1)[0], "502 UPE upstream_reset_before_response_started{protocol_error}"; got != want {
+		t.Errorf("log %q, want %q", got, want)
+	}
+}
+
+// TestRefusedRetryIsNoOverload: that a breaker refused another try does not say that the host is overloaded.
+func TestRefusedRetryIsNoOverload(t *testing.T) {
+	w := newWorld(t)
+	w.loopback = true
+	w.routes("a", `{"match":{"prefix":"/"},"route":{"cluster":"up","retryPolicy":{"retryOn":"5xx","numRetries":1}}}`)
+	w.cluster("up", func(c *clusterv3.Cluster) {
+		c.CircuitBreakers = &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{MaxRetries: wrapperspb.UInt32(0)}}}
+	}, func(c net.Conn) { _ = c.Close() })
+	resp, err := w.standardClient(false).Post("http://a/", "", strings.NewReader("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if got := w.log(1)[0]; !strings.HasPrefix(got, "503 UO,UC ") || resp.Header.Get("X-Envoy-Overloaded") != "" {
+		t.Errorf("log %q, fields %v", got, resp.Header)
 	}
 }
 

@@ -23,7 +23,7 @@ func (x *exchange) reply(status int, body, detail string) {
 	if route := x.entry.Route; route != nil && route.Forward != nil {
 		x.operate(r)
 	}
-	if x.entry.Flags.Has(UpstreamOverflow) {
+	if x.entry.Flags.last() == UpstreamOverflow { // and not another try alone that a breaker refused
 		r.Add(head.XEnvoyOverloaded, head.Names[head.XEnvoyOverloaded], []byte("true"))
 	}
 	if x.unanswered != "" {
