@@ -31,11 +31,6 @@ const (
 	grpcDown   mishap = "unavailable" // an answer of gRPC with status 14 in its head
 )
 
-var mishaps = []mishap{none, closes, halfAnswer, headOnly, hangs, garbage, early, refuses, resets, resetsHalf, goesAway, grpcDown}
-
-// silent are those after which a client gets no end of an answer by itself.
-func (m mishap) silent() bool { return m == hangs || m == headOnly }
-
 // errOver ends a connection.
 var errOver = errors.New("the connection is to end")
 
