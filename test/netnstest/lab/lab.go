@@ -192,6 +192,7 @@ func (l *Lab) node(n, of int) *Node {
 	node.cgroup = netnstest.Cgroup(t, netnstest.Cgroup2(t), prefix)
 	l.leaves(leftGroup, node.cgroup)
 	l.leaves(leftPins, node.pins())
+	l.T.Cleanup(func() { _ = os.RemoveAll(node.pins()) }) // an agent that ends leaves them for the next one
 	for _, sub := range []string{"system", "system/agent", "system/ztunnel", "kubepods"} {
 		node.group(sub)
 	}
