@@ -43,6 +43,9 @@ type CallPolicy struct {
 	RetryBudget   *clusterv3.CircuitBreakers_Thresholds_RetryBudget
 }
 
+// Said reports whether it says anything of how endpoints are chosen and called.
+func (p *CallPolicy) Said() bool { return p.Balancing != nil || p.Pool != nil || p.Outlier != nil }
+
 // Balancing is settings.Balancing, decoded.
 type Balancing struct {
 	Cluster  *clusterv3.Cluster              // with lb_policy and what belongs to it; nil: the default one

@@ -92,7 +92,7 @@ func (c *composer) connectTimeout() *durationpb.Duration {
 func (c *composer) passthrough() *clusterv3.Cluster {
 	return &clusterv3.Cluster{Name: api.PassthroughCluster, ConnectTimeout: c.connectTimeout(),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_ORIGINAL_DST}, LbPolicy: clusterv3.Cluster_CLUSTER_PROVIDED,
-		TypedExtensionProtocolOptions: packHTTP(asCalled())}
+		TypedExtensionProtocolOptions: packHTTP(asCalled(nil))}
 }
 
 // finding says how the endpoints of a service are found, in Envoy's terms.
@@ -181,32 +181,39 @@ func packHTTP(o *upstreamv3.HttpProtocolOptions) map[string]*anypb.Any {
 }
 
 // asCalled speaks the HTTP that the caller speaks.
-func asCalled() *upstreamv3.HttpProtocolOptions {
+func asCalled(http2 *corev3.Http2ProtocolOptions) *upstreamv3.HttpProtocolOptions {
+	if http2 == nil {
+		http2 = &corev3.Http2ProtocolOptions{}
+	}
 	return &upstreamv3.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
 		UseDownstreamProtocolConfig: &upstreamv3.HttpProtocolOptions_UseDownstreamHttpConfig{
-			HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: &corev3.Http2ProtocolOptions{}}}}
+			HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: http2}}}
 }
 
 // upstreamHTTP is nil for HTTP/1.1 by its defaults and for what is not HTTP.
 func upstreamHTTP(protocol string, pool *client.ConnectionPool, upgrade bool) *upstreamv3.HttpProtocolOptions {
 	var out *upstreamv3.HttpProtocolOptions
+	var http2 *corev3.Http2ProtocolOptions
+	if pool != nil {
+		http2 = pool.HTTP2
+	}
 	h2 := protocol == "http2" || protocol == "grpc" || upgrade && protocol == "http"
 	if pool != nil {
 		h2 = h2 && (pool.H2Upgrade != settings.ConnectionPool_H2_UPGRADE_NEVER || protocol != "http") || pool.H2Upgrade == settings.ConnectionPool_H2_UPGRADE_ALWAYS
 	}
 	switch {
 	case pool != nil && pool.UseClientProtocol:
-		out = asCalled()
+		out = asCalled(http2)
 	case h2:
 		options := &corev3.Http2ProtocolOptions{}
-		if pool != nil && pool.HTTP2 != nil {
-			options = pool.HTTP2
+		if http2 != nil {
+			options = http2
 		}
 		out = &upstreamv3.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: options}}}}
 	case protocol == "":
-		out = asCalled()
+		out = asCalled(http2)
 	}
 	if pool == nil || pool.HTTP == nil {
 		return out

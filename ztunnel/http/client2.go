@@ -2,6 +2,7 @@ package http
 
 import (
 	"errors"
+	"math"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,7 @@ type link2 struct {
 	mu     sync.Mutex // protects below
 	place  *cluster.PoolConn[*link2]
 	limit  int
+	most   int // streams that the cluster lets it have
 	closed bool
 }
 
@@ -38,7 +40,7 @@ func (l *link2) put(p *cluster.PoolConn[*link2]) {
 // changed tells the pool what became of the connection. It is called by the connection.
 func (l *link2) changed() {
 	l.mu.Lock()
-	p, limit := l.place, l.c.Limit()
+	p, limit := l.place, min(l.c.Limit(), l.most)
 	if p == nil || l.closed {
 		l.mu.Unlock()
 		return
@@ -94,7 +96,7 @@ func (x *exchange) connect2(h *cluster.Host) *failure {
 			return fail
 		}
 		l := x.link2(h, c)
-		if lease, err = lease.Connected(l, assumed); err != nil {
+		if lease, err = lease.Connected(l, l.limit); err != nil {
 			return overflow()
 		}
 		l.put(lease.Conn())
@@ -113,7 +115,8 @@ func (x *exchange) connect2(h *cluster.Host) *failure {
 func (x *exchange) link2(h *cluster.Host, c *Conn) *link2 {
 	x.cluster.Inc(cluster.CxHTTP2)
 	spec := x.cluster.Spec().HTTP
-	l := &link2{made: c, at: addrOf(c), limit: assumed}
+	l := &link2{made: c, at: addrOf(c), most: int(min(spec.MaxConcurrentStreams, math.MaxInt32))}
+	l.limit = min(assumed, l.most)
 	l.mu.Lock() // until the connection is there
 	defer l.mu.Unlock()
 	limits := &x.e.cfg.Limits

@@ -205,7 +205,8 @@ func (p *Proxy) logRequest(line telemetry.Line, e *http.Entry) {
 // reach opens a connection to a host of a cluster.
 func (s *session) reach(ctx context.Context, e *calls.Cluster, h *cluster.Host) (*http.Conn, error) {
 	s.line.Direction = Outbound.String()
-	s.patience = e.Cluster.Spec().ConnectTimeout
+	spec := e.Cluster.Spec()
+	s.as(spec)
 	stop := context.AfterFunc(ctx, func() { s.kill(refused(reason.DownstreamReset, context.Cause(ctx))) })
 	defer stop()
 	var conn *http.Conn
@@ -214,7 +215,7 @@ func (s *session) reach(ctx context.Context, e *calls.Cluster, h *cluster.Host) 
 		if err != nil {
 			return err
 		}
-		if e.Cluster.Spec().HTTP.Version == cluster.HTTP2 {
+		if spec.HTTP.Version == cluster.HTTP2 {
 			r.protocols = []string{"h2"}
 		}
 		up, release, err := s.open(r)
@@ -228,6 +229,10 @@ func (s *session) reach(ctx context.Context, e *calls.Cluster, h *cluster.Host) 
 		_, conn.Engine = up.(*hbone.Stream)
 		u := s.opened(up, r, release)
 		conn.Net, conn.Value, conn.Stale = u.conn, u, u.isStale
+		if age := spec.HTTP.MaxConnectionDuration; age > 0 {
+			end := s.p.cfg.Clock.Now().Add(age)
+			conn.Stale = func() bool { return u.isStale() || !s.p.cfg.Clock.Now().Before(end) }
+		}
 		return nil
 	})
 	if err == nil && !stop() {

@@ -40,7 +40,7 @@ func (s *session) inbound() error {
 	if err != nil {
 		return err
 	}
-	tune(up)
+	tune(up, nil)
 	return s.relay(up)
 }
 

@@ -294,7 +294,7 @@ func (s *session) dial(addrs []netip.AddrPort, dial func(context.Context, netip.
 	if err != nil {
 		return nil, nil, ended(s.ctx, reason.UpstreamConnect, err)
 	}
-	tune(up)
+	tune(up, s.keepalive)
 	return up, s.pod.loops.dialled(flow{addrPort(up.LocalAddr()), s.line.Dst}), nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/undermesh/undermesh/controller/api/reason"
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
+	"github.com/undermesh/undermesh/ztunnel/cluster"
 	"github.com/undermesh/undermesh/ztunnel/hbone"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
 )
@@ -39,6 +40,7 @@ type session struct {
 	accepted       bool
 	meter          func() (received, sent uint64) // when set it counts instead: of a connection that others copy
 	patience       time.Duration                  // for the upstream connection; 0: Config.ConnectTimeout
+	keepalive      *cluster.Keepalive             // of the upstream connection; nil: the mesh's
 	silent         bool                           // a tunnel that served streams, or a connection of requests: they were recorded
 	turnedAway     bool                           // the client has its answer
 	recorded       atomic.Bool                    // requests of it were
@@ -64,7 +66,7 @@ func (pod *Pod) serve(r *run, kind Kind, c net.Conn) {
 		}
 		defer pod.p.give(pod)
 	}
-	tune(c)
+	tune(c, nil)
 	err := s.guard(func() error {
 		switch kind {
 		case Outbound:
@@ -209,12 +211,39 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-// tune sets what every TCP connection of the mesh has; TCP_NODELAY is Go's default.
-func tune(c net.Conn) {
+// tune sets what every TCP connection of the mesh has, as far as own, which may be nil, says nothing else; TCP_NODELAY is Go's default.
+func tune(c net.Conn, own *cluster.Keepalive) {
 	if k, ok := c.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
 	}); ok {
-		// fails only when the peer is gone already, which the next read tells
-		_ = k.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9})
+		_ = k.SetKeepAliveConfig(keepAlive(own)) // fails only when the peer is gone already, which the next read tells
 	}
+}
+
+func keepAlive(own *cluster.Keepalive) net.KeepAliveConfig {
+	out := net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9}
+	if own == nil {
+		return out
+	}
+	if own.Idle > 0 {
+		out.Idle = min(own.Idle, maxKeepalive)
+	}
+	if own.Interval > 0 {
+		out.Interval = min(own.Interval, maxKeepalive)
+	}
+	if own.Probes > 0 {
+		out.Count = int(min(own.Probes, maxProbes))
+	}
+	return out
+}
+
+// What Linux takes at most; more is refused as a whole.
+const (
+	maxKeepalive = 32767 * time.Second
+	maxProbes    = 127
+)
+
+// as takes what a cluster says of the connections to its hosts.
+func (s *session) as(spec *cluster.Spec) {
+	s.patience, s.keepalive = spec.ConnectTimeout, spec.TCPKeepalive
 }

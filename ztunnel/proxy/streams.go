@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -48,7 +49,8 @@ func (s *session) led(c policy.Caller, in policy.StreamInput, to policy.StreamRo
 	switch {
 	case e == nil:
 		return nil, nil, refusedf(reason.NoEndpoint, "cluster %s of VirtualService %q is of no service and subset that is seen", name, to.Rule)
-	case to.Rule == "" && to.Service == in.Dialled && len(e.Spec().Rules) == 0:
+	case to.Rule == "" && to.Service == in.Dialled && len(e.Spec().Rules) == 0 && !c.Snapshot.CallDefaults().Policy.Said():
+		s.as(e.Cluster.Spec())
 		return s.asDialled() // as kube-proxy would
 	}
 	h, why := e.Pick(cluster.PickInput{Original: s.dst, Hash: xxhash.Sum64String(in.Source.String()), HasHash: true})
@@ -80,7 +82,8 @@ func (s *session) toHost(e *calls.Cluster, h *cluster.Host) (net.Conn, func(), e
 	if !limits.TryConnection(h) {
 		return nil, nil, refusedf(reason.Overload, "cluster %s has as many connections as its DestinationRule allows", e.Name())
 	}
-	s.patience = e.Cluster.Spec().ConnectTimeout
+	spec := e.Cluster.Spec()
+	s.as(spec)
 	begin := s.p.cfg.Clock.Now()
 	r, err := s.wayTo(e, h)
 	var up net.Conn
@@ -101,11 +104,24 @@ func (s *session) toHost(e *calls.Cluster, h *cluster.Host) (net.Conn, func(), e
 	}
 	h.Report(cluster.ConnectedFinal, 0)
 	h.Begin()
+	old := s.age(spec.HTTP.MaxConnectionDuration, e.Name())
 	return up, func() {
+		old()
 		release()
 		h.End()
 		limits.DoneConnection(h, false)
 	}, nil
+}
+
+// age ends the connection after the time; 0: never. The function returned is called when it has ended before.
+func (s *session) age(limit time.Duration, name string) (stop func()) {
+	if limit <= 0 {
+		return func() {}
+	}
+	t := s.p.cfg.Clock.AfterFunc(limit, func() {
+		s.kill(refusedf(reason.ConnectionAge, "cluster %s: a connection lasts %s at most, as its DestinationRule says", name, limit))
+	})
+	return func() { t.Stop() }
 }
 
 // blames reports whether a refusal says something of the host's health.

@@ -69,7 +69,7 @@ func (t *tunnels) dial(ctx context.Context, key tunnelKey, servers []api.Identit
 		}
 		// A loop ends in no handshake: the other side is this client again.
 		defer t.pod.loops.dialled(flow{addrPort(raw.LocalAddr()), key.addr})()
-		tune(raw)
+		tune(raw, nil)
 		tc := tls.Client(hbone.NewTransport(raw), cfg)
 		if err := tc.HandshakeContext(ctx); err != nil {
 			_ = raw.Close()

@@ -51,6 +51,7 @@ const (
 	Internal            Reason = 87 // a defect of ours; the connection was closed
 	Loop                Reason = 88 // the proxy was given a connection that it had made itself
 	ClientTLS           Reason = 89 // the caller's DestinationRule asks for TLS that cannot be had
+	ConnectionAge       Reason = 90 // the caller's DestinationRule lets no connection last longer
 )
 
 type entry struct{ name, flag string }
@@ -93,6 +94,7 @@ var registry = map[Reason]entry{
 	Internal:            {"internal", "-"},
 	Loop:                {"loop", "DENY"},
 	ClientTLS:           {"client_tls", "TLS_FAILURE"},
+	ConnectionAge:       {"connection_age", "-"},
 }
 
 // String is the name used in logs, metric labels and explain; "reason_N" for a number that this build does not know.

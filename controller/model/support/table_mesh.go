@@ -45,7 +45,7 @@ var meshConfig = slices.Concat(pool("defaultTrafficPolicy", ""), outliers("defau
 	{"inboundClusterStatName", Accepted, L7, "ME-09", ""},
 	{"outboundClusterStatName", Accepted, L7, "ME-09", ""},
 	{"connectTimeout", Enforced, "", "RS-07", ""},
-	{"tcpKeepalive", Carried, L7, "RS-07", ""},
+	{"tcpKeepalive: " + keepalive, Enforced, "", "RS-07", ownPings},
 	{"h2UpgradePolicy", Enforced, "", "TR-17", ""},
 	{"protocolDetectionTimeout", Enforced, "", "SR-12", ""},
 	{"defaultHttpRetryPolicy: " + retries, Enforced, "", "RS-06", ""},
