@@ -63,6 +63,8 @@ func TestAnswers(t *testing.T) {
 		"overflow":            {hosts: []func(net.Conn){answers(ok)}, change: noRequests, status: 503, body: resetBefore + "reset reason: overflow", log: "503 UO upstream_reset_before_response_started{overflow}", header: "x-envoy-overloaded: true"},
 		"redirect":            {route: `{"match":{"prefix":"/"},"redirect":{"pathRedirect":"/new","responseCode":"FOUND"}}`, status: 302, log: "302 - direct_response", header: "location: http://a/new"},
 		"direct":              {route: `{"match":{"prefix":"/"},"directResponse":{"status":418,"body":{"inlineString":"teapot"}}}`, status: 418, body: "teapot", log: "418 - direct_response", header: "content-type: text/plain"},
+		"direct 204":          {route: `{"match":{"prefix":"/"},"directResponse":{"status":204,"body":{"inlineString":"no body"}}}`, status: 204, log: "204 - direct_response"},
+		"direct 304":          {route: `{"match":{"prefix":"/"},"directResponse":{"status":304,"body":{"inlineString":"no body"}}}`, status: 304, log: "304 - direct_response"},
 		"direct without":      {route: `{"match":{"prefix":"/"},"directResponse":{"status":404}}`, status: 404, log: "404 - direct_response"},
 		"no host":             {request: "GET / HTTP/1.1\r\n\r\n", status: 400, log: "400 - missing_host_header", end: true},
 		"fragment":            {request: "GET /#a HTTP/1.1\r\nHost: a\r\n\r\n", status: 400, log: "400 - path_normalization_failed", end: true},

@@ -107,6 +107,12 @@ func (x *exchange) start(now int64) {
 
 // run takes a request whose head was read to its end.
 func (x *exchange) run(ctx context.Context) {
+	defer func() {
+		if p := recover(); p != nil {
+			x.give()
+			panic(p)
+		}
+	}()
 	x.ctx = ctx
 	x.in.Request, x.entry.Request = x.req, x.req
 	x.tunnel = len(x.req.Protocol) > 0 || string(x.req.Method) == "CONNECT"
@@ -123,6 +129,20 @@ func (x *exchange) run(ctx context.Context) {
 		x.forward()
 	}
 	x.finish()
+}
+
+// give lets go, after a panic, of what others have of the request: the pump of its body, and the connection to a host.
+func (x *exchange) give() {
+	x.g.aim(nil)
+	x.down.interrupt()
+	if x.up != nil {
+		x.up.interrupt()
+	}
+	x.body.stop(x)
+	if x.up != nil {
+		x.up.release(false)
+		x.up = nil
+	}
 }
 
 // admit counts the request among those of the tenant.

@@ -130,6 +130,7 @@ func (x *exchange) runCopy(ctx context.Context) {
 	defer func() {
 		if p := recover(); p != nil {
 			x.e.panicked(x.f, p)
+			x.give()
 		}
 		x.f.Workload.mirrors.Add(-1)
 		x.e.put(x)

@@ -51,6 +51,9 @@ func (x *exchange) send(r *head.Response, body []byte) {
 	if x.resp != nil || x.g.why() == clientGone {
 		return
 	}
+	if r.Status < 200 || r.Status == 204 || r.Status == 304 {
+		body = nil // behind a head without a body it would be the next answer
+	}
 	if len(body) > 0 && !r.Has(head.ContentType) {
 		r.Add(head.ContentType, head.Names[head.ContentType], textPlain)
 	}

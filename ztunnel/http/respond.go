@@ -130,6 +130,9 @@ func (x *exchange) deliver(resp *head.Response) {
 	if tunnel && ok {
 		x.join()
 	}
+	if !x.body.done.Load() {
+		up.interrupt() // a host that has answered and reads no more must not hold the request
+	}
 	x.body.stop(x)
 	x.keep = ok && x.body.done.Load() && !x.body.broken && !tunnel
 }

@@ -1,0 +1,90 @@
+package http
+
+import (
+	"context"
+	"io"
+	"net"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/undermesh/undermesh/ztunnel/cluster"
+)
+
+// panicking are Upstreams whose connections panic when an answer is read.
+type panicking struct{ *world }
+
+func (p panicking) Dial(ctx context.Context, c *cluster.Cluster, h *cluster.Host) (*Conn, error) {
+	made, err := p.world.Dial(ctx, c, h)
+	if err == nil {
+		made.Net = panicConn{made.Net}
+	}
+	return made, err
+}
+
+type panicConn struct{ net.Conn }
+
+func (c panicConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		panic("as it was told")
+	}
+	return n, err
+}
+
+// TestPanicWhileABodyIsPassed: the goroutine that passes the body ends with its request, whose connection is not used again.
+func TestPanicWhileABodyIsPassed(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, w *world) {
+		w.flow.Upstreams = panicking{w}
+		w.cluster("up", nil, func(c net.Conn) {
+			b := make([]byte, 4096)
+			_, _ = c.Read(b)
+			_, _ = io.WriteString(c, ok)
+			_, _ = io.Copy(io.Discard, c)
+		})
+		c := w.connect()
+		c.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nxx")
+		synctest.Wait()
+		if s := w.flow.Workload.Stats(); s.Panics != 1 || s.ActiveRequests != 0 || s.ActiveConnections != 0 {
+			t.Errorf("%+v", s)
+		}
+		for name, n := range w.clusters["up"].Stats {
+			if strings.HasSuffix(name, "_active") && n != 0 {
+				t.Errorf("%s is %d", name, n)
+			}
+		}
+	})
+}
+
+// TestEarlyAnswerEndsTheRequest: a host that has answered and does not read the rest of a body does not hold its caller's request.
+func TestEarlyAnswerEndsTheRequest(t *testing.T) {
+	w := newWorld(t)
+	w.loopback = true
+	w.routes("a", `{"match":{"prefix":"/"},"route":{"cluster":"up","timeout":"0s"}}`)
+	full := make(chan struct{})
+	w.cluster("up", nil, func(c net.Conn) {
+		_, _ = c.Read(make([]byte, 512))
+		<-full
+		_, _ = io.WriteString(c, "HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n")
+		<-w.ctx.Done()
+	})
+	c := w.connect()
+	_ = c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond)) // the body fills the buffers of the kernel
+	_, _ = io.WriteString(c.Conn, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"+strings.Repeat("x", 20<<20))
+	close(full)
+	if a := c.read("POST"); a.StatusCode != 413 {
+		t.Errorf("%d", a.StatusCode)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for w.flow.Workload.Stats().ActiveRequests != 0 {
+		if time.Now().After(deadline) {
+			t.Fatalf("%+v", w.flow.Workload.Stats())
+		}
+		runtime.Gosched()
+	}
+	_ = c.Close()
+	w.close()
+	w.e.Close()
+}
