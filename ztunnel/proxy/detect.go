@@ -123,6 +123,7 @@ func (s *session) detect(c net.Conn, snap *client.Snapshot, declared speaks) (sn
 func (s *session) detectInbound(c net.Conn, port uint16) (bool, error) {
 	snap := s.p.cfg.Snapshot()
 	declared := declaredBehind(snap, s.pod.workload(snap), port)
+	s.hushed = s.hushed && declared == undeclared
 	if q, ok := c.(*hbone.Stream); ok && s.hushed && declared == undeclared && q.Quiet() {
 		return false, nil
 	}
@@ -141,18 +142,89 @@ func (s *session) detectInbound(c net.Conn, port uint16) (bool, error) {
 func (s *session) readFirst(c net.Conn) (sniff.Protocol, error) {
 	r := newIdleReader(c, &s.p.buffers)
 	for {
-		err := r.appendTo(&s.early)
 		what, sure := sniff.Detect(s.early)
-		switch {
-		case sure, len(s.early) >= sniff.MaxBytes:
+		if sure || len(s.early) >= sniff.MaxBytes {
 			return what, nil
+		}
+		switch err := r.appendTo(&s.early); {
 		case err == nil:
-		case errors.Is(err, io.EOF), errors.Is(err, os.ErrDeadlineExceeded):
+		case quiet(err):
+			what, _ = sniff.Detect(s.early)
 			return what, nil
 		default:
 			return what, err
 		}
 	}
+}
+
+// quiet reports whether a read ended because nothing came.
+func quiet(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) }
+
+// firstWord waits until a side of a connection speaks whose client had its time to do so first and did not, and reports whether the
+// client does, and in HTTP: patience must not get it past what HTTP is judged and told by. What the server said is passed on to c.
+func (s *session) firstWord(c, up net.Conn) (isHTTP bool, err error) {
+	defer context.AfterFunc(s.ctx, func() { reset(c); reset(up) })()
+	past := time.Unix(1, 0)
+	var what sniff.Protocol
+	heard := make(chan error, 1)
+	go func() {
+		heard <- s.guard(func() (err error) {
+			what, err = s.hear(c)
+			return err
+		})
+		_ = up.SetReadDeadline(past)
+	}()
+	b, n, err := newIdleReader(up, &s.p.buffers).read()
+	_ = c.SetReadDeadline(past)
+	cerr := <-heard
+	if b != nil {
+		_, werr := c.Write((*b)[:n])
+		s.sent.Add(int64(n))
+		s.p.buffers.put(b)
+		cerr, what = errors.Join(cerr, werr), sniff.TCP // no server of HTTP speaks first
+	}
+	switch {
+	case cerr != nil:
+		return false, ended(s.ctx, reason.DownstreamReset, cerr)
+	case err != nil && !quiet(err):
+		return false, ended(s.ctx, reason.UpstreamReset, err)
+	}
+	if err := errors.Join(c.SetReadDeadline(time.Time{}), up.SetReadDeadline(time.Time{})); err != nil {
+		return false, ended(s.ctx, reason.DownstreamReset, err)
+	}
+	return what == sniff.HTTP1 || what == sniff.HTTP2, nil
+}
+
+// hear waits for the client without a limit, and for the rest of what it begins with for as long as detection may take.
+func (s *session) hear(c net.Conn) (sniff.Protocol, error) {
+	switch err := newIdleReader(c, &s.p.buffers).appendTo(&s.early); {
+	case err == nil:
+	case quiet(err):
+		return sniff.TCP, nil
+	default:
+		return sniff.TCP, err
+	}
+	if err := c.SetReadDeadline(s.p.cfg.Clock.Now().Add(s.p.detectionTimeout(s.p.cfg.Snapshot()))); err != nil {
+		return sniff.TCP, err
+	}
+	return s.readFirst(c)
+}
+
+// detectLeg reports whether the client of a connection to a pod of this node, at the other end of up, speaks HTTP to what the pod's port
+// is by the services of its own namespace. What the service declares that was dialled, which may be anybody's, is no answer to that.
+func (s *session) detectLeg(up net.Conn, r *way) (bool, error) {
+	declared := declaredBehind(r.snap, r.path.Destination, r.addr.Port())
+	switch {
+	case declared == speaksOther || declared == speaksTLS:
+		return false, nil
+	case len(s.early) > 0:
+		what, _ := sniff.Detect(s.early)
+		return what == sniff.HTTP1 || what == sniff.HTTP2 || declared == speaksHTTP && what != sniff.TLS, nil
+	case declared == speaksHTTP:
+		what, err := s.detect(s.client, r.snap, speaksTLS)
+		return what != sniff.TLS, err
+	}
+	return s.firstWord(s.client, up)
 }
 
 const firstRead = 512 // bytes that a connection which cannot tell when it is readable is read by at first

@@ -8,6 +8,7 @@ import (
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/reason"
+	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/ztunnel/cluster"
 	"github.com/undermesh/undermesh/ztunnel/http"
 	"github.com/undermesh/undermesh/ztunnel/http/head"
@@ -22,6 +23,7 @@ type arrivals struct {
 	target  netip.AddrPort
 	in      *calls.Inbound
 	cluster *cluster.Cluster
+	dial    func(context.Context) (net.Conn, error)
 
 	mu    sync.Mutex // protects below
 	spare net.Conn   // to the application, not used yet; nil: none
@@ -30,15 +32,31 @@ type arrivals struct {
 // serveArrivals carries a connection of HTTP to the pod. spare is a connection to the application that is there already, or nil.
 // proved is who the client is, nil for nobody, to the pod's identity own.
 func (s *session) serveArrivals(c net.Conn, target netip.AddrPort, proved *identity.Peer, own api.Identity, spare net.Conn) error {
-	in := s.pod.calls.Inbound(target, s.version(target.Port()))
-	a := &arrivals{s: s, target: target, in: in, cluster: in.Cluster(), spare: spare}
-	flow := &http.Flow{Source: s.src, Destination: target, Direction: http.Inbound, Upstreams: a, Workload: s.pod.tenant, Record: a.record}
+	snap := s.p.cfg.Snapshot()
+	var peer *http.Peer
 	if proved != nil {
-		flow.Secure = true
-		flow.Peer = &http.Peer{URI: proved.ID.String(), By: own.String(), Hash: proved.Fingerprint}
+		peer = &http.Peer{URI: proved.ID.String(), By: own.String(), Hash: proved.Fingerprint}
 	}
-	err := s.serveHTTP(c, flow)
-	in.Close(a.cluster)
+	return s.serveInbound(c, &arrivals{s: s, target: target, in: s.pod.calls.Inbound(target, versionOf(snap, s.pod.workload(snap), target.Port())), spare: spare,
+		dial: func(ctx context.Context) (net.Conn, error) { return s.deliver(ctx, target) }}, peer)
+}
+
+// serveLeg does it for a pod of this node that has no proxy of its own, at the end of up.
+func (s *session) serveLeg(up net.Conn, r *way) error {
+	peer := s.legPeer(r)
+	if peer.URI == "" {
+		peer = nil
+	}
+	return s.serveInbound(s.client, &arrivals{s: s, target: r.addr, in: s.pod.calls.Inbound(r.addr, versionOf(r.snap, r.path.Destination, r.addr.Port())), spare: up,
+		dial: func(ctx context.Context) (net.Conn, error) { return s.legTo(ctx, r.local, r.addr) }}, peer)
+}
+
+// serveInbound carries a connection of HTTP to a; peer is who the client is, nil for nobody.
+func (s *session) serveInbound(c net.Conn, a *arrivals, peer *http.Peer) error {
+	a.cluster = a.in.Cluster()
+	err := s.serveHTTP(c, &http.Flow{Source: s.src, Destination: a.target, Direction: http.Inbound, Upstreams: a, Workload: s.pod.tenant, Record: a.record,
+		Secure: peer != nil, Peer: peer})
+	a.in.Close(a.cluster)
 	if unused := a.take(); unused != nil {
 		reset(unused)
 	}
@@ -56,10 +74,9 @@ func (a *arrivals) record(e *http.Entry) {
 	a.s.p.logRequest(line, e)
 }
 
-// version is the HTTP that the application takes on a port of the pod.
-func (s *session) version(port uint16) cluster.Version {
-	snap := s.p.cfg.Snapshot()
-	switch protocolBehind(snap, s.pod.workload(snap), port) {
+// versionOf is the HTTP that the application takes on a port of w, which may be nil.
+func versionOf(snap *client.Snapshot, w *client.Workload, port uint16) cluster.Version {
+	switch protocolBehind(snap, w, port) {
 	case "http2", "grpc":
 		return cluster.HTTP2
 	case "http", "grpc-web":
@@ -92,7 +109,7 @@ func (a *arrivals) Dial(ctx context.Context, _ *cluster.Cluster, _ *cluster.Host
 	up := a.take()
 	if up == nil {
 		var err error
-		if up, err = a.s.deliver(ctx, a.target); err != nil {
+		if up, err = a.dial(ctx); err != nil {
 			return nil, err
 		}
 	}

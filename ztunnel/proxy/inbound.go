@@ -41,6 +41,16 @@ func (s *session) inbound() error {
 		return err
 	}
 	tune(up, nil)
+	if s.hushed {
+		switch isHTTP, err := s.firstWord(s.client, up); {
+		case err != nil:
+			reset(up)
+			return err
+		case isHTTP:
+			s.count()
+			return s.serveArrivals(s.client, s.dst, nil, api.Identity{}, up)
+		}
+	}
 	return s.relay(up)
 }
 

@@ -70,12 +70,30 @@ func (s *session) outbound(life context.Context) error {
 	defer release()
 	stream, ok := up.(*hbone.Stream)
 	if !ok {
-		return s.relay(up)
+		return s.relayPlain(up)
 	}
 	s.relayed, s.stream = true, stream
 	s.count()
 	_, err = hbone.Relay(s.ctx, stream, s.client)
 	return s.relayEnd(err, reason.UpstreamReset, reason.DownstreamReset)
+}
+
+// relayPlain relays to up. A pod of this node has no proxy of its own: where its port speaks HTTP its side's part is done here.
+func (s *session) relayPlain(up net.Conn) error {
+	r := s.leg
+	if r == nil || r.path.Originate != nil {
+		return s.relay(up)
+	}
+	isHTTP, err := s.detectLeg(up, r)
+	switch {
+	case err != nil:
+		reset(up)
+		return err
+	case isHTTP:
+		s.count()
+		return s.serveLeg(up, r)
+	}
+	return s.relay(up)
 }
 
 // prepare waits until the mesh knows the pod, and a destination that is served here.
@@ -228,7 +246,7 @@ func (s *session) proxied(r *way) (net.Conn, func(), error) {
 	if r.local.meshPort(w, r.addr.Port()) {
 		return nil, nil, refusedf(reason.MeshPort, "port %d is the mesh's own", r.addr.Port())
 	}
-	r.leg = true
+	r.leg, s.leg = true, r
 	c := policy.Connection{Source: s.judgedSource(r.addr.Addr()), Destination: r.addr, Peer: r.source.Identity}
 	if r.path.Anonymous {
 		c.Peer = api.Identity{}
@@ -238,7 +256,7 @@ func (s *session) proxied(r *way) (net.Conn, func(), error) {
 		unwatch()
 		return nil, nil, err
 	}
-	up, release, err := s.dial([]netip.AddrPort{r.addr}, func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) { return s.leg(ctx, r.local, addr) })
+	up, release, err := s.dial([]netip.AddrPort{r.addr}, func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) { return s.legTo(ctx, r.local, addr) })
 	if err != nil {
 		unwatch()
 		return nil, nil, err
@@ -246,8 +264,8 @@ func (s *session) proxied(r *way) (net.Conn, func(), error) {
 	return up, func() { release(); unwatch() }, nil
 }
 
-// leg dials addr of dest, and gives up as soon as dest has lost its place: it was judged by the policies of no other pod.
-func (s *session) leg(ctx context.Context, dest *Pod, addr netip.AddrPort) (net.Conn, error) {
+// legTo dials addr of dest, and gives up as soon as dest has lost its place: it was judged by the policies of no other pod.
+func (s *session) legTo(ctx context.Context, dest *Pod, addr netip.AddrPort) (net.Conn, error) {
 	s.p.mu.Lock()
 	// nobody: the control plane gave dest an address that the agent knows nothing of
 	if at := s.p.addrs[addr.Addr()]; dest.gone || at != nil && at != dest {

@@ -31,6 +31,7 @@ type session struct {
 	spoke    bool   // the client's first bytes were read, or waited for long enough
 	early    []byte // of the client, read before it is known where they go
 	hushed   bool   // the client had its time to speak first, and did not
+	leg      *way   // of the connection to a pod of this node that was opened last; nil: none
 
 	line           telemetry.Line
 	labels         []telemetry.Labels

@@ -197,6 +197,9 @@ func (s *session) connect(own api.Identity, client *identity.Peer, req *hbone.Se
 	s.stream, s.accepted, s.hushed = stream, true, req.Header.Get(clientHeader) == clientSilent
 	s.count()
 	isHTTP, err := s.detectInbound(stream, target.Port())
+	if err == nil && !isHTTP && s.hushed {
+		isHTTP, err = s.firstWord(stream, up)
+	}
 	switch {
 	case err != nil:
 		reset(up)
