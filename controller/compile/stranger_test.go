@@ -42,7 +42,7 @@ func nodeView(t *testing.T, c *compile.Compiler) *client.Snapshot {
 	var all []client.Resource
 	for _, r := range c.Resources() {
 		switch r.Type {
-		case api.AddressType, api.CallRuleType, api.AuthorizationType, api.WorkloadSettingsType, api.ScopeType, api.MeshSettingsType:
+		case api.AddressType, api.CallRuleType, api.RouteRuleType, api.AuthorizationType, api.WorkloadSettingsType, api.ScopeType, api.MeshSettingsType:
 			all = append(all, client.Resource{Name: r.Name, Message: r.Message})
 		}
 	}

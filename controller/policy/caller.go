@@ -161,7 +161,7 @@ func (c Caller) routeRules(host string, port uint16) []*client.RouteRule {
 	for _, pattern := range patterns(host) {
 		var out []*client.RouteRule
 		for _, r := range c.Snapshot.RouteRules(pattern) {
-			if c.counts(r, pattern, port) {
+			if c.counts(r, pattern, port) && !c.brokenForeign(r, host) {
 				out = append(out, r)
 			}
 		}
@@ -170,6 +170,16 @@ func (c Caller) routeRules(host string, port uint16) []*client.RouteRule {
 		}
 	}
 	return nil
+}
+
+// brokenForeign reports whether r cannot be carried out and the host is the service of another namespace: anybody's mistake, or
+// malice, would end what is not his. A rule of the service's own namespace, or of a host that is no service, is refused instead.
+func (c Caller) brokenForeign(r *client.RouteRule, host string) bool {
+	if r.GetError() == "" {
+		return false
+	}
+	svc := c.exported(host)
+	return svc != nil && svc.GetNamespace() != r.GetNamespace()
 }
 
 // exported returns the service of the host that is exported to the caller, whatever its scope: what a rule names is called.

@@ -337,8 +337,8 @@ func TestNotCarriedOut(t *testing.T) {
 	}
 	const http = "http: [{match: [{uri: {regex: '('}}], route: [{destination: {host: reviews}}]}]}"
 	for spec, want := range map[string]string{
-		"{hosts: [a.example], " + http:                          "requests to its hosts are answered by 503, and other connections to them are refused",
-		"{hosts: [a.example], gateways: [front, mesh], " + http: "requests to its hosts are answered by 503",
+		"{hosts: [a.example], " + http:                          "requests to its hosts, services of other namespaces apart, are answered by 503, and other connections to them are refused",
+		"{hosts: [a.example], gateways: [front, mesh], " + http: "services of other namespaces apart, are answered by 503",
 		"{hosts: [a.example], gateways: [front], " + http:       "gateways are not served yet",
 		"{" + http: "what is delegated to it is answered by 503",
 		"{hosts: ['*'], http: [{route: [{destination: {host: a}}]}]}":             "it names no host that it could count for",

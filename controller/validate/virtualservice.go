@@ -83,7 +83,7 @@ func Consequence(spec *networking.VirtualService) string {
 	case !slices.ContainsFunc(spec.GetHosts(), func(h string) bool { return h != "" && h != "*" }):
 		return "it is not carried out, and has no effect: it names no host that it could count for"
 	}
-	return "it is not carried out: requests to its hosts are answered by 503, and other connections to them are refused"
+	return "it is not carried out: requests to its hosts, services of other namespaces apart, are answered by 503, and other connections to them are refused"
 }
 
 // Unserved names the gateways that a VirtualService is bound to, with the fields that name them: none is served yet.
