@@ -120,10 +120,10 @@ func (x *exchange) link2(h *cluster.Host, c *Conn) *link2 {
 	l.mu.Lock() // until the connection is there
 	defer l.mu.Unlock()
 	limits := &x.e.cfg.Limits
-	l.c = h2.NewClient(c.Net, h2.Config{
+	l.c = h2.NewClient(c.Net, x.f.Workload.windowed(h2.Config{
 		Clock: x.e.cfg.Clock, Log: x.e.cfg.Log, MaxHeaderList: limits.ResponseHeadBytes, MaxFields: limits.HeadFields, IdleTimeout: spec.IdleTimeout,
 		PingInterval: spec.PingInterval, PingTimeout: spec.PingTimeout, Changed: l.changed,
-	})
+	}))
 	return l
 }
 

@@ -19,7 +19,7 @@ func (s *server) serveHTTP2(ctx context.Context) error {
 		MaxStreams: l.Streams, ExtendedConnect: true,
 	}
 	var c *h2.Conn
-	c = h2.NewServer(s.sock.Conn, cfg, func(st *h2.Stream) {
+	c = h2.NewServer(s.sock.Conn, s.f.Workload.windowed(cfg), func(st *h2.Stream) {
 		if s.leaving() {
 			c.Drain()
 		}

@@ -3,6 +3,9 @@ package http
 import (
 	"sync"
 	"sync/atomic"
+
+	"github.com/undermesh/undermesh/ztunnel/http/frame"
+	"github.com/undermesh/undermesh/ztunnel/http/h2"
 )
 
 // TenantLimits bound what the connections of one workload may hold together. Zero means the default.
@@ -10,6 +13,7 @@ type TenantLimits struct {
 	Connections int   // downstream; default 20,000; beyond: closed at once
 	Requests    int   // in flight; default 10,000; beyond: 503, OM
 	Bytes       int64 // of heads beyond the first 8 KiB, and of bodies kept for another try; default 64 MiB; beyond: 431, no other try
+	Windows     int64 // of HTTP/2 connections beyond 64 KiB each, in bytes: bodies that wait for who reads slowly; default 64 MiB; the fuller, the smaller are new ones
 	Mirrors     int   // copies in flight; default 256; beyond: none is sent
 }
 
@@ -19,6 +23,7 @@ type Tenant struct {
 	limits   TenantLimits
 	requests atomic.Int64
 	bytes    atomic.Int64
+	windows  atomic.Int64
 	mirrors  atomic.Int64
 	counts   tenantCounts
 	draining atomic.Bool
@@ -48,6 +53,9 @@ func NewTenant(limits TenantLimits) *Tenant {
 	if limits.Bytes <= 0 {
 		limits.Bytes = 64 << 20
 	}
+	if limits.Windows <= 0 {
+		limits.Windows = 64 << 20
+	}
 	if limits.Mirrors <= 0 {
 		limits.Mirrors = 256
 	}
@@ -65,6 +73,26 @@ func (t *Tenant) Stats() TenantStats {
 		RequestsRefused: c.requestsRefused.Load(), MirrorsRefused: c.mirrorsRefused.Load(), Panics: c.panics.Load(),
 		ActiveConnections: active, ActiveRequests: t.requests.Load(), HeldBytes: t.bytes.Load(), ActiveMirrors: t.mirrors.Load(),
 	}
+}
+
+// windowed sets the receive windows of a connection of HTTP/2 and reserves them for as long as it lasts: what a peer sends that nobody
+// reads is held in them. A single stream has a quarter at most, so that one which is not read does not stop the others.
+func (t *Tenant) windowed(cfg h2.Config) h2.Config {
+	cfg.ConnWindow = frame.DefaultWindow
+	for _, tier := range [...]struct {
+		size int64
+		most int64 // that may be reserved with it
+	}{{4 << 20, t.limits.Windows / 2}, {1 << 20, t.limits.Windows / 4 * 3}, {256 << 10, t.limits.Windows}} {
+		if t.windows.Add(tier.size) <= tier.most {
+			cfg.ConnWindow = int(tier.size)
+			cfg.Ended = func() { t.windows.Add(-tier.size) }
+			break
+		}
+		t.windows.Add(-tier.size)
+	}
+	cfg.StreamWindow = min(64<<10, cfg.ConnWindow/4)
+	cfg.StreamWindowMax = min(1<<20, cfg.ConnWindow/4)
+	return cfg
 }
 
 // Drain is Engine.Drain for the connections of the tenant.

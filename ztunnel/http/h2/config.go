@@ -66,6 +66,8 @@ type Config struct {
 	// CloseTimeout bounds the last words of a connection (GOAWAY) and what it waits for the peer to hear them. Default 1 s.
 	CloseTimeout time.Duration
 
+	// Ended is called once, without locks, when the connection has ended with all its goroutines. It must not block. Default nil.
+	Ended func()
 	// Changed is called without locks when the peer's limit of streams may have changed or no stream can be opened any more,
 	// and at other times. It must not block. Default nil.
 	Changed func()

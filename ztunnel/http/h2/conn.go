@@ -167,6 +167,9 @@ func (c *Conn) run(early []byte) {
 		c.forced.Stop()
 	}
 	c.mu.Unlock()
+	if c.cfg.Ended != nil {
+		c.cfg.Ended()
+	}
 	close(c.done)
 }
 
