@@ -107,3 +107,13 @@ func (a said) fail2(w *wire2, stream uint32) error {
 	}
 	return errOver
 }
+
+var mishaps = []mishap{none, closes, halfAnswer, headOnly, hangs, garbage, early, refuses, resets, resetsHalf, goesAway, grpcDown}
+
+// silent are those after which a client gets no end of an answer by itself.
+func (m mishap) silent() bool { return m == hangs || m == headOnly }
+
+// unanswered are those after which, over HTTP/1.1, a connection has ended without a byte of an answer.
+func (m mishap) unanswered() bool {
+	return m == closes || m == refuses || m == resets || m == goesAway
+}

@@ -61,7 +61,7 @@ func (x *exchange) send(r *head.Response, body []byte) {
 		x.asGRPC(r, body)
 		body = nil
 	}
-	if vh := x.entry.VirtualHost; vh != nil && vh.AttemptCountOnResponse && x.entry.Attempts > 0 {
+	if vh := x.entry.VirtualHost; vh != nil && vh.AttemptCountOnResponse && x.entry.Attempts > 0 && !x.entry.Flags.Has(StreamIdleTimeout) { // as Envoy
 		x.attemptCount(&r.Fields)
 	}
 	if x.entry.Route != nil {

@@ -1,0 +1,238 @@
+package envoy
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+)
+
+// failing are clusters that fail, by what their messages say beside the endpoints.
+var failing = []struct {
+	name, spec string
+	endpoints  []string // "up", "refused", "full"; with "down " before it one that is unhealthy
+}{
+	{"up", `{"circuitBreakers": {"thresholds": [{"maxRetries": 1000}]}}`, []string{"up"}},
+	{"refused", `{"circuitBreakers": {"thresholds": [{"maxRetries": 1000}]}}`, []string{"refused"}},
+	{"some", `{"circuitBreakers": {"thresholds": [{"maxRetries": 1000}]}}`, []string{"refused", "up"}},
+	{"late", `{"connectTimeout": "0.1s", "circuitBreakers": {"thresholds": [{"maxRetries": 1000}]}}`, []string{"full"}},
+	{"empty", `{}`, nil},
+	{"unhealthy", `{"commonLbConfig": {"healthyPanicThreshold": {"value": 0}}}`, []string{"down up"}},
+	{"panic", `{}`, []string{"down up"}},
+	{"requests", `{"circuitBreakers": {"thresholds": [{"maxRequests": 0}]}}`, []string{"up"}},
+	{"pending", `{"circuitBreakers": {"thresholds": [{"maxPendingRequests": 0}]}}`, []string{"up"}},
+	{"retries", `{"circuitBreakers": {"thresholds": [{"maxRetries": 0}]}}`, []string{"up"}},
+}
+
+// plans are what routes say of tries and times.
+var plans = []struct {
+	name, action string
+	patient      bool // a host that says nothing is waited for
+}{
+	{"plain", `{"timeout": "15s"}`, true},
+	{"any", `{"timeout": "15s", "retryPolicy": {"retryOn": "5xx", "numRetries": 2}}`, true},
+	{"connect", `{"timeout": "15s", "retryPolicy": {"retryOn": "connect-failure,refused-stream", "numRetries": 2}}`, true},
+	{"reset", `{"timeout": "15s", "retryPolicy": {"retryOn": "reset", "numRetries": 2}}`, true},
+	{"before", `{"timeout": "15s", "retryPolicy": {"retryOn": "reset-before-request,retriable-status-codes", "retriableStatusCodes": [503], "numRetries": 1}}`, true},
+	{"gateway", `{"timeout": "15s", "retryPolicy": {"retryOn": "gateway-error", "numRetries": 1}}`, true},
+	{"grpc", `{"timeout": "15s", "retryPolicy": {"retryOn": "unavailable", "numRetries": 1}}`, true},
+	{"short", `{"timeout": "0.2s"}`, false},
+	{"try", `{"timeout": "15s", "retryPolicy": {"retryOn": "5xx", "numRetries": 1, "perTryTimeout": "0.2s"}}`, false},
+	{"once", `{"timeout": "15s", "retryPolicy": {"retryOn": "connect-failure", "numRetries": 1, "perTryTimeout": "0.2s"}}`, false},
+	{"both", `{"timeout": "0.5s", "retryPolicy": {"retryOn": "5xx", "numRetries": 5, "perTryTimeout": "0.3s"}}`, false},
+	{"idle", `{"timeout": "15s", "idleTimeout": "0.2s"}`, false},
+}
+
+// failures is the configuration: a route for each cluster and plan.
+func failures(t *testing.T) *routev3.RouteConfiguration {
+	t.Helper()
+	var routes []any
+	for _, c := range failing {
+		for _, p := range plans {
+			var action object
+			if err := json.Unmarshal([]byte(p.action), &action); err != nil {
+				t.Fatal(err)
+			}
+			action["cluster"] = c.name
+			if r, ok := action["retryPolicy"].(object); ok {
+				r["retryBackOff"] = object{"baseInterval": "0.001s", "maxInterval": "0.002s"}
+				if c.name == "some" {
+					r["retryHostPredicate"] = []any{object{"name": "envoy.retry_host_predicates.previous_hosts", "typedConfig": object{
+						"@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"}}}
+					r["hostSelectionRetryMaxAttempts"] = 20
+				}
+			}
+			routes = append(routes, object{"name": c.name + " " + p.name, "match": object{"path": "/" + c.name + "/" + p.name}, "route": action})
+		}
+	}
+	text, err := json.Marshal(object{"name": "f", "virtualHosts": []any{object{"name": "all", "domains": []string{"*"}, "routes": routes,
+		"includeRequestAttemptCount": true, "includeAttemptCountInResponse": true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc := &routev3.RouteConfiguration{}
+	if err := protojson.Unmarshal(text, rc); err != nil {
+		t.Fatal(err)
+	}
+	return rc
+}
+
+// failingClusters makes the clusters, each with upstreams of its own. Every request has a connection of its own: what a connection
+// that was used before does is another matter (docs/envoy.md).
+func failingClusters(t *testing.T, two bool, places map[string]int) (*Echoes, []*clusterv3.Cluster) {
+	t.Helper()
+	e := newEchoes(t)
+	var out []*clusterv3.Cluster
+	for _, f := range failing {
+		c := &clusterv3.Cluster{}
+		if err := protojson.Unmarshal([]byte(f.spec), c); err != nil {
+			t.Fatal(err)
+		}
+		endpoints := []any{}
+		for _, at := range f.endpoints {
+			at, down := strings.CutPrefix(at, "down ")
+			port := places[at]
+			if at == "up" {
+				port = e.listen(t, "tcp", "127.0.0.1:0", f.name).(*net.TCPAddr).Port
+			}
+			endpoints = append(endpoints, object{"healthStatus": map[bool]string{true: "UNHEALTHY", false: "HEALTHY"}[down],
+				"endpoint": object{"address": object{"socketAddress": object{"address": "127.0.0.1", "portValue": port}}}})
+		}
+		text, err := json.Marshal(object{"name": f.name, "maxRequestsPerConnection": 1,
+			"loadAssignment": object{"clusterName": f.name, "endpoints": []any{object{"lbEndpoints": endpoints}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest := &clusterv3.Cluster{}
+		if err := protojson.Unmarshal(text, rest); err != nil {
+			t.Fatal(err)
+		}
+		c.Name, c.LoadAssignment, c.MaxRequestsPerConnection = rest.Name, rest.LoadAssignment, rest.MaxRequestsPerConnection //nolint:staticcheck // the short form
+		if two {
+			c = overHTTP2(c)
+		}
+		out = append(out, c)
+	}
+	return e, out
+}
+
+// badPlaces are ports where nobody takes a connection: "refused" refuses it, "full" says nothing.
+func badPlaces(t *testing.T) map[string]int {
+	t.Helper()
+	socket := func(listens bool) int {
+		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = syscall.Close(fd) })
+		if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+			t.Fatal(err)
+		}
+		if listens {
+			if err := syscall.Listen(fd, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		at, err := syscall.Getsockname(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at.(*syscall.SockaddrInet4).Port
+	}
+	full := socket(true)
+	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", full)) // the one that is let wait
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return map[string]int{"refused": socket(false), "full": full}
+}
+
+// failingCalls are the requests of one run.
+func failingCalls(v versions) []call {
+	var out []call
+	kinds := []call{{Method: "GET"}, {Method: "POST", Body: "some body"}}
+	if v.down {
+		kinds = append(kinds, call{Method: "POST", Body: "\x00\x00\x00\x00\x03abc", Fields: []string{"content-type: application/grpc", "te: trailers", "x-echo-trailer: grpc-status: 0"}})
+	}
+	add := func(cluster, plan, do string) {
+		for _, q := range kinds {
+			q.Target, q.Authority, q.Fields = "/"+cluster+"/"+plan, "a.test", slices.Clone(q.Fields)
+			if do != "" {
+				q.Fields = append(q.Fields, "x-echo-do: "+do)
+			}
+			out = append(out, q)
+		}
+	}
+	for _, p := range plans {
+		for _, c := range failing {
+			switch {
+			case c.name == "some":
+				if p.name == "any" || p.name == "connect" {
+					add(c.name, p.name, "")
+				}
+			case c.name == "late" && p.name == "both": // the last try ends when the time of all does: either may be first
+			case c.name != "up" && c.name != "retries":
+				add(c.name, p.name, "")
+			default:
+				for _, m := range mishaps {
+					if m.unanswered() && slices.Contains([]string{"connect", "once", "grpc", "before"}, p.name) { // docs/envoy.md, 10
+						continue
+					}
+					if m.silent() && p.patient || m == headOnly && strings.Contains(p.action, "15s") && p.name != "idle" { // nothing ends it soon
+						continue
+					}
+					add(c.name, p.name, string(m))
+					if m != none && c.name == "up" {
+						add(c.name, p.name, fmt.Sprintf("%s,,", m))
+						add(c.name, p.name, fmt.Sprintf("%s,%s,%s,%s,%s,%s", m, m, m, m, m, m))
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
+// TestEnvoyAgreesOnFailures: Envoy and our engine do the same when upstreams fail: refuse connections or do not take them, end
+// them before, in or after an answer, say nothing, talk nonsense, are unhealthy, too busy or not there; with other tries, without,
+// and with timeouts. What upstreams see of it is the same, too.
+func TestEnvoyAgreesOnFailures(t *testing.T) {
+	Require(t)
+	rc := failures(t)
+	for _, v := range []versions{{false, false}, {true, false}} {
+		t.Run(v.name(), func(t *testing.T) {
+			places := badPlaces(t)
+			theirEchoes, theirClusters := failingClusters(t, v.up, places)
+			ourEchoes, ourClusters := failingClusters(t, v.up, places)
+			configs := []*routev3.RouteConfiguration{rc}
+			d := &differential{envoy: StartProxy(t, 1, configs, theirClusters), we: startOurs(t, configs, ourClusters), envoys: theirEchoes, ours: ourEchoes,
+				chance: func(q call) bool { return strings.HasPrefix(q.Target, "/some/") }}
+			const atOnce = 16
+			calls := failingCalls(v)
+			var wait sync.WaitGroup
+			for i := range atOnce {
+				var own []call
+				for j := i; j < len(calls); j += atOnce {
+					own = append(own, calls[j])
+				}
+				wait.Go(func() { d.through(t, v.down, "f", fmt.Sprintf("f%d", i), own) })
+			}
+			wait.Wait()
+			d.compare(t)
+			flags := map[string]int{}
+			for _, x := range d.pairs {
+				flags[x.envoy.Flags]++
+			}
+			t.Logf("%d requests, flags %v", len(d.pairs), flags)
+		})
+	}
+}
