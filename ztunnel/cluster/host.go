@@ -81,13 +81,6 @@ func (h *Host) keep(p pooled) {
 	}
 }
 
-// forget undoes keep.
-func (h *Host) forget(p pooled) {
-	h.mu.Lock()
-	delete(h.pools, p)
-	h.mu.Unlock()
-}
-
 func (h *Host) each(f func(pooled)) {
 	h.mu.Lock()
 	pools := slices.Collect(maps.Keys(h.pools))

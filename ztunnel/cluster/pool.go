@@ -449,12 +449,6 @@ func (p *Pool[C]) Drain() {
 	p.renew()
 }
 
-// Close is Drain for a pool that nobody takes connections from any more: its host forgets it.
-func (p *Pool[C]) Close() {
-	p.host.forget(p)
-	p.Drain()
-}
-
 // renew ends the connections that there are as soon as they carry no request.
 func (p *Pool[C]) renew() { p.retire(func(*PoolConn[C]) bool { return true }) }
 

@@ -67,10 +67,6 @@ func (e *Engine) Serve(ctx context.Context, c net.Conn, early []byte, f *Flow) (
 	}
 	defer e.leave(s)
 	f.worker = int(e.cfg.Random() % cluster.Workers)
-	if f.Private {
-		f.own = new(pools)
-		defer f.own.close()
-	}
 	defer func() {
 		if p := recover(); p != nil {
 			e.panicked(f, p)

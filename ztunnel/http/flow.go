@@ -29,11 +29,9 @@ type Flow struct {
 	Peer                *Peer  // Inbound: who the mesh proved the client to be; nil: nobody
 	Upstreams           Upstreams
 	Workload            *Tenant      // whose connection it is
-	Private             bool         // connections to hosts are the flow's own, as each bears the client's address; its cluster has one host
 	Record              func(*Entry) // at the end of each request, on its goroutine; the Entry is valid during the call only; nil: nobody listens
 
-	own    *pools // Serve's, where Private
-	worker int    // Serve's: whose connections it may use where a limit of them makes requests wait
+	worker int // Serve's: whose connections it may use where a limit of them makes requests wait
 }
 
 // Peer is a client as the mesh proved it. It fills X-Forwarded-Client-Cert.

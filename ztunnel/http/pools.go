@@ -9,8 +9,8 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/cluster"
 )
 
-// pools are the connections to one host: of one source workload, or of one flow that has connections of its own. The former hang on
-// the host, and are divided among workers where a limit of connections may make a request wait, as Envoy's threads have each their own.
+// pools are the connections of one source workload to one host. They hang on the host, and are divided among workers where a limit of
+// connections may make a request wait, as Envoy's threads have each their own.
 type pools struct {
 	mu     sync.Mutex // protects below
 	one    [cluster.Workers]*cluster.Pool[*link]
@@ -25,9 +25,6 @@ func newPools() any { return new(pools) }
 
 // pools are those that the request may take a connection to the host from.
 func (x *exchange) pools(h *cluster.Host) *pools {
-	if x.f.own != nil {
-		return x.f.own
-	}
 	p, ok := h.Attach(newPools).(*pools)
 	if !ok {
 		panic("something else hangs on the host")
@@ -55,21 +52,6 @@ func (p *pools) http2(h *cluster.Host, worker int) *cluster.Pool[*link2] {
 		*at = cluster.NewPool(h, cluster.Default, assumed, (*link2).close)
 	}
 	return *at
-}
-
-// close ends pools that no host keeps once their flow has ended.
-func (p *pools) close() {
-	p.mu.Lock()
-	one, two := p.one, p.two
-	p.mu.Unlock()
-	for i := range cluster.Workers {
-		if one[i] != nil {
-			one[i].Close()
-		}
-		if two[i] != nil {
-			two[i].Close()
-		}
-	}
 }
 
 // version is what a request to the host is spoken in.
