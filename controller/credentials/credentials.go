@@ -304,7 +304,7 @@ func (k *Keeper) look(ctx context.Context, n model.Name) {
 	s.failed = ""
 	k.answerLocked(n, func(ref credential.Ref) (*settings.Credential, error) {
 		if forbidden {
-			return nil, fmt.Errorf("Secret %s: %w (pilot.credentials.namespaces of the chart)", n, err)
+			return nil, fmt.Errorf("read Secret %s: %w (pilot.credentials.namespaces of the chart)", n, err)
 		}
 		return credential.Read(ref, own, cacert)
 	})

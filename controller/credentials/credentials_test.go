@@ -293,7 +293,7 @@ func TestRotation(t *testing.T) {
 			t.Error("another Secret was not told")
 		}
 		step("the API server is away", nil, errors.New("away"), "good")
-		step("no right", nil, ErrForbidden, "Secret foo/db: the controller has no right to read it (pilot.credentials.namespaces of the chart)")
+		step("no right", nil, ErrForbidden, "read Secret foo/db: the controller has no right to read it (pilot.credentials.namespaces of the chart)")
 		step("garbled", credential.Data{"ca.crt": []byte("x")}, nil, "Secret foo/db: roots: it is not PEM")
 		if err := end(); err != nil {
 			t.Error(err)

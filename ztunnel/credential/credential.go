@@ -89,7 +89,7 @@ func (m *Manager) Get(ctx context.Context, ref credential.Ref) (*Credential, err
 	if e == nil {
 		if len(m.entries) >= m.cfg.Most {
 			m.mu.Unlock()
-			return nil, fmt.Errorf("Secret %s/%s: the node has %d credentials already", ref.Namespace, ref.Name, m.cfg.Most)
+			return nil, fmt.Errorf("use Secret %s/%s: the node has %d credentials already", ref.Namespace, ref.Name, m.cfg.Most)
 		}
 		e = &entry{known: make(chan struct{})}
 		m.entries[ref] = e
@@ -100,12 +100,12 @@ func (m *Manager) Get(ctx context.Context, ref credential.Ref) (*Credential, err
 	select {
 	case <-e.known:
 	case <-ctx.Done():
-		return nil, fmt.Errorf("Secret %s/%s: the controller has not given it: %w", ref.Namespace, ref.Name, context.Cause(ctx))
+		return nil, fmt.Errorf("use Secret %s/%s: the controller has not given it: %w", ref.Namespace, ref.Name, context.Cause(ctx))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e.now == nil {
-		return nil, fmt.Errorf("Secret %s/%s: %s", ref.Namespace, ref.Name, e.problem)
+		return nil, fmt.Errorf("use Secret %s/%s: %s", ref.Namespace, ref.Name, e.problem)
 	}
 	return e.now, nil
 }
