@@ -172,10 +172,10 @@ func (x *exchange) requested() {
 		g.at[watchTimer] = now + int64(100*time.Millisecond)
 	}
 	if x.times.Global > 0 {
-		g.at[slowResponse] = now + int64(x.times.Global)
+		g.at[slowResponse] = deadline(now, x.times.Global)
 	}
 	if x.times.PerTry > 0 {
-		g.at[slowTry] = now + int64(x.times.PerTry)
+		g.at[slowTry] = deadline(now, x.times.PerTry)
 	}
 	g.rearmLocked()
 }

@@ -61,11 +61,15 @@ func (g *guard) set(c cause, at int64) {
 
 // after is set with a duration from now; one of 0 or less is none.
 func (g *guard) after(c cause, now int64, d time.Duration) {
-	if d > 0 {
-		g.set(c, now+int64(d))
-	} else {
-		g.set(c, 0)
+	g.set(c, deadline(now, d))
+}
+
+// deadline is d from now, 0 for none: where d is 0 or less, and where it is later than time can be told.
+func deadline(now int64, d time.Duration) int64 {
+	if at := now + int64(d); at > now {
+		return at
 	}
+	return 0
 }
 
 func (g *guard) armLocked(at int64) {

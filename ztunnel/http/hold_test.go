@@ -3,6 +3,7 @@ package http
 import (
 	"context"
 	"io"
+	"math"
 	"net"
 	"runtime"
 	"strings"
@@ -87,4 +88,13 @@ func TestEarlyAnswerEndsTheRequest(t *testing.T) {
 	_ = c.Close()
 	w.close()
 	w.e.Close()
+}
+
+// TestDeadline: a time that cannot be told never comes; it has not passed.
+func TestDeadline(t *testing.T) {
+	for d, want := range map[time.Duration]int64{0: 0, -1: 0, 7: 12, math.MaxInt64: 0, math.MaxInt64 - 5: math.MaxInt64} {
+		if got := deadline(5, d); got != want {
+			t.Errorf("%d after 5 is %d, want %d", d, got, want)
+		}
+	}
 }
