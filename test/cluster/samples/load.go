@@ -59,7 +59,7 @@ type tally struct {
 	Started  int       `json:"started"` // connections tried
 	OK       int       `json:"ok"`      // answers that were right
 	Failed   int       `json:"failed"`
-	Failures []failure `json:"failures"` // the first 1000
+	Failures []failure `json:"failures"` // the first of them, as many as fit into a line of a container's log
 	P50MS    float64   `json:"p50MS"`    // of right answers; on new connections with the connect
 	P99MS    float64   `json:"p99MS"`
 	MaxMS    float64   `json:"maxMS"`
@@ -79,6 +79,25 @@ type report struct {
 }
 
 const keptFailures = 1000
+
+// maxLine is how long a report is, in bytes. The container runtime cuts what is longer than 16 KiB in two, and what the process says on
+// standard error may come between.
+const maxLine = 15 << 10
+
+// line is the report as JSON, without the last of its failures where it would be too long.
+func (r *report) line() ([]byte, error) {
+	for {
+		b, err := json.Marshal(r)
+		if err != nil || len(b) <= maxLine || len(r.Long.Failures)+len(r.New.Failures) == 0 {
+			return append(b, '\n'), err
+		}
+		longer := r.Long
+		if len(r.New.Failures) > len(longer.Failures) {
+			longer = r.New
+		}
+		longer.Failures = longer.Failures[:len(longer.Failures)*3/4]
+	}
+}
 
 func (t *tally) start() {
 	t.mu.Lock()
@@ -155,7 +174,11 @@ func load(ctx context.Context, out io.Writer, args []string) error {
 	rep.EndMS = time.Now().UnixMilli()
 	rep.Long.finish()
 	rep.New.finish()
-	if err := json.NewEncoder(out).Encode(rep); err != nil {
+	b, err := rep.line()
+	if err == nil {
+		_, err = out.Write(b)
+	}
+	if err != nil {
 		return fmt.Errorf("print report: %w", err)
 	}
 	if n := rep.Long.Failed + rep.New.Failed; n > 0 {

@@ -210,6 +210,20 @@ func TestLoadSeesFailures(t *testing.T) {
 	}
 }
 
+// TestReportFitsALine of a container's log, whatever failed.
+func TestReportFitsALine(t *testing.T) {
+	r := report{Long: &tally{}, New: &tally{}}
+	for i := range keptFailures {
+		r.Long.fail(i, 0, "read", errors.New(strings.Repeat("x", 150)))
+		r.New.fail(i, 0, "status", errors.New(strings.Repeat("y", 300)))
+	}
+	b, err := r.line()
+	var back report
+	if err != nil || len(b) > maxLine+1 || json.Unmarshal(b, &back) != nil || len(back.Long.Failures) < 10 || len(back.New.Failures) < 10 || back.New.Failed != keptFailures {
+		t.Errorf("%d bytes, %v, %d and %d failures", len(b), err, len(back.Long.Failures), len(back.New.Failures))
+	}
+}
+
 func TestLoadRefusesBadArguments(t *testing.T) {
 	for _, args := range [][]string{{}, {"-addr", "x:1"}, {"-long", "1"}, {"-rate", "1"}, {"-rate", "-1", "-addr", "x:1"}, {"-bogus"}} {
 		if err := load(t.Context(), io.Discard, args); err == nil || errors.Is(err, context.Canceled) {
