@@ -145,11 +145,16 @@ func (w *World) Delete(ctx context.Context, yaml string) error {
 	return err
 }
 
-// Until polls look until it returns nil. Past the limit the last error is returned with what was waited for.
+// Until is Poll, four times a second.
 func Until(ctx context.Context, limit time.Duration, what string, look func(context.Context) error) error {
+	return Poll(ctx, 250*time.Millisecond, limit, what, look)
+}
+
+// Poll calls look until it returns nil, with pauses. Past the limit the last error is returned with what was waited for.
+func Poll(ctx context.Context, every, limit time.Duration, what string, look func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	tick := time.NewTicker(250 * time.Millisecond)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var last error
 	for {

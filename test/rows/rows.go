@@ -64,26 +64,8 @@ func within(t *testing.T) context.Context {
 
 // until polls look until it returns nil. Past the limit the last error is returned with what was waited for.
 func until(ctx context.Context, w World, limit time.Duration, what string, look func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
 	every, _ := w.Pace()
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	var last error
-	for {
-		err := look(ctx)
-		if err == nil {
-			return nil
-		}
-		if last == nil || ctx.Err() == nil {
-			last = err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: gave up after %s: %w", what, limit, last)
-		case <-tick.C:
-		}
-	}
+	return e2e.Poll(ctx, every, limit, what, look)
 }
 
 // soon polls for what a call leaves behind; that it does not come is another answer.
