@@ -1,8 +1,6 @@
 package cluster
 
 import (
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,7 +21,7 @@ type Host struct {
 	attach   sync.Mutex // protects attached; order: attach before mu
 	attached any
 	mu       sync.Mutex // protects pools
-	pools    map[pooled]struct{}
+	pools    []pooled
 
 	// Below: protected by Cluster.mu, but for the atomic parts of monitor.
 	index    uint32
@@ -71,10 +69,7 @@ type pooled interface {
 // keep adds a pool to those that learn of the host's changes.
 func (h *Host) keep(p pooled) {
 	h.mu.Lock()
-	if h.pools == nil {
-		h.pools = map[pooled]struct{}{}
-	}
-	h.pools[p] = struct{}{}
+	h.pools = append(h.pools, p)
 	h.mu.Unlock()
 	if h.Leaving() {
 		p.Drain()
@@ -83,7 +78,7 @@ func (h *Host) keep(p pooled) {
 
 func (h *Host) each(f func(pooled)) {
 	h.mu.Lock()
-	pools := slices.Collect(maps.Keys(h.pools))
+	pools := h.pools
 	h.mu.Unlock()
 	for _, p := range pools {
 		f(p)

@@ -63,7 +63,7 @@ func (x *exchange) connect(h *cluster.Host) *failure {
 	if x.version(h) == HTTP2 {
 		return x.connect2(h)
 	}
-	pool := x.pools(h).http1(h, x.f.worker)
+	pool := poolsOf(h).http1(h, x.f.worker)
 	x.waiter.Context, x.waiter.g = x.ctx, x.g
 	for {
 		lease, err := pool.Acquire(&x.waiter)

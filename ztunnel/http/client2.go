@@ -77,7 +77,7 @@ const assumed = 100
 
 // connect2 gets a place on a connection of HTTP/2 to the host and puts it into x.up.
 func (x *exchange) connect2(h *cluster.Host) *failure {
-	pool := x.pools(h).http2(h, x.f.worker)
+	pool := poolsOf(h).http2(h, x.f.worker)
 	x.waiter.Context, x.waiter.g = x.ctx, x.g
 	lease, err := pool.Acquire(&x.waiter)
 	switch {

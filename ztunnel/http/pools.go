@@ -23,8 +23,7 @@ type pools struct {
 
 func newPools() any { return new(pools) }
 
-// pools are those that the request may take a connection to the host from.
-func (x *exchange) pools(h *cluster.Host) *pools {
+func poolsOf(h *cluster.Host) *pools {
 	p, ok := h.Attach(newPools).(*pools)
 	if !ok {
 		panic("something else hangs on the host")
@@ -62,7 +61,7 @@ func (x *exchange) version(h *cluster.Host) Protocol {
 	case cluster.SameAsReceived:
 		return x.entry.Protocol
 	case cluster.Negotiated:
-		p := x.pools(h)
+		p := poolsOf(h)
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.alpn != 0 {
@@ -81,7 +80,7 @@ func (x *exchange) otherVersion(h *cluster.Host, c *Conn, want Protocol) bool {
 	if c.Protocol == "h2" {
 		got = HTTP2
 	}
-	p := x.pools(h)
+	p := poolsOf(h)
 	p.mu.Lock()
 	p.alpn = got
 	p.mu.Unlock()
@@ -97,7 +96,7 @@ const weeding = 5 * time.Second
 
 // reap sees to it that connections are closed that are idle for too long, or that their hosts have closed, from the first one on.
 func (x *exchange) reap(h *cluster.Host) {
-	p := x.pools(h)
+	p := poolsOf(h)
 	idle := h.Cluster().Spec().HTTP.IdleTimeout
 	if idle <= 0 {
 		idle = x.e.cfg.Limits.PoolIdle
