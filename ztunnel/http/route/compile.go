@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -163,7 +162,7 @@ func newRoute(r *route.Route, d *defaults) (*Route, error) {
 		if err := only(dec, "operation", "propagate"); err != nil {
 			return nil, fmt.Errorf("decorator: %w", err)
 		}
-		if strings.ContainsFunc(dec.GetOperation(), func(c rune) bool { return c < ' ' || c == 0x7f }) {
+		if hasControl(dec.GetOperation()) {
 			return nil, errors.New("decorator: operation: has a control character")
 		}
 		out.Operation, out.Propagate = dec.GetOperation(), dec.GetPropagate() == nil || dec.GetPropagate().GetValue()

@@ -177,14 +177,19 @@ type subPart struct {
 	group   int // used when literal is ""
 }
 
+// hasControl reports whether s, which becomes part of a line of HTTP, would end the line or worse.
+func hasControl(s string) bool {
+	return strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f })
+}
+
 func newSubstitution(s string, groups int) (substitution, error) {
 	var out substitution
 	var lit []byte
+	if hasControl(s) {
+		return out, errors.New("substitution: has a control character")
+	}
 	for i := 0; i < len(s); i++ {
 		c := s[i]
-		if c < ' ' || c == 0x7f {
-			return out, errors.New("substitution: has a control character")
-		}
 		if c != '\\' {
 			lit = append(lit, c)
 			continue
