@@ -41,11 +41,10 @@ func (b *body) take(x *exchange, p []byte, end bool) {
 		b.lost = true
 	case n > b.held:
 		more := max(n, smallBuffer) - b.held
-		if t := x.f.Workload; t.bytes.Add(more) > t.limits.Bytes {
-			t.bytes.Add(-more)
-			b.lost = true
-		} else {
+		if t := x.f.Workload; reserve(&t.bytes, more, t.limits.Bytes) {
 			b.held += more
+		} else {
+			b.lost = true
 		}
 	}
 	if b.lost {

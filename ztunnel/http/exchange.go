@@ -149,8 +149,7 @@ func (x *exchange) give() {
 func (x *exchange) admit() bool {
 	t := x.f.Workload
 	t.counts.requests.Add(1)
-	if t.requests.Add(1) > int64(t.limits.Requests) {
-		t.requests.Add(-1)
+	if !reserve(&t.requests, 1, int64(t.limits.Requests)) {
 		t.counts.requestsRefused.Add(1)
 		x.entry.Flags.Add(OverloadManager)
 		x.reply(503, "the workload has as many requests under way as it may", "overload")

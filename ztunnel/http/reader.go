@@ -98,8 +98,7 @@ func (r *reader) grow(limit int) error {
 	if size <= len(old.b) {
 		return h1.ErrLarge
 	}
-	if r.tenant.bytes.Add(int64(size)) > r.tenant.limits.Bytes {
-		r.tenant.bytes.Add(-int64(size))
+	if !reserve(&r.tenant.bytes, int64(size), r.tenant.limits.Bytes) {
 		return errMemory
 	}
 	r.tenant.bytes.Add(-r.held)

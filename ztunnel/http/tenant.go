@@ -75,6 +75,15 @@ func (t *Tenant) Stats() TenantStats {
 	}
 }
 
+// reserve adds n to what is held, unless that is then more than may be.
+func reserve(held *atomic.Int64, n, most int64) bool {
+	if held.Add(n) <= most {
+		return true
+	}
+	held.Add(-n)
+	return false
+}
+
 // windowed sets the receive windows of a connection of HTTP/2 and reserves them for as long as it lasts: what a peer sends that nobody
 // reads is held in them. A single stream has a quarter at most, so that one which is not read does not stop the others.
 func (t *Tenant) windowed(cfg h2.Config) h2.Config {
@@ -83,12 +92,11 @@ func (t *Tenant) windowed(cfg h2.Config) h2.Config {
 		size int64
 		most int64 // that may be reserved with it
 	}{{4 << 20, t.limits.Windows / 2}, {1 << 20, t.limits.Windows / 4 * 3}, {256 << 10, t.limits.Windows}} {
-		if t.windows.Add(tier.size) <= tier.most {
+		if reserve(&t.windows, tier.size, tier.most) {
 			cfg.ConnWindow = int(tier.size)
 			cfg.Ended = func() { t.windows.Add(-tier.size) }
 			break
 		}
-		t.windows.Add(-tier.size)
 	}
 	cfg.StreamWindow = min(64<<10, cfg.ConnWindow/4)
 	cfg.StreamWindowMax = min(1<<20, cfg.ConnWindow/4)
