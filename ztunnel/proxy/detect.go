@@ -135,7 +135,7 @@ func (s *session) detectInbound(c net.Conn, port uint16) (bool, error) {
 	if declared == speaksHTTP {
 		return what != sniff.TLS, err
 	}
-	return what == sniff.HTTP1 || what == sniff.HTTP2, err
+	return what.HTTP(), err
 }
 
 // readFirst reads until it is sure what c speaks. The end of the direction and of the time are no errors.
@@ -192,7 +192,7 @@ func (s *session) firstWord(c, up net.Conn) (isHTTP bool, err error) {
 	if err := errors.Join(c.SetReadDeadline(time.Time{}), up.SetReadDeadline(time.Time{})); err != nil {
 		return false, ended(s.ctx, reason.DownstreamReset, err)
 	}
-	return what == sniff.HTTP1 || what == sniff.HTTP2, nil
+	return what.HTTP(), nil
 }
 
 // hear waits for the client without a limit, and for the rest of what it begins with for as long as detection may take.
@@ -219,7 +219,7 @@ func (s *session) detectLeg(up net.Conn, r *way) (bool, error) {
 		return false, nil
 	case len(s.early) > 0:
 		what, _ := sniff.Detect(s.early)
-		return what == sniff.HTTP1 || what == sniff.HTTP2 || declared == speaksHTTP && what != sniff.TLS, nil
+		return what.HTTP() || declared == speaksHTTP && what != sniff.TLS, nil
 	case declared == speaksHTTP:
 		what, err := s.detect(s.client, r.snap, speaksTLS)
 		return what != sniff.TLS, err

@@ -223,7 +223,7 @@ func (s *session) reach(ctx context.Context, e *calls.Cluster, h *cluster.Host) 
 			return err
 		}
 		conn = &http.Conn{Protocol: r.protocol}
-		if r.leg && r.path.Originate == nil {
+		if s.leg == r && r.path.Originate == nil {
 			conn.Leg = s.legPeer(r)
 		}
 		_, conn.Engine = up.(*hbone.Stream)

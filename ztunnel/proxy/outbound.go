@@ -14,7 +14,6 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/credential"
 	"github.com/undermesh/undermesh/ztunnel/hbone"
-	"github.com/undermesh/undermesh/ztunnel/proxy/sniff"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
 )
 
@@ -38,7 +37,6 @@ type way struct {
 	protocol  string   // and that was chosen
 	// credential is what TLS was spoken with; nil: none was needed.
 	credential *credential.Credential
-	leg        bool // it led to a pod of this node, judged by its policies
 }
 
 // outbound carries a connection of one of the pod's own processes. life is that of the pod's connections.
@@ -60,7 +58,7 @@ func (s *session) outbound(life context.Context) error {
 	switch {
 	case err != nil:
 		return err
-	case what == sniff.HTTP1, what == sniff.HTTP2:
+	case what.HTTP():
 		return s.serveRequests(life)
 	}
 	up, release, err := s.openStream(what)
@@ -246,7 +244,7 @@ func (s *session) proxied(r *way) (net.Conn, func(), error) {
 	if r.local.meshPort(w, r.addr.Port()) {
 		return nil, nil, refusedf(reason.MeshPort, "port %d is the mesh's own", r.addr.Port())
 	}
-	r.leg, s.leg = true, r
+	s.leg = r
 	c := policy.Connection{Source: s.judgedSource(r.addr.Addr()), Destination: r.addr, Peer: r.source.Identity}
 	if r.path.Anonymous {
 		c.Peer = api.Identity{}

@@ -28,6 +28,9 @@ func (p Protocol) String() string {
 	return "unknown"
 }
 
+// HTTP reports whether it is a version of HTTP.
+func (p Protocol) HTTP() bool { return p == HTTP1 || p == HTTP2 }
+
 // MaxBytes is how many bytes of a connection are looked at, at most.
 const MaxBytes = 16 << 10
 
