@@ -85,6 +85,7 @@ func TestUnchangedPoliciesAreNotJudgedTwice(t *testing.T) {
 		defer w.stop(b)
 		b.echo()
 		w.apply(client.Resource{Message: workload("foo", "httpbin", b.ip)})
+		synctest.Wait() // or the look at this change comes after the admission
 		c := b.arrive(b.in, "10.9.9.9:1235", 80)
 		if _, err := c.Read(make([]byte, 64)); err != nil {
 			t.Fatal(err)
