@@ -2,6 +2,7 @@ package compile_test
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -61,10 +62,10 @@ func naiveExported(exportTo []string, from, to string) bool {
 	return len(exportTo) == 0 || slices.Contains(exportTo, "*") || slices.Contains(exportTo, to) || slices.Contains(exportTo, ".") && from == to
 }
 
-// naiveVirtuals lists the VirtualServices for a name that a pod of the namespace goes by, the oldest first: those that have the
-// host that covers the name best. A short name that is no service's means nothing to a pattern.
-func (w *rulesWorld) naiveVirtuals(name, namespace string, patterns bool) []*networkingv1.VirtualService {
-	best, out := 0, []*networkingv1.VirtualService(nil)
+// naiveVirtuals lists the VirtualServices for a name that a pod of the namespace goes by: those that have the host that covers the name
+// best, the oldest first, then those that cover it less well. A short name that is no service's means nothing to a pattern.
+func (w *rulesWorld) naiveVirtuals(name, namespace string, patterns bool) (levels [][]*networkingv1.VirtualService) {
+	covers := map[int][]*networkingv1.VirtualService{}
 	for _, v := range w.virtuals {
 		if !naiveExported(v.Spec.ExportTo, v.Namespace, namespace) || len(v.Spec.Gateways) > 0 && !slices.Contains(v.Spec.Gateways, "mesh") {
 			continue
@@ -75,38 +76,47 @@ func (w *rulesWorld) naiveVirtuals(name, namespace string, patterns bool) []*net
 				most = max(most, naiveCovers(naiveFull(h, v.Namespace), name))
 			}
 		}
-		if most > best {
-			best, out = most, nil
-		}
-		if most == best && most > 0 {
-			out = append(out, v)
+		if most > 0 {
+			covers[most] = append(covers[most], v)
 		}
 	}
-	slices.SortFunc(out, func(a, b *networkingv1.VirtualService) int {
-		return a.CreationTimestamp.Compare(b.CreationTimestamp.Time)
-	})
-	return out
+	for _, n := range slices.Backward(slices.Sorted(maps.Keys(covers))) {
+		slices.SortFunc(covers[n], func(a, b *networkingv1.VirtualService) int {
+			return a.CreationTimestamp.Compare(b.CreationTimestamp.Time)
+		})
+		levels = append(levels, covers[n])
+	}
+	return levels
 }
 
 // naiveAnswer says what becomes of a request: the clusters with their weights, "404", or "passthrough".
 func (w *rulesWorld) naiveAnswer(p *corev1.Pod, q naiveRequest) map[string]uint32 {
 	name := naiveFull(q.authority, p.Namespace)
 	service := w.naiveService(name)
+	patterns := service != nil || name == q.authority
 	if service != nil && !naiveHasPort(service, q.port) {
-		return map[string]uint32{"passthrough": 1}
+		if q.port != 80 {
+			return map[string]uint32{"passthrough": 1}
+		}
+		service, patterns = nil, false // a host that is in no registry
 	}
-	for _, v := range w.naiveVirtuals(name, p.Namespace, service != nil || name == q.authority) {
-		said := false
-		for _, h := range v.Spec.Http {
-			for _, rule := range w.naiveDelegated(v, h) {
-				concerns, matches := rule.judge(p, q)
-				if said = said || concerns; matches {
-					return rule.clusters(w, q.port)
+	for _, level := range w.naiveVirtuals(name, p.Namespace, patterns) {
+		for _, v := range level {
+			said := false
+			for _, h := range v.Spec.Http {
+				for _, rule := range w.naiveDelegated(v, h) {
+					concerns, matches := rule.judge(p, q)
+					if said = said || concerns; matches {
+						return rule.clusters(w, q.port)
+					}
 				}
 			}
+			if said {
+				return map[string]uint32{"404": 1} // TR-18
+			}
 		}
-		if said {
-			return map[string]uint32{"404": 1} // TR-18
+		if service != nil {
+			break // it has a route of its own
 		}
 	}
 	if service == nil {

@@ -39,11 +39,15 @@ func (g generator) rulesWorld() *rulesWorld {
 		p.Status.PodIP = fmt.Sprint("10.0.0.", i+1)
 		w.pods = append(w.pods, p)
 	}
-	for i, n := range []string{"a/x", "a/y", "b/x", "b/z"} {
+	for i, n := range []string{"a/x", "a/y", "b/x", "b/z", "a/w"} {
 		namespace, name, _ := strings.Cut(n, "/")
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 		s.Spec = corev1.ServiceSpec{ClusterIP: fmt.Sprint("10.96.0.", i+1), Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}
-		if name != "z" {
+		switch name {
+		case "z":
+		case "w":
+			s.Spec.Ports[0].Port = 81
+		default:
 			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "http-more", Port: 81})
 		}
 		w.services = append(w.services, s)
@@ -140,7 +144,7 @@ func (g generator) destinations() []*networking.HTTPRouteDestination {
 	n := 1 + g.IntN(3)
 	for i := range n {
 		d := &networking.HTTPRouteDestination{Destination: &networking.Destination{
-			Host: g.pick("x", "y", "z", "x.a"+naiveDomain, "x.b"+naiveDomain, "z.b"+naiveDomain, "nobody"), Subset: g.pick("", "v1", "v2")}}
+			Host: g.pick("x", "y", "z", "w", "x.a"+naiveDomain, "x.b"+naiveDomain, "z.b"+naiveDomain, "nobody"), Subset: g.pick("", "v1", "v2")}}
 		if g.IntN(3) == 0 {
 			d.Destination.Port = &networking.PortSelector{Number: uint32(80 + g.IntN(2))}
 		}
@@ -157,7 +161,7 @@ func (g generator) destinations() []*networking.HTTPRouteDestination {
 
 func (g generator) ruleVirtual(w *rulesWorld, i int) *networkingv1.VirtualService {
 	v := &networkingv1.VirtualService{ObjectMeta: g.ruleMeta(fmt.Sprint("v", i), i)}
-	v.Spec.Hosts = []string{g.pick("x", "y", "x.a"+naiveDomain, "x.b"+naiveDomain, "*.b"+naiveDomain, "*"+naiveDomain, "ext.test", "*.test", "*.ext.test")}
+	v.Spec.Hosts = []string{g.pick("x", "y", "w.a"+naiveDomain, "x.a"+naiveDomain, "x.b"+naiveDomain, "*.b"+naiveDomain, "*"+naiveDomain, "ext.test", "*.test", "*.ext.test")}
 	v.Spec.ExportTo = [][]string{nil, nil, {"*"}, {"."}, {"b"}, {".", "c"}}[g.IntN(6)]
 	v.Spec.Gateways = [][]string{nil, nil, nil, {"mesh"}, {"gw"}, {"gw", "mesh"}}[g.IntN(6)]
 	mesh := len(v.Spec.Gateways) == 0 || v.Spec.Gateways[len(v.Spec.Gateways)-1] == "mesh"
@@ -229,10 +233,7 @@ func (w *rulesWorld) events(g generator) []model.Event {
 
 func (g generator) naiveRequest() naiveRequest {
 	q := naiveRequest{port: uint32(80 + g.IntN(2)), path: g.pick("/", "/a", "/a/b", "/A/b", "/c", "/abc"), method: g.pick("GET", "POST"), header: map[string]string{},
-		authority: g.pick("x", "y", "x.a"+naiveDomain, "x.b"+naiveDomain, "z.b"+naiveDomain, "ext.test", "a.ext.test")}
-	if strings.HasPrefix(q.authority, "z.") {
-		q.port = 80 // it has no other
-	}
+		authority: g.pick("x", "y", "x.a"+naiveDomain, "x.b"+naiveDomain, "z.b"+naiveDomain, "w.a"+naiveDomain, "ext.test", "a.ext.test")}
 	if g.IntN(2) == 0 {
 		q.header["end-user"] = g.pick("jason", "tom", "jane")
 	}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -54,9 +55,10 @@ type Target struct {
 // Target finds what a request for the authority on the port is for: the service or the host of a VirtualService that the authority
 // means to the caller and that is seen on the port, else the service that was dialled, else what the outbound policy says. Where
 // the port of the service that was dialled declares no protocol the service counts, whatever the authority. dialled, which may be
-// nil, is the service of the destination address as View.ServiceAt finds it.
+// nil, is the service of the destination address as View.ServiceAt finds it. As in Istio, what covers a service by a pattern says
+// nothing of a port that the service does not have or that is not of HTTP; what names it does so of port 80.
 func (c Caller) Target(port uint16, authority string, dialled *client.Service) Target {
-	t, _ := c.target(port, authority, dialled, CarriesHTTP, hasHTTP)
+	t, _ := c.target(port, authority, dialled, CarriesHTTP, c.saysHTTP(port))
 	return t
 }
 
@@ -68,11 +70,18 @@ type Candidate struct {
 
 // Passed lists the names that Target passed over before it took what it returns.
 func (c Caller) Passed(port uint16, authority string, dialled *client.Service) []Candidate {
-	_, passed := c.target(port, authority, dialled, CarriesHTTP, hasHTTP)
+	_, passed := c.target(port, authority, dialled, CarriesHTTP, c.saysHTTP(port))
 	return passed
 }
 
-func hasHTTP(r *client.RouteRule) bool { return len(r.HTTP) > 0 || r.GetError() != "" }
+// saysHTTP tells whether a rule has a route for the caller's requests on the port. Of a host in no registry one that has none says
+// nothing, as in Istio: what covers the host less well counts then.
+func (c Caller) saysHTTP(port uint16) func(*client.RouteRule) bool {
+	cc := c.composer()
+	return func(r *client.RouteRule) bool {
+		return r.GetError() != "" || slices.ContainsFunc(r.HTTP, func(h client.HTTPRule) bool { return cc.meets(h.Caller, port) })
+	}
+}
 
 // CarriesHTTP reports whether a port of the protocol has routes: of what declares nothing the first bytes decide.
 func CarriesHTTP(protocol string) bool {
@@ -96,16 +105,16 @@ func (c Caller) target(port uint16, authority string, dialled *client.Service, c
 	}
 	for _, host := range c.View.Hosts(authority) {
 		svc, why := c.seen(host, port, carries)
-		if svc != nil {
+		if svc != nil && why == "" {
 			return found(svc)
 		}
-		if why == "" {
-			if c.named(host, port, rules) {
-				return Target{Kind: TargetHost, Port: port, Host: host}, passed
-			}
-			why = "no service and no VirtualService has the host"
+		if aside(svc, why, port) && c.named(host, port, rules) {
+			return Target{Kind: TargetHost, Port: port, Host: host}, passed
 		}
-		passed = append(passed, Candidate{host, why})
+		passed = append(passed, Candidate{host, cmp.Or(why, "no service and no VirtualService has the host")})
+		if svc != nil {
+			break
+		}
 	}
 	switch {
 	case hasPort(dialled, port) && carries(dialled.Settings.GetAppProtocols()[uint32(port)]):
@@ -116,7 +125,20 @@ func (c Caller) target(port uint16, authority string, dialled *client.Service, c
 	return Target{Kind: TargetPassthrough, Port: port}, passed
 }
 
-// seen returns the service of the host that counts on the port, or why it does not; both are empty when no service has the host.
+// aside reports whether a host of which seen says so may be that of a VirtualService alone: no service has it, or, on port 80, one that
+// does not have the port. Istio holds such a service for none on that port.
+func aside(svc *client.Service, why string, port uint16) bool {
+	return svc == nil && why == "" || svc != nil && port == 80 && !hasPort(svc, port)
+}
+
+// isAside is aside of what is seen of the host.
+func (c Caller) isAside(host string, port uint16) bool {
+	svc, why := c.seen(host, port, CarriesHTTP)
+	return aside(svc, why, port)
+}
+
+// seen returns the service of the host that is seen on the port, and why it does not count there; both are empty when no service has
+// the host.
 func (c Caller) seen(host string, port uint16, carries func(string) bool) (*client.Service, string) {
 	if ip, err := netip.ParseAddr(host); err == nil {
 		svc := c.View.ServiceAt(c.Snapshot, bare(c.Workload).GetNetwork(), netip.AddrPortFrom(ip, port))
@@ -134,16 +156,18 @@ func (c Caller) seen(host string, port uint16, carries func(string) bool) (*clie
 	case svc == nil:
 		return nil, "the service is not seen from here"
 	case !hasPort(svc, port):
-		return nil, "the service has no port " + portText(port)
+		return svc, "the service has no port " + portText(port)
 	case !carries(svc.Settings.GetAppProtocols()[uint32(port)]):
-		return nil, "port " + portText(port) + " of the service carries " + svc.Settings.GetAppProtocols()[uint32(port)]
+		return svc, "port " + portText(port) + " of the service carries " + svc.Settings.GetAppProtocols()[uint32(port)]
 	}
 	return svc, ""
 }
 
 // named reports whether VirtualServices that count name the host as it is written.
 func (c Caller) named(host string, port uint16, wanted func(*client.RouteRule) bool) bool {
-	return slices.ContainsFunc(c.Snapshot.RouteRules(host), func(r *client.RouteRule) bool { return wanted(r) && c.counts(r, host, port) })
+	return slices.ContainsFunc(c.Snapshot.RouteRules(host), func(r *client.RouteRule) bool {
+		return c.counts(r, host, port) && wanted(r) && !c.brokenForeign(r, host)
+	})
 }
 
 // counts reports whether a VirtualService is for the caller when it calls a host that the rule names so (SR-16).

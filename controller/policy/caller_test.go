@@ -6,10 +6,14 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
+	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/api/workloadapi"
 	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/ztunnel/http/head"
+	"github.com/undermesh/undermesh/ztunnel/http/route"
 )
 
 // TestCallerThatIsNotKnown: nothing of the composition needs the workload.
@@ -50,5 +54,75 @@ func TestCallerThatIsNotKnown(t *testing.T) {
 	}
 	if r, ok := c.TLSRoute(in); !ok || len(r.Clusters) != 1 {
 		t.Error(r)
+	}
+}
+
+// TestPatternsAndPorts: what a VirtualService with a pattern means for services that it covers, on ports that they have and on others:
+// as Istio makes virtual hosts, of a port's services, and of other hosts on port 80 only when they are named.
+func TestPatternsAndPorts(t *testing.T) {
+	named := func(name string, port uint32, protocol string) client.Resource {
+		set, err := anypb.New(&settings.ServiceSettings{AppProtocols: map[uint32]string{port: protocol}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return service(nil, func(s *workloadapi.Service) {
+			s.Name, s.Hostname = name, name+".foo.svc.cluster.local"
+			s.Ports = []*workloadapi.Port{{ServicePort: port, TargetPort: 8080}}
+			s.Extensions = []*workloadapi.Extension{{Name: api.ServiceSettingsExtension, Config: set}}
+		})
+	}
+	rule := func(hosts ...string) client.Resource {
+		packed, err := anypb.New(&routev3.Route{Name: "rule", Match: everyRequest(), Action: &routev3.Route_DirectResponse{
+			DirectResponse: &routev3.DirectResponseAction{Status: 418}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return client.Resource{Message: &settings.RouteRule{Namespace: "foo", Name: "v", Hosts: hosts, Http: []*settings.HttpRule{{Route: packed}}}}
+	}
+	for _, tc := range []struct {
+		name, host, authority string
+		port                  uint16
+		want                  string // name of the route
+	}{
+		{"a service with the port", "*.foo.svc.cluster.local", "web.foo.svc.cluster.local", 81, "rule"},
+		{"by its short name", "*.foo.svc.cluster.local", "web", 81, "rule"},
+		{"a service without the port", "*.foo.svc.cluster.local", "other.foo.svc.cluster.local", 81, "allow_any"},
+		{"every host, a service without the port", "*", "other.foo.svc.cluster.local", 81, "allow_any"},
+		{"every host, by its short name", "*", "other", 81, "allow_any"},
+		{"every host, port 80", "*", "other.foo.svc.cluster.local", 80, "allow_any"},
+		{"every host, a port that is not of HTTP", "*", "raw.foo.svc.cluster.local", 83, "allow_any"},
+		{"every host, one in no registry", "*", "example.com", 81, "rule"},
+		{"a domain, one in no registry", "*.example.com", "a.example.com", 81, "rule"},
+		{"a domain, one outside of it", "*.example.com", "example.org", 81, "allow_any"},
+		{"named, port 80", "other.foo.svc.cluster.local", "other", 80, "rule"},
+		{"named, another port that it does not have", "other.foo.svc.cluster.local", "other", 81, "allow_any"},
+		{"named, a port that is not of HTTP", "raw.foo.svc.cluster.local", "raw", 83, "allow_any"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, _ := build(t, named("web", 81, "http"), named("other", 82, "http"), named("raw", 83, "tcp"), named("more", 80, "http"), named("much", 83, "http"),
+				rule(tc.host))
+			c := Caller{Snapshot: s, View: View{Namespace: "foo"}}
+			vh, _ := c.VirtualHost(c.Target(tc.port, tc.authority, nil))
+			if got := vh.GetRoutes()[0].GetName(); got != tc.want {
+				t.Errorf("goes by route %s of %s, want %s", got, vh.GetName(), tc.want)
+			}
+			for _, rc := range c.RouteConfigs() {
+				if rc.GetName() != portText(tc.port) {
+					continue
+				}
+				compiled, err := route.CompileConfig(rc)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var req head.Request
+				req.Reset(nil)
+				req.Method, req.Scheme, req.Authority, req.Path = []byte("GET"), []byte("http"), []byte(tc.authority), []byte("/")
+				if got := compiled.Find([]byte(tc.authority), &route.Input{}).Match(&req, &route.Input{}).Name; got != tc.want {
+					t.Errorf("in the configuration of Envoy it goes by %s, want %s", got, tc.want)
+				}
+				return
+			}
+			t.Error("the port has no configuration")
+		})
 	}
 }

@@ -189,6 +189,20 @@ func (v View) full(host string) string {
 	return host
 }
 
+// names are a host and what is short for it in the view's namespace: the counterpart of full.
+func (v View) names(host string) []string {
+	out := []string{host}
+	short, ok := strings.CutSuffix(host, ".svc."+v.domain())
+	name, namespace, dotted := strings.Cut(short, ".")
+	if !ok || !dotted || strings.Contains(namespace, ".") || strings.HasPrefix(name, "*") {
+		return out
+	}
+	if namespace == v.Namespace {
+		out = append(out, name)
+	}
+	return append(out, short+".svc", short)
+}
+
 func (v View) domain() string { return cmp.Or(v.ClusterDomain, api.DefaultClusterDomain) }
 
 // RouteConfigName is Istio's name of the RouteConfiguration that callers of the port go by: the port for declared HTTP, the

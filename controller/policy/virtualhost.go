@@ -30,7 +30,7 @@ func (c *composer) virtualHost(t Target) *routev3.VirtualHost {
 	default:
 		return c.rest()
 	}
-	out := &routev3.VirtualHost{Name: t.Host + ":" + portText(t.Port), Domains: []string{t.Host}, IncludeRequestAttemptCount: true}
+	out := &routev3.VirtualHost{Name: t.Host + ":" + portText(t.Port), Domains: c.View.names(t.Host), IncludeRequestAttemptCount: true}
 	if t.Kind == TargetService {
 		out.Domains = c.domains(t.Service)
 	}
@@ -51,14 +51,7 @@ func (c *composer) virtualHost(t Target) *routev3.VirtualHost {
 
 // domains are the names of a service that mean it to the caller.
 func (c *composer) domains(svc *client.Service) []string {
-	out := []string{svc.GetHostname()}
-	if tells := svc.GetName() + "." + svc.GetNamespace() + ".svc." + c.View.domain(); tells == svc.GetHostname() {
-		name := svc.GetName() + "." + svc.GetNamespace()
-		if svc.GetNamespace() == c.View.Namespace {
-			out = append(out, svc.GetName())
-		}
-		out = append(out, name+".svc", name)
-	}
+	out := c.View.names(svc.GetHostname())
 	for _, ip := range svc.VIPs {
 		out = append(out, authorityOf(ip))
 	}

@@ -69,7 +69,7 @@ func (c Caller) RouteConfigs() []*routev3.RouteConfiguration {
 				hosts[port][host] = cc.virtualHost(Target{Kind: TargetHost, Port: port, Host: host})
 			}
 		}
-		byName[name] = cc.shared(name, hosts[port])
+		byName[name] = cc.shared(name, port, hosts[port])
 	}
 	out := make([]*routev3.RouteConfiguration, 0, len(byName))
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
@@ -82,22 +82,23 @@ func routeConfig(name string, hosts ...*routev3.VirtualHost) *routev3.RouteConfi
 	return &routev3.RouteConfiguration{Name: name, VirtualHosts: hosts, ValidateClusters: wrapperspb.Bool(false), IgnorePortInHostMatching: true}
 }
 
-// ruleHosts are the hosts that VirtualServices name and no service has.
+// ruleHosts are the hosts that VirtualServices name and no service has, or none that counts there for them.
 func (c *composer) ruleHosts(port uint16) []string {
-	seen := map[string]bool{}
+	asked := map[string]bool{}
 	for _, r := range c.Snapshot.AllRouteRules() {
 		for _, h := range r.GetHosts() {
-			if hasHTTP(r) && !seen[h] && len(c.Snapshot.ServicesByHost(h)) == 0 && c.counts(r, h, port) {
-				seen[h] = true
+			if _, again := asked[h]; !again {
+				asked[h] = (len(c.Snapshot.ServicesByHost(h)) == 0 || c.isAside(h, port)) && c.named(h, port, c.saysHTTP(port))
 			}
 		}
 	}
-	return slices.Sorted(maps.Keys(seen))
+	maps.DeleteFunc(asked, func(_ string, named bool) bool { return !named })
+	return slices.Sorted(maps.Keys(asked))
 }
 
 // shared puts the virtual hosts of a port together. Of several that have one domain the service that is preferred keeps it; Envoy
 // refuses a domain that stands twice.
-func (c *composer) shared(name string, hosts map[string]*routev3.VirtualHost) *routev3.RouteConfiguration {
+func (c *composer) shared(name string, port uint16, hosts map[string]*routev3.VirtualHost) *routev3.RouteConfiguration {
 	out := routeConfig(name)
 	taken := map[string]bool{}
 	order := slices.SortedFunc(maps.Keys(hosts), func(a, b string) int {
@@ -119,9 +120,36 @@ func (c *composer) shared(name string, hosts map[string]*routev3.VirtualHost) *r
 		out.VirtualHosts = append(out.VirtualHosts, vh)
 	}
 	slices.SortStableFunc(out.VirtualHosts, func(a, b *routev3.VirtualHost) int { return strings.Compare(a.GetName(), b.GetName()) })
-	if !taken["*"] {
-		out.VirtualHosts = append(out.VirtualHosts, c.rest())
+	rest := c.rest()
+	if taken["*"] {
+		rest.Domains = nil
 	}
+	if rest.Domains = append(rest.Domains, c.uncovered(port, order, taken)...); len(rest.Domains) > 0 {
+		out.VirtualHosts = append(out.VirtualHosts, rest)
+	}
+	return out
+}
+
+// uncovered are the names of services that a pattern among the hosts would cover, and that it does not count for: their port is none,
+// or not of HTTP.
+func (c *composer) uncovered(port uint16, hosts []string, taken map[string]bool) []string {
+	if !slices.ContainsFunc(hosts, func(h string) bool { return strings.HasPrefix(h, "*") }) {
+		return nil
+	}
+	var out []string
+	for _, svc := range c.Snapshot.Services() {
+		seen, why := c.seen(svc.GetHostname(), port, CarriesHTTP)
+		if seen != svc || why == "" {
+			continue
+		}
+		for _, d := range c.domains(svc) {
+			if !taken[d] && slices.ContainsFunc(patterns(d)[1:], func(p string) bool { return slices.Contains(hosts, p) }) {
+				taken[d] = true
+				out = append(out, d)
+			}
+		}
+	}
+	slices.Sort(out)
 	return out
 }
 
