@@ -49,6 +49,10 @@ func canonical(dst, path []byte, how Paths) (out []byte, ok bool) {
 			case !okHi || !okLo:
 			case d == 0:
 				return nil, false
+			case completes(dst, d):
+				dst = append(dst, path[i:i+3]...)
+				i += 3
+				continue
 			case unreserved(d), how == PathsDecodeMerge && (d == '/' || d == '\\'):
 				c = d
 				if d == '\\' {
@@ -116,6 +120,20 @@ func plain(path []byte, how Paths) bool {
 		prev = c
 	}
 	return true
+}
+
+// completes reports that c after dst would make an escape of a percent sign that begins none: who decodes what is forwarded would see
+// another path than was matched.
+func completes(dst []byte, c byte) bool {
+	n := len(dst)
+	if _, hex := head.Unhex(c); !hex || n == 0 {
+		return false
+	}
+	if dst[n-1] == '%' {
+		return true
+	}
+	_, hex := head.Unhex(dst[n-1])
+	return hex && n > 1 && dst[n-2] == '%'
 }
 
 func unreserved(c byte) bool {
