@@ -286,20 +286,20 @@ func predict(c *route.Config, q call, from, to netip.AddrPort, random, other uin
 	var resp head.Response
 	resp.Reset(nil)
 	var answered bool
-	if origin, answered = r.CORS.Request(req, 0, &resp); answered {
+	if origin, answered = r.CORS.Request(req, 0, in, &resp); answered {
 		return seenBy(&resp, "", nil)
 	}
 	switch {
 	case r.Direct != nil:
 		return local(q, grpc, r.Direct.Status, -1, string(r.Direct.Body), func(resp *head.Response) {
-			if l := r.Direct.Location(nil, req); l != nil {
+			if l := r.Direct.Location(nil, req, in); l != nil {
 				resp.Add(head.Location, "location", l)
 			}
 			answer(resp)
 		})
 	case r.Redirect != nil:
 		return local(q, grpc, r.Redirect.Status, -1, "", func(resp *head.Response) {
-			resp.Add(head.Location, "location", r.Redirect.Location(nil, req))
+			resp.Add(head.Location, "location", r.Redirect.Location(nil, req, in))
 			answer(resp)
 		})
 	case !slices.Contains(clusterNames, target.Cluster):

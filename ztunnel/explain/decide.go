@@ -208,7 +208,11 @@ func (d *decider) http() {
 		r.Passed = append(r.Passed, Passed{titleOf(i, vh.GetRoutes()[i]), p.Why})
 	}
 	d.out.Route = r
-	if taken == nil {
+	switch {
+	case d.in.Excess != "":
+		d.out.Outcome = "431: the regular expressions of the routes cost too much"
+		return
+	case taken == nil:
 		d.out.Outcome = "404: no route matches"
 		return
 	}
@@ -229,7 +233,7 @@ func (d *decider) act(taken *route.Route, m *routev3.Route) {
 			d.out.Outcome += fmt.Sprintf(" with %q", taken.Direct.Body)
 		}
 	case taken.Redirect != nil:
-		d.out.Outcome = fmt.Sprintf("%d: redirected to %s", taken.Redirect.Status, taken.Redirect.Location(nil, d.ask.req))
+		d.out.Outcome = fmt.Sprintf("%d: redirected to %s", taken.Redirect.Status, taken.Redirect.Location(nil, d.ask.req, &d.in))
 	default:
 		hash := taken.Hash(d.ask.req, &d.in)
 		total := uint64(0)

@@ -18,6 +18,9 @@ func (x *exchange) decide() bool {
 	}
 	x.entry.VirtualHost = vh
 	r := vh.Match(x.req, &x.in)
+	if x.in.Excess != "" {
+		return x.excess()
+	}
 	if r == nil {
 		return x.noRoute()
 	}
@@ -40,21 +43,27 @@ func (x *exchange) decide() bool {
 		return false
 	}
 	x.answer.Reset(nil)
-	origin, answered := r.CORS.Request(x.req, x.e.cfg.Random(), &x.answer)
+	origin, answered := r.CORS.Request(x.req, x.e.cfg.Random(), &x.in, &x.answer)
 	x.origin = origin
 	switch {
 	case answered:
 		x.entry.Details = "cors_response"
 		x.send(&x.answer, nil)
 	case r.Direct != nil:
-		x.valueBuf = r.Direct.Location(x.valueBuf[:0], x.req)
+		x.valueBuf = r.Direct.Location(x.valueBuf[:0], x.req, &x.in)
 		x.direct(r.Direct.Status, r.Direct.Body)
 	case r.Redirect != nil:
-		x.valueBuf = r.Redirect.Location(x.valueBuf[:0], x.req)
+		x.valueBuf = r.Redirect.Location(x.valueBuf[:0], x.req, &x.in)
 		x.direct(r.Redirect.Status, nil)
 	default:
 		return true
 	}
+	return false
+}
+
+// excess answers a request that costs more by its route's rules than one may: it is too long for them.
+func (x *exchange) excess() bool {
+	x.reply(431, "", x.in.Excess)
 	return false
 }
 

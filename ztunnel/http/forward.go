@@ -24,7 +24,10 @@ func (x *exchange) forward() {
 	if r.Propagate && r.Operation != "" && x.f.Direction == Outbound {
 		x.setText(head.XEnvoyDecoratorOperation, r.Operation)
 	}
-	r.Request(x.req, x.target, &x.in)
+	if r.Request(x.req, x.target, &x.in); x.in.Excess != "" {
+		x.excess()
+		return
+	}
 	x.body.keep = x.retry.Enabled() || len(f.Mirrors) > 0
 	x.limits(f)
 	if x.body.done.Load() {

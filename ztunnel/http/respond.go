@@ -16,8 +16,7 @@ func (x *exchange) answered() (again bool) {
 	x.g.set(slowTry, 0)
 	x.entry.Host.Report(cluster.Answered, outlierStatus(resp))
 	if unreached := x.unreached(resp); (unreached || x.retry.Head(resp, &x.in)) && x.mayRetry() {
-		x.body.stop(x)
-		x.dropUpstream() // the rest of its answer is not waited for
+		x.forsake()
 		return x.again()
 	}
 	x.cluster.CountStatus(resp.Status)
@@ -26,9 +25,20 @@ func (x *exchange) answered() (again bool) {
 	}
 	x.doneRetry()
 	x.entry.Details = "via_upstream"
-	x.dress(resp, now)
+	if x.dress(resp, now); x.in.Excess != "" {
+		x.forsake()
+		x.reply(502, "", x.in.Excess)
+		return false
+	}
 	x.deliver(resp)
 	return false
+}
+
+// forsake lets go of a host in the midst of its answer: the rest is not waited for, nor until it reads what it is sent.
+func (x *exchange) forsake() {
+	x.up.interrupt()
+	x.body.stop(x)
+	x.dropUpstream()
 }
 
 // outlierStatus is the status that counts for the host: that of gRPC where the answer has one.

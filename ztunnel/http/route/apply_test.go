@@ -103,7 +103,7 @@ func TestRedirect(t *testing.T) {
 	} {
 		v := host(t, `{"match":{"prefix":"/"},"redirect":{`+c.redirect+`}}`)
 		req := request("GET", c.authority, c.path, "x-forwarded-proto: http")
-		if got := string(v.Match(req, &route.Input{}).Redirect.Location(nil, req)); got != c.want {
+		if got := string(v.Match(req, &route.Input{}).Redirect.Location(nil, req, &route.Input{})); got != c.want {
 			t.Errorf("%s: %s, want %s", c.redirect, got, c.want)
 		}
 	}
@@ -237,7 +237,7 @@ func TestCORS(t *testing.T) {
 	c := v.Routes[0].CORS
 	ask := func(fields ...string) (string, bool) {
 		var resp head.Response
-		origin, answered := c.Request(request("OPTIONS", "h", "/", fields...), 0, &resp)
+		origin, answered := c.Request(request("OPTIONS", "h", "/", fields...), 0, &route.Input{}, &resp)
 		if !answered {
 			c.Response(&resp, origin)
 		}

@@ -28,7 +28,9 @@ func (v *VirtualHost) Explain(req *head.Request, in *Input) (taken *Route, passe
 // whyNot names the first condition that a request which does not match fails, in the order of matches.
 func (m *match) whyNot(req *head.Request, path []byte, in *Input) string {
 	switch {
-	case !m.matchesPath(req, path):
+	case in.Excess != "":
+		return "the request was given up before: its regular expressions cost too much"
+	case !m.matchesPath(req, path, in):
 		return m.whyNotPath(req, path)
 	case !m.share.hit(in.Random):
 		return fmt.Sprintf("it takes %d of %d requests, and this is none of them", m.share.below, m.share.of)
@@ -41,7 +43,7 @@ func (m *match) whyNot(req *head.Request, path []byte, in *Input) string {
 		}
 	}
 	for i := range m.query {
-		if q := &m.query[i]; !q.matches(req.Path) {
+		if q := &m.query[i]; !q.matches(req.Path, in) {
 			v, ok := parameter(req.Path, q.name)
 			if q.present {
 				return fmt.Sprintf("query parameter %s is %s", q.name, presence(ok))

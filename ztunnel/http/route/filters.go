@@ -277,7 +277,7 @@ const requestHeaders, requestPrivate = "access-control-request-headers", "access
 // Request looks at a request. origin is that to hand to Response, nil when it is not allowed or none; it is valid as long as the
 // request's head. When answered is set the request was a preflight: resp, which was empty, is the answer, without a body, of
 // which Response has been made use already.
-func (c *CORS) Request(req *head.Request, random uint64, resp *head.Response) (origin []byte, answered bool) {
+func (c *CORS) Request(req *head.Request, random uint64, in *Input, resp *head.Response) (origin []byte, answered bool) {
 	if c == nil || !c.enabled.hit(random) {
 		return nil, false
 	}
@@ -285,7 +285,7 @@ func (c *CORS) Request(req *head.Request, random uint64, resp *head.Response) (o
 	if len(from) == 0 {
 		return nil, false
 	}
-	if c.allowed(from) {
+	if c.allowed(from, in) {
 		origin = from
 	}
 	method := req.Get(head.AccessControlRequestMethod)
@@ -320,9 +320,9 @@ func (c *CORS) Request(req *head.Request, random uint64, resp *head.Response) (o
 	return origin, true
 }
 
-func (c *CORS) allowed(origin []byte) bool {
+func (c *CORS) allowed(origin []byte, in *Input) bool {
 	for i := range c.origins {
-		if o := &c.origins[i]; o.match(star) || o.match(origin) {
+		if o := &c.origins[i]; o.match(star, in) || o.match(origin, in) {
 			return true
 		}
 	}

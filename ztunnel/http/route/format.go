@@ -136,13 +136,20 @@ func (f format) append(dst []byte, in *Input) []byte {
 	for i := range f {
 		p := &f[i]
 		if p.op == nil {
-			dst = append(dst, p.text...)
+			if dst = append(dst, p.text...); len(dst) > maxMade {
+				in.Excess = tooLong
+				return dst
+			}
 			continue
 		}
 		from := len(dst)
 		dst = p.op(dst, &p.arg, in)
 		if p.max > 0 && len(dst) > from+p.max {
 			dst = dst[:from+p.max]
+		}
+		if len(dst) > maxMade {
+			in.Excess = tooLong
+			return dst[:from]
 		}
 	}
 	return dst

@@ -220,7 +220,7 @@ func (f *Forward) Clusters() []string {
 }
 
 // Request applies to the head what the route asks for before it is sent: header operations, then the rewriting of authority and
-// path. It is called once, not for each try. The route must be a Forward.
+// path. It is called once, not for each try. The route must be a Forward. When in.Excess is set then, the head is not to be sent.
 func (r *Route) Request(req *head.Request, t Target, in *Input) {
 	in.Request, in.route = req, r.Name
 	var list [4]*ops
@@ -234,7 +234,7 @@ func (r *Route) Request(req *head.Request, t Target, in *Input) {
 	}
 	f := r.Forward
 	f.authority.apply(req, in)
-	f.rewrite.apply(req)
+	f.rewrite.apply(req, in)
 }
 
 // HostPicked applies auto_host_rewrite, when the host of a try is known (in.Hostname).

@@ -162,7 +162,7 @@ func (p *hashPolicy) ofHeader(req *head.Request, in *Input) (uint64, bool) {
 	}
 	if again < 0 {
 		if p.change != nil {
-			v = p.change.apply(nil, v)
+			v = p.change.apply(nil, v, in)
 		}
 		return xxhash.Sum64(v), true
 	}
@@ -172,7 +172,7 @@ func (p *hashPolicy) ofHeader(req *head.Request, in *Input) (uint64, bool) {
 	}
 	if p.change != nil {
 		for i, v := range values {
-			values[i] = p.change.apply(nil, v)
+			values[i] = p.change.apply(nil, v, in)
 		}
 	}
 	slices.SortFunc(values, bytes.Compare)

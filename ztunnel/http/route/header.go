@@ -187,21 +187,21 @@ func (h *header) matches(req *head.Request, f *head.Fields, in *Input) bool {
 	if !ok && !h.empty {
 		return false
 	}
-	hit := h.hits(v)
+	hit := h.hits(v, in)
 	if n := &h.name; !hit && ok && n.pseudo == field && !n.joined {
 		for i := f.Next(f.Next(0, n.id, n.text)+1, n.id, n.text); i >= 0 && !hit; i = f.Next(i+1, n.id, n.text) {
-			hit = h.hits(f.Value(i))
+			hit = h.hits(f.Value(i), in)
 		}
 	}
 	return hit != h.invert
 }
 
-func (h *header) hits(v []byte) bool {
+func (h *header) hits(v []byte, in *Input) bool {
 	if h.ranged {
 		n, ok := parseInt(v)
 		return ok && n >= h.from && n < h.to
 	}
-	return h.always || h.text.match(v)
+	return h.always || h.text.match(v, in)
 }
 
 // parseInt reads a signed decimal number.

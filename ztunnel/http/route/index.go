@@ -100,7 +100,7 @@ func (x *index) lists(path []byte, out *[maxLists][]int32) (count int, ok bool) 
 	return count, true
 }
 
-// Match returns the first route that the request matches, or nil. It allocates nothing.
+// Match returns the first route that the request matches, or nil; nil also when in.Excess is set then. It allocates nothing.
 func (v *VirtualHost) Match(req *head.Request, in *Input) *Route {
 	path := v.compared(req, in)
 	if v.index.root == nil {
@@ -123,7 +123,7 @@ func (v *VirtualHost) Match(req *head.Request, in *Input) *Route {
 		}
 		r := v.Routes[lists[best][0]]
 		if r.match.matches(req, path, in) {
-			return r
+			return in.affordable(r)
 		}
 		lists[best] = lists[best][1:]
 	}
@@ -133,10 +133,18 @@ func (v *VirtualHost) Match(req *head.Request, in *Input) *Route {
 func (v *VirtualHost) inOrder(req *head.Request, path []byte, in *Input) *Route {
 	for _, r := range v.Routes {
 		if r.match.matches(req, path, in) {
-			return r
+			return in.affordable(r)
 		}
 	}
 	return nil
+}
+
+// affordable is r, or nil where conditions were not looked at for what they cost.
+func (in *Input) affordable(r *Route) *Route {
+	if in.Excess != "" {
+		return nil
+	}
+	return r
 }
 
 // compared is the part of a request's path that routes are matched with.

@@ -122,7 +122,7 @@ func (m *match) literal() string {
 
 // matches reports whether a request does. path is that which is compared: without query, fragment and maybe parameters.
 func (m *match) matches(req *head.Request, path []byte, in *Input) bool {
-	if !m.matchesPath(req, path) || !m.share.hit(in.Random) {
+	if !m.matchesPath(req, path, in) || !m.share.hit(in.Random) {
 		return false
 	}
 	if m.grpc && !IsGRPC(req) {
@@ -134,18 +134,18 @@ func (m *match) matches(req *head.Request, path []byte, in *Input) bool {
 		}
 	}
 	for i := range m.query {
-		if !m.query[i].matches(req.Path) {
+		if !m.query[i].matches(req.Path, in) {
 			return false
 		}
 	}
 	return true
 }
 
-func (m *match) matchesPath(req *head.Request, path []byte) bool {
+func (m *match) matchesPath(req *head.Request, path []byte, in *Input) bool {
 	if m.kind == pathConnect {
 		return isConnect(req)
 	}
-	if req.Path == nil || !m.path.match(path) {
+	if req.Path == nil || !m.path.match(path, in) {
 		return false
 	}
 	return m.kind != pathSeparated || len(path) == len(m.path.want) || path[len(m.path.want)] == '/'
@@ -218,12 +218,12 @@ func newQuery(m *route.QueryParameterMatcher) (query, error) {
 	return q, nil
 }
 
-func (q *query) matches(path []byte) bool {
+func (q *query) matches(path []byte, in *Input) bool {
 	v, ok := parameter(path, q.name)
 	if q.present {
 		return ok == q.want
 	}
-	return ok && q.text.match(v)
+	return ok && q.text.match(v, in)
 }
 
 // parameter returns the first value of a query parameter, as it is written.

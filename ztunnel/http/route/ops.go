@@ -131,7 +131,7 @@ func newAddition(h *core.HeaderValueOption, response bool) (addition, error) {
 }
 
 // apply changes the fields of a message. As in Envoy all values are made before anything but the removals is done; for that
-// they are kept in in.scratch, one after the other.
+// they are kept in in.scratch, one after the other. What is too long is not done at all, and in.Excess says so.
 func (o *ops) apply(f *head.Fields, in *Input) {
 	for i := range o.remove {
 		f.Del(o.remove[i].id, o.remove[i].text)
@@ -145,7 +145,9 @@ func (o *ops) apply(f *head.Fields, in *Input) {
 	for i := range o.add {
 		a := &o.add[i]
 		from := len(in.scratch)
-		in.scratch = a.value.append(in.scratch, in)
+		if in.scratch = a.value.append(in.scratch, in); in.Excess != "" {
+			return
+		}
 		s := span{from: from, to: len(in.scratch), does: len(in.scratch) > from || a.empty}
 		switch a.action {
 		case core.HeaderValueOption_ADD_IF_ABSENT:

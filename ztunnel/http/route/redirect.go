@@ -71,8 +71,8 @@ func newRedirect(a *route.RedirectAction, r *Route) (*Redirect, error) {
 
 // Location appends where a request is sent to. As in Envoy the request's path is rewritten then, for the operators of response
 // headers and the log; the old one is in x-envoy-original-path.
-func (d *Redirect) Location(dst []byte, req *head.Request) []byte {
-	d.change.apply(req)
+func (d *Redirect) Location(dst []byte, req *head.Request, in *Input) []byte {
+	d.change.apply(req, in)
 	path := req.Path
 	if d.scheme != "" {
 		dst = append(dst, d.scheme...)
@@ -102,11 +102,11 @@ func (d *Redirect) Location(dst []byte, req *head.Request) []byte {
 
 // Location appends where an answer of status 201 or 3xx says that it is: where it was asked for, as Envoy has it. For another
 // it returns dst as it is.
-func (d *Direct) Location(dst []byte, req *head.Request) []byte {
+func (d *Direct) Location(dst []byte, req *head.Request, in *Input) []byte {
 	if d.Status != http.StatusCreated && d.Status/100 != 3 || req.Path == nil {
 		return dst
 	}
-	return (&Redirect{}).Location(dst, req)
+	return (&Redirect{}).Location(dst, req, in)
 }
 
 // keptHost is the request's authority, without the port where another one is said or the old one was the default of a scheme

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
@@ -55,7 +56,7 @@ func cleanPath(s string) error {
 }
 
 // of appends the path as it is rewritten; ok is false when nothing is.
-func (w *rewrite) of(dst, path []byte) (out []byte, ok bool) {
+func (w *rewrite) of(dst, path []byte, in *Input) (out []byte, ok bool) {
 	just := bare(path)
 	switch {
 	case w.prefix != "":
@@ -65,16 +66,19 @@ func (w *rewrite) of(dst, path []byte) (out []byte, ok bool) {
 		}
 		return append(append(dst, w.prefix...), path[min(n, len(path)):]...), true
 	case w.regex != nil:
-		return append(w.regex.apply(dst, just), path[len(just):]...), true
+		return append(w.regex.apply(dst, just, in), path[len(just):]...), true
 	}
 	return dst, false
 }
 
-func (w *rewrite) apply(req *head.Request) {
+func (w *rewrite) apply(req *head.Request, in *Input) {
 	if w.prefix == "" && w.regex == nil || req.Path == nil {
 		return
 	}
-	path, _ := w.of(make([]byte, 0, len(req.Path)+len(w.prefix)+32), req.Path)
+	path, _ := w.of(make([]byte, 0, len(req.Path)+len(w.prefix)+32), req.Path, in)
+	if len(path) == 0 || path[0] == '?' { // or it would be no target
+		path = slices.Insert(path, 0, '/')
+	}
 	req.Set(head.XEnvoyOriginalPath, head.Names[head.XEnvoyOriginalPath], req.Path)
 	req.Path = path
 }
@@ -123,7 +127,7 @@ func (h *hostRewrite) apply(req *head.Request, in *Input) {
 			h.set(req, bytes.Clone(v))
 		}
 	case h.path != nil:
-		if v := h.path.apply(nil, bare(req.Path)); len(v) > 0 {
+		if v := h.path.apply(nil, bare(req.Path), in); len(v) > 0 {
 			h.set(req, v)
 		}
 	}

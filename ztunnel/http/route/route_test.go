@@ -173,7 +173,7 @@ func TestRefused(t *testing.T) {
 		{action(`"retryPolicy":{"retryBackOff":{"baseInterval":"2s","maxInterval":"1s"}}`), "retry_back_off: max_interval: must not be less"},
 		{action(`"prefixRewrite":"/a","regexRewrite":{"pattern":{"regex":"a"}}`), "prefix_rewrite and regex_rewrite are both set"},
 		{action(`"regexRewrite":{"pattern":{"regex":"a"},"substitution":"\\1"}`), "regex_rewrite: substitution: group 1"},
-		{action(`"regexRewrite":{"pattern":{"regex":"a"},"substitution":"/ HTTP/1.1\r\n"}`), "regex_rewrite: substitution: has a control"},
+		{action(`"regexRewrite":{"pattern":{"regex":"a"},"substitution":"/ HTTP/1.1\r\n"}`), "regex_rewrite: substitution: has a blank or a control"},
 		{`{"name":"r","match":{"prefix":"/"},"decorator":{"operation":"a\r\nb"},"route":{"cluster":"c"}}`, "decorator: operation: has a control"},
 		{`{"name":"r","match":{"prefix":"/"},"requestHeadersToAdd":[{"header":{"key":"Content-Length","value":"0"}}],"route":{"cluster":"c"}}`, "content-length says how the message is carried"},
 		{`{"name":"r","match":{"prefix":"/"},"responseHeadersToRemove":["transfer-encoding"],"route":{"cluster":"c"}}`, "transfer-encoding says how the message is carried"},

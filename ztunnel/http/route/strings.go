@@ -13,7 +13,8 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/http/head"
 )
 
-// Bounds of one regular expression, so that a tenant's pattern costs bounded memory. Matching is linear in the input.
+// Bounds of one regular expression, so that a tenant's pattern costs bounded memory. Matching takes as many steps as it has
+// instructions for each byte: see Input.pay.
 const (
 	maxPattern = 4096  // bytes
 	maxProgram = 10000 // instructions
@@ -24,6 +25,7 @@ type pattern struct {
 	whole  *regexp.Regexp
 	parts  *regexp.Regexp // without anchors, for replacing
 	prefix string         // that every match begins with
+	size   int            // instructions
 }
 
 func newPattern(m *matcher.RegexMatcher) (*pattern, error) {
@@ -57,7 +59,7 @@ func newPattern(m *matcher.RegexMatcher) (*pattern, error) {
 		return nil, fmt.Errorf("regex: %w", err)
 	}
 	prefix, _ := parts.LiteralPrefix()
-	return &pattern{whole: whole, parts: parts, prefix: prefix}, nil
+	return &pattern{whole: whole, parts: parts, prefix: prefix, size: len(program.Inst)}, nil
 }
 
 type textKind uint8
@@ -111,7 +113,7 @@ func newText(m *matcher.StringMatcher) (text, error) {
 	return t, nil
 }
 
-func (t *text) match(v []byte) bool {
+func (t *text) match(v []byte, in *Input) bool {
 	switch t.kind {
 	case textExact:
 		return len(v) == len(t.want) && t.begins(v)
@@ -122,7 +124,7 @@ func (t *text) match(v []byte) bool {
 	case textContains:
 		return t.within(v)
 	case textRegex:
-		return t.regex.whole.Match(v)
+		return in.pay(t.regex, v) && t.regex.whole.Match(v)
 	}
 	return true
 }
@@ -185,8 +187,8 @@ func hasControl(s string) bool {
 func newSubstitution(s string, groups int) (substitution, error) {
 	var out substitution
 	var lit []byte
-	if hasControl(s) {
-		return out, errors.New("substitution: has a control character")
+	if err := cleanPath(s); err != nil {
+		return out, fmt.Errorf("substitution: %w", err)
 	}
 	for i := 0; i < len(s); i++ {
 		c := s[i]
@@ -238,9 +240,12 @@ func newReplacement(m *matcher.RegexMatchAndSubstitute) (*replacement, error) {
 	return &replacement{pattern: p, with: with}, nil
 }
 
-// apply appends v with all matches replaced.
-func (r *replacement) apply(dst, v []byte) []byte {
-	last := 0
+// apply appends v with all matches replaced. What is too long or costs too much is cut off, and in.Excess says so.
+func (r *replacement) apply(dst, v []byte, in *Input) []byte {
+	if !in.pay(r.pattern, v) {
+		return dst
+	}
+	last, most := 0, len(dst)+maxMade
 	for _, m := range r.pattern.parts.FindAllSubmatchIndex(v, -1) {
 		dst = append(dst, v[last:m[0]]...)
 		for _, p := range r.with.parts {
@@ -248,6 +253,10 @@ func (r *replacement) apply(dst, v []byte) []byte {
 				dst = append(dst, p.literal...)
 			} else if from := m[2*p.group]; from >= 0 {
 				dst = append(dst, v[from:m[2*p.group+1]]...)
+			}
+			if len(dst) > most {
+				in.Excess = tooLong
+				return dst[:most]
 			}
 		}
 		last = m[1]

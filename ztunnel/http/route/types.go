@@ -25,11 +25,35 @@ type Input struct {
 	Flags, Details      string         // response flags and code details so far; "" none
 	Attempts            int            // tries so far
 	Local               bool           // the response is the proxy's own: %RESPONSE_CODE% has no value yet, as in Envoy
+	// Excess says why rules cost more than one request may: nothing after that is to be relied upon. "" is no excess. Who writes
+	// rules is not who pays for them: the node does.
+	Excess string
 
+	steps   int    // of regular expressions so far
 	route   string // name of the route that is applied
 	scratch []byte // values that are being made
 	lines   []byte // lines of a field that are joined
 	path    []byte // without parameters
+}
+
+// Bounds of what rules may cost for one request.
+const (
+	maxSteps = 1 << 25  // of regular expressions: instructions, each once for each byte; a fraction of a second
+	maxMade  = 64 << 10 // bytes that the operations of one level make, or a rewrite does
+)
+
+// Texts of Excess.
+const (
+	tooCostly = "route_match_too_costly"
+	tooLong   = "route_made_head_too_large"
+)
+
+// pay accounts for matching v with a pattern. False: there is nothing left to pay with, and it is not to be done.
+func (in *Input) pay(p *pattern, v []byte) bool {
+	if in.steps += p.size * (len(v) + 1); in.steps > maxSteps {
+		in.Excess = tooCostly
+	}
+	return in.Excess == ""
 }
 
 // Reset makes it ready for another request; memory is kept.
