@@ -191,7 +191,7 @@ func TestHostBreaksHTTP2(t *testing.T) {
 	w.loopback = true
 	w.routes("a", toUp)
 	w.cluster("up", overHTTP2, func(c net.Conn) {
-		_, _ = c.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 'x'}) // SETTINGS, and DATA of stream 0
+		_, _ = c.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 'x'}) // SETTINGS, and DATA of stream 0
 		_, _ = io.Copy(io.Discard, c)
 	})
 	resp, err := w.standardClient(true).Get("http://a/")
