@@ -268,3 +268,36 @@ func TestDeadlines(t *testing.T) {
 		s.Close()
 	})
 }
+
+// TestEnded: that the peer has ended its direction, or has left, is known without reading what it sent.
+func TestEnded(t *testing.T) {
+	againstClient(t, testConfig(), func(cl *Client, p *rawPeer) {
+		p.must(p.fr.WriteSettings())
+		synctest.Wait()
+		streams := make(chan *Stream, 1)
+		go func() {
+			s, err := cl.Connect(p.t.Context(), Request{Authority: "10.0.0.7:80"})
+			if err != nil {
+				t.Error(err)
+			}
+			streams <- s
+		}()
+		id := next[*http2.HeadersFrame](p).StreamID
+		p.headers(id, false, ":status", "200")
+		s := <-streams
+		for _, c := range []struct {
+			say       func() error
+			half, all bool
+		}{
+			{func() error { return p.fr.WriteData(id, false, []byte("abc")) }, false, false},
+			{func() error { return p.fr.WriteData(id, true, nil) }, true, false},
+			{func() error { return p.fr.WriteRSTStream(id, http2.ErrCodeCancel) }, true, true},
+		} {
+			p.must(c.say())
+			synctest.Wait()
+			if half, all := s.Ended(); half != c.half || all != c.all {
+				t.Errorf("ended: %v, %v; want %v, %v", half, all, c.half, c.all)
+			}
+		}
+	})
+}

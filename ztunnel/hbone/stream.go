@@ -100,6 +100,14 @@ func (s *Stream) Quiet() bool {
 	return s.q.size == 0 && s.rerr == nil && !s.eof
 }
 
+// Ended tells, without reading, whether the peer has ended its direction, also where bytes wait before that end, and whether the stream
+// was reset or its connection has ended.
+func (s *Stream) Ended() (half, all bool) {
+	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	return s.eof, s.rerr != nil
+}
+
 // Read returns received bytes, io.EOF after the peer's END_STREAM, a *StreamError after a reset, or the error that
 // ended the connection.
 func (s *Stream) Read(p []byte) (int, error) {

@@ -122,14 +122,35 @@ func (b *body) begin(x *exchange, up upstream) {
 	go b.pump(x, up)
 }
 
-// stop ends the pump and waits for it. The upstream must be at its end or interrupted, so that a write does not block.
+// stop ends the pump and waits for it. The upstream is not used again: a host that does not read must not hold the request.
 func (b *body) stop(x *exchange) {
 	if !b.pumping {
 		return
 	}
 	b.halted.Store(true)
+	if x.up != nil {
+		x.up.interrupt()
+	}
 	x.down.pause()
 	<-b.ended
 	x.down.resume()
+	b.pumping = false
+}
+
+// settle is stop when the host has answered to the end. Where all of the body was read, the host has a moment to take what is left, so
+// that its connection can be used again.
+func (b *body) settle(x *exchange) {
+	wait := x.e.cfg.Limits.DelayedClose
+	if !b.pumping || !b.done.Load() || wait <= 0 || x.g.why() != noCause {
+		b.stop(x)
+		return
+	}
+	select {
+	case <-b.ended:
+	default:
+		x.g.after(slowClose, x.e.now(), wait)
+		<-b.ended
+		x.g.set(slowClose, 0)
+	}
 	b.pumping = false
 }

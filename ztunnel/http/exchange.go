@@ -124,6 +124,7 @@ func (x *exchange) run(ctx context.Context) {
 		x.requested()
 	} else {
 		x.g.after(slowRequest, x.began, x.e.cfg.Limits.Request)
+		x.lookOut()
 	}
 	if x.admit() && x.prepare() && x.decide() {
 		x.forward()
@@ -166,9 +167,9 @@ func (x *exchange) requested() {
 	g := x.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.at[slowRequest] = 0
+	g.at[slowRequest], g.at[lookTimer] = 0, 0
 	if g.watch != nil {
-		g.at[watchTimer] = now + int64(100*time.Millisecond)
+		g.at[watchTimer] = now + int64(lookFirst)
 	}
 	if x.times.Global > 0 {
 		g.at[slowResponse] = deadline(now, x.times.Global)
@@ -179,10 +180,19 @@ func (x *exchange) requested() {
 	g.rearmLocked()
 }
 
+// lookOut has the client looked for from time to time, because what it sends may wait for the host.
+func (x *exchange) lookOut() {
+	if x.g.look != nil {
+		x.g.after(lookTimer, x.e.now(), lookFirst)
+	}
+}
+
 // finish ends the request: what is open is closed, and what is known of it is told.
 func (x *exchange) finish() {
 	x.body.stop(x)
-	x.g.aim(nil)
+	if x.g.aim(nil) != noCause {
+		x.keep = false // its connection may have been interrupted
+	}
 	if x.spare != nil {
 		_ = x.spare.Net.Close()
 		x.spare = nil

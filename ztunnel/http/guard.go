@@ -20,7 +20,8 @@ const (
 	slowRequest        // the request's body did not come in time
 	slowHead           // its head did not
 	idleClient         // no request came
-	watchTimer         // not a cause: time to look whether the client is still there
+	watchTimer         // not a cause: time to wait for the client to leave
+	lookTimer          // not a cause: time to look whether it has left, where nobody can wait for it
 	slowClose          // the client did not read the last answer
 	lastTimer          = slowClose
 	clientGone   cause = iota // it closed the connection, or reset the stream
@@ -39,6 +40,7 @@ type guard struct {
 	e     *Engine
 	timer clock.Timer
 	watch func() // at watchTimer
+	look  func() // at lookTimer
 
 	mu     sync.Mutex // protects below
 	life   uint64     // how often it was begun
@@ -96,12 +98,9 @@ func (g *guard) fire() {
 			}
 		default:
 			g.at[c] = 0
-			if cause(c) == watchTimer {
-				if g.watch != nil {
-					g.watch()
-				}
-			} else {
-				g.stopLocked(cause(c))
+			g.dueLocked(cause(c), now)
+			if at := g.at[c]; at != 0 && (next == 0 || at < next) {
+				next = at
 			}
 		}
 	}
@@ -109,6 +108,25 @@ func (g *guard) fire() {
 		g.armLocked(next)
 	}
 }
+
+// dueLocked does what is due at a deadline that has passed.
+func (g *guard) dueLocked(c cause, now int64) {
+	switch {
+	case c == watchTimer && g.watch != nil:
+		g.watch()
+	case c == lookTimer && g.look != nil:
+		g.at[c] = now + int64(lookAgain)
+		g.look()
+	case c != watchTimer && c != lookTimer:
+		g.stopLocked(c)
+	}
+}
+
+// When a client is looked for: first, and then again and again. A request that is answered before costs nothing.
+const (
+	lookFirst = 100 * time.Millisecond
+	lookAgain = time.Second
+)
 
 // stop interrupts; the first cause stays.
 func (g *guard) stop(c cause) {
@@ -207,6 +225,14 @@ func (g *guard) closed() {
 		g.timer.Stop()
 		g.fires = 0
 	}
+}
+
+// both interrupts two.
+type both [2]interrupter
+
+func (b both) interrupt() {
+	b[0].interrupt()
+	b[1].interrupt()
 }
 
 // canceler interrupts what waits for a context.

@@ -5,7 +5,6 @@ import (
 	"io"
 	"math"
 	"net"
-	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -72,18 +71,23 @@ func TestEarlyAnswerEndsTheRequest(t *testing.T) {
 		<-w.ctx.Done()
 	})
 	c := w.connect()
-	_ = c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond)) // the body fills the buffers of the kernel
-	_, _ = io.WriteString(c.Conn, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"+strings.Repeat("x", 20<<20))
+	if _, err := io.WriteString(c.Conn, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	body := []byte(strings.Repeat("x", 20<<20))
+	_ = c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond)) // it fills the buffers of the kernel
+	_, _ = c.Write(body)
 	close(full)
 	if a := c.read("POST"); a.StatusCode != 413 {
 		t.Errorf("%d", a.StatusCode)
 	}
 	deadline := time.Now().Add(10 * time.Second)
-	for w.flow.Workload.Stats().ActiveRequests != 0 {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for ; w.flow.Workload.Stats().ActiveRequests != 0; <-tick.C {
 		if time.Now().After(deadline) {
 			t.Fatalf("%+v", w.flow.Workload.Stats())
 		}
-		runtime.Gosched()
 	}
 	_ = c.Close()
 	w.close()

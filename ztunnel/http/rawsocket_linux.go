@@ -5,6 +5,8 @@ import (
 	"net"
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // rawSocket reads and writes a socket inside the callbacks of its RawConn, with system calls that the scheduler is not told
@@ -148,4 +150,16 @@ func (s *rawSocket) peek() (n int, e syscall.Errno, err error) {
 		}
 	})
 	return n, e, err
+}
+
+// ended tells whether the peer has ended its direction, also where bytes wait before that end, and whether it has left altogether.
+func (s *rawSocket) ended() (half, all bool) {
+	err := s.conn.Control(func(fd uintptr) {
+		p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		if _, err := unix.Poll(p[:], 0); err == nil {
+			half = p[0].Revents&unix.POLLRDHUP != 0
+			all = p[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
+		}
+	})
+	return half, all || err != nil
 }

@@ -135,15 +135,13 @@ func (x *exchange) deliver(resp *head.Response) {
 		x.body.broken = false
 		x.body.keep = false
 		x.body.begin(x, up)
+		x.lookOut()
 	}
 	ok := end || x.copy(up)
 	if tunnel && ok {
 		x.join()
 	}
-	if !x.body.done.Load() {
-		up.interrupt() // a host that has answered and reads no more must not hold the request
-	}
-	x.body.stop(x)
+	x.body.settle(x)
 	x.keep = ok && x.body.done.Load() && !x.body.broken && !tunnel
 }
 
@@ -257,7 +255,9 @@ func (x *exchange) join() {
 		return
 	}
 	x.g.after(slowClose, x.e.now(), x.e.cfg.Limits.Idle)
-	x.g.aim(x.down)
+	if x.g.aim(both{x.down, x.up}) != noCause {
+		return
+	}
 	<-x.body.ended
 	x.body.ended <- struct{}{} // for stop
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/undermesh/undermesh/ztunnel/http/h1"
 	"github.com/undermesh/undermesh/ztunnel/http/head"
@@ -29,6 +30,10 @@ type server struct {
 	served int
 	keep   bool // the connection lives on after the answer
 
+	reads atomic.Uint64 // of the body, begun and ended: odd while one waits
+	seen  uint64        // what the last look found of it; protected by the guard's lock
+	tube  atomic.Bool   // it is a tunnel: its directions end one by one
+
 	mu      sync.Mutex    // protects below
 	h2      func()        // drains the connection of HTTP/2 that it became
 	watched chan struct{} // closed when the goroutine of watch has ended; nil: there is none
@@ -37,7 +42,7 @@ type server struct {
 // serve takes requests one after the other.
 func (s *server) serve(ctx context.Context) error {
 	s.in = reader{sock: s.sock, free: &s.e.free, tenant: s.f.Workload}
-	s.g.watch = s.watch
+	s.g.watch, s.g.look = s.watch, s.look
 	defer s.g.closed()
 	defer s.in.drop()
 	s.keep = true
@@ -178,13 +183,18 @@ func (s *server) failed(err error) (over bool, _ error) {
 
 func (s *server) protocol() Protocol { return HTTP1 }
 
-func (s *server) next() ([]byte, bool, error) { return s.in.next() }
-func (s *server) ready() bool                 { return s.in.ready() }
-func (s *server) trailers() *head.Fields      { return nil }
-func (s *server) interrupt()                  { s.sock.interrupt() }
-func (s *server) abandon()                    { s.keep = false }
-func (s *server) pause()                      { s.sock.interruptRead() }
-func (s *server) resume()                     { s.sock.resumeRead() }
+func (s *server) ready() bool            { return s.in.ready() }
+func (s *server) trailers() *head.Fields { return nil }
+func (s *server) interrupt()             { s.sock.interrupt() }
+func (s *server) abandon()               { s.keep = false }
+func (s *server) pause()                 { s.sock.interruptRead() }
+func (s *server) resume()                { s.sock.resumeRead() }
+
+func (s *server) next() ([]byte, bool, error) {
+	s.reads.Add(1)
+	defer s.reads.Add(1)
+	return s.in.next()
+}
 
 func (s *server) proceed() error {
 	s.w.out = append(s.w.out, "HTTP/1.1 100 Continue\r\n\r\n"...)
@@ -210,6 +220,7 @@ func (s *server) respond(r *head.Response, end, tunnel bool) error {
 	s.w.out = h1.AppendResponse(s.w.out, r, none)
 	if tunnel {
 		s.unwatch()
+		s.tube.Store(true)
 		s.in.begin(h1.UntilClose, 0)
 	}
 	if end {
@@ -235,11 +246,12 @@ func (s *server) abort() {
 	_ = s.sock.Close()
 }
 
-// watch looks from another goroutine whether the client is still there: it reads on, behind the request. It is called with the
-// guard's lock held.
+// watch notices from another goroutine that the client leaves: it reads on, behind the request, once. Where there is more of the
+// client already it is looked for. It is called with the guard's lock held.
 func (s *server) watch() {
 	b := s.in.buf
-	if !s.in.done || b == nil || len(b.room()) == 0 || s.in.rest() || s.in.framing == h1.UntilClose {
+	if b == nil || len(b.room()) == 0 || s.in.rest() {
+		s.g.at[lookTimer] = s.e.now() + int64(lookFirst)
 		return
 	}
 	s.mu.Lock()
@@ -253,10 +265,27 @@ func (s *server) watch() {
 		defer close(over)
 		n, err := s.sock.Read(b.room())
 		b.w += n
-		if n == 0 && err != nil {
+		switch {
+		case n > 0:
+			s.g.after(lookTimer, s.e.now(), lookFirst)
+		case err != nil:
 			s.g.stop(clientGone)
 		}
 	}()
+}
+
+// look sees whether the client has left while nobody reads what it sent, which goes on to be so. One that has sent everything and ended its
+// direction has left, as for Envoy. It is called with the guard's lock held.
+func (s *server) look() {
+	reads := s.reads.Load()
+	idle := reads == s.seen && reads%2 == 0
+	s.seen = reads
+	if !idle {
+		return
+	}
+	if half, all := s.sock.ended(); all || half && !s.tube.Load() {
+		s.g.stopLocked(clientGone)
+	}
 }
 
 // unwatch waits for the goroutine of watch.

@@ -72,6 +72,17 @@ func (s *socket) write(p []byte) error {
 	return err
 }
 
+// ended tells, without reading, whether the peer has ended its direction, and whether it has left altogether; as far as can be seen.
+func (s *socket) ended() (half, all bool) {
+	if s.raw != nil {
+		return s.raw.ended()
+	}
+	if c, ok := s.Conn.(interface{ Ended() (half, all bool) }); ok {
+		return c.Ended()
+	}
+	return false, false
+}
+
 // past is a deadline that is over.
 var past = time.Unix(1, 0)
 

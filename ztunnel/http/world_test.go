@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,6 +40,7 @@ type world struct {
 	dials    int
 	lines    []string // of the log: status flags details
 	conns    []net.Conn
+	control  func(_, _ string, c syscall.RawConn) error // of sockets
 	leg      *Peer
 	engine   bool // another engine is at the hosts
 	dialErr  error
@@ -150,12 +152,15 @@ func (w *world) pair() (near, far net.Conn) {
 	if !w.loopback {
 		near, far = net.Pipe()
 	} else {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		w.mu.Lock()
+		control := w.control
+		w.mu.Unlock()
+		l, err := (&net.ListenConfig{Control: control}).Listen(w.ctx, "tcp", "127.0.0.1:0")
 		if err != nil {
 			w.t.Fatal(err)
 		}
 		defer l.Close()
-		if near, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		if near, err = (&net.Dialer{Control: control}).Dial("tcp", l.Addr().String()); err != nil {
 			w.t.Fatal(err)
 		}
 		if far, err = l.Accept(); err != nil {

@@ -176,6 +176,15 @@ func (c *otherConn) Quiet() bool {
 	return !ok || q.Quiet()
 }
 
+// Ended tells, without reading, whether the peer has ended its direction, and whether it has left altogether, as far as the connection
+// can tell.
+func (c *otherConn) Ended() (half, all bool) {
+	if e, ok := c.Conn.(interface{ Ended() (half, all bool) }); ok {
+		return e.Ended()
+	}
+	return false, false
+}
+
 // CloseWrite passes a half-close on.
 func (c *otherConn) CloseWrite() error {
 	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
