@@ -159,6 +159,35 @@ func TestDoorsRefuse(t *testing.T) {
 	}
 }
 
+// TestNodesKnowWhatIsCompiled: ztunnel writes rules as JSON, which it can only do with every message that the compiler puts into them.
+func TestNodesKnowWhatIsCompiled(t *testing.T) {
+	const envoy = "github.com/envoyproxy/go-control-plane/envoy/"
+	linked := func(of string) map[string]bool {
+		cmd := exec.Command("go", "list", "-deps", of)
+		cmd.Dir = "../.."
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("list what %s links: %v", of, err)
+		}
+		all := map[string]bool{}
+		for p := range strings.FieldsSeq(string(out)) {
+			if strings.HasPrefix(p, envoy) {
+				all[p] = true
+			}
+		}
+		return all
+	}
+	node, compiled := linked("./cmd/ztunnel"), linked("./controller/compile")
+	if len(compiled) == 0 {
+		t.Fatal("the compiler links nothing of Envoy")
+	}
+	for p := range compiled {
+		if !node[p] {
+			t.Errorf("cmd/ztunnel does not link %s, which controller/compile does", p)
+		}
+	}
+}
+
 func TestPackageComments(t *testing.T) {
 	for _, p := range packages(t) {
 		if len(p.GoFiles) > 0 && p.Doc == "" {
