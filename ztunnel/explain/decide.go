@@ -45,8 +45,11 @@ func Decide(w World, q Question) (*Decision, error) {
 	d := &decider{World: w, caller: caller, ask: a, out: &Decision{Question: q, Generation: w.Snapshot.Generation()}}
 	d.source()
 	d.connect()
-	switch d.out.Connection.Protocol {
-	case protocolHTTP:
+	switch {
+	case d.own():
+		d.out.Connection.Listener = "none"
+		d.out.Outcome = "not the mesh's: what a pod sends to its own addresses is not captured"
+	case d.out.Connection.Protocol == protocolHTTP:
 		d.http()
 	default:
 		d.stream()
@@ -92,6 +95,12 @@ const (
 	protocolTLS  = "tls"
 	protocolTCP  = "tcp"
 )
+
+// own reports whether the pod dials itself, which is never captured (docs/datapath.md).
+func (d *decider) own() bool {
+	ip := d.ask.addr.Addr()
+	return ip.IsLoopback() || ip.IsUnspecified() || slices.Contains(d.caller.Workload.Addrs, ip)
+}
 
 // connect finds what is at the address that is dialled, and what is spoken there.
 func (d *decider) connect() {
@@ -224,8 +233,21 @@ func (d *decider) http() {
 	d.act(taken, m)
 }
 
-// act says where the route leads.
+// act says where the route leads, and what of it a fault answers.
 func (d *decider) act(taken *route.Route, m *routev3.Route) {
+	d.lead(taken, m)
+	abort := faultOf(m).GetAbort()
+	if abort == nil {
+		return
+	}
+	if share := shareOf(abort.GetPercentage()); share >= 100 {
+		d.out.Outcome = abortText(abort) + ": a fault answers every request"
+	} else if share > 0 {
+		d.out.Outcome += fmt.Sprintf("; a fault answers %g %% with %s", share, abortText(abort))
+	}
+}
+
+func (d *decider) lead(taken *route.Route, m *routev3.Route) {
 	switch {
 	case taken.Direct != nil:
 		d.out.Outcome = fmt.Sprintf("%d: the route answers itself", taken.Direct.Status)
@@ -297,7 +319,7 @@ func (d *decider) stream() {
 func (d *decider) direct() {
 	name := api.PassthroughCluster
 	if !d.ask.addr.IsValid() {
-		d.out.Outcome = "unknown: the name is none of the mesh's, and where it leads DNS says"
+		d.out.Outcome = "unknown: the name is none of the mesh's, and where it leads DNS says: ask with its address"
 		return
 	}
 	c := d.cluster(name, route.Hash{})

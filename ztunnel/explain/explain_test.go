@@ -87,6 +87,30 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// TestOwnAddress: what is not captured is not said to be forwarded.
+func TestOwnAddress(t *testing.T) {
+	for _, url := range []string{"http://127.0.0.1:9080/", "http://[::1]/", "https://10.0.0.1/"} {
+		d, err := explain.Decide(world(t), get(url))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(d.Outcome, "not the mesh's") || d.Route != nil {
+			t.Errorf("%s: outcome %q, route %v", url, d.Outcome, d.Route)
+		}
+	}
+}
+
+// TestFaultAnswersAll: nothing is forwarded where a fault answers every request.
+func TestFaultAnswersAll(t *testing.T) {
+	d, err := explain.Decide(world(t, "httpStatus: 555, percentage: {value: 10}", "httpStatus: 555, percentage: {value: 100}"), get("http://reviews:9080/broken"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "555: a fault answers every request"; d.Outcome != want {
+		t.Errorf("outcome %q, want %q", d.Outcome, want)
+	}
+}
+
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name+".golden")

@@ -93,7 +93,7 @@ func (q Question) dialled(a asked) (netip.AddrPort, error) {
 
 // head is the request as the proxy has it after the codec.
 func (q Question) head(u *url.URL) (*head.Request, error) {
-	method := strings.ToUpper(q.Method)
+	method := q.Method // its case counts
 	if method == "" {
 		method = http.MethodGet
 	}

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 
@@ -85,17 +83,15 @@ func stringText(m *matcherv3.StringMatcher) string {
 func effects(r *routev3.Route) []string {
 	var out []string
 	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
-	filters := r.GetTypedPerFilterConfig()
-	for _, name := range slices.Sorted(maps.Keys(filters)) {
-		fault := &faultv3.HTTPFault{}
-		if filters[name].MessageIs(fault) && filters[name].UnmarshalTo(fault) == nil {
-			if d := fault.GetDelay(); d != nil {
-				say("fault: %s are delayed by %s", shareText(d.GetPercentage()), d.GetFixedDelay().AsDuration())
-			}
-			if a := fault.GetAbort(); a != nil {
-				say("fault: %s are answered with %s", shareText(a.GetPercentage()), abortText(a))
-			}
-		} else if strings.HasSuffix(name, ".cors") {
+	fault := faultOf(r)
+	if d := fault.GetDelay(); d != nil {
+		say("fault: %g %% are delayed by %s", shareOf(d.GetPercentage()), d.GetFixedDelay().AsDuration())
+	}
+	if a := fault.GetAbort(); a != nil {
+		say("fault: %g %% are answered with %s", shareOf(a.GetPercentage()), abortText(a))
+	}
+	for name := range r.GetTypedPerFilterConfig() {
+		if strings.HasSuffix(name, ".cors") {
 			say("CORS")
 		}
 	}
@@ -129,7 +125,7 @@ func effects(r *routev3.Route) []string {
 		say("up to %d retries on %s%s", p.GetNumRetries().GetValue(), p.GetRetryOn(), perTry(p.GetPerTryTimeout()))
 	}
 	for _, m := range a.GetRequestMirrorPolicies() {
-		say("mirror: %s to %s", shareText(m.GetRuntimeFraction().GetDefaultValue()), m.GetCluster())
+		say("mirror: %g %% to %s", shareOf(m.GetRuntimeFraction().GetDefaultValue()), m.GetCluster())
 	}
 	return out
 }
@@ -148,12 +144,23 @@ func abortText(a *faultv3.FaultAbort) string {
 	return fmt.Sprint(a.GetHttpStatus())
 }
 
-// shareText is a share of requests; none said: all of them.
-func shareText(p *typev3.FractionalPercent) string {
+// faultOf is the fault of a route, nil without any.
+func faultOf(r *routev3.Route) *faultv3.HTTPFault {
+	for _, config := range r.GetTypedPerFilterConfig() {
+		fault := &faultv3.HTTPFault{}
+		if config.MessageIs(fault) && config.UnmarshalTo(fault) == nil {
+			return fault
+		}
+	}
+	return nil
+}
+
+// shareOf is a share of requests in percent; none said: all of them.
+func shareOf(p *typev3.FractionalPercent) float64 {
 	if p == nil {
-		return "100 %"
+		return 100
 	}
 	of := map[typev3.FractionalPercent_DenominatorType]float64{typev3.FractionalPercent_HUNDRED: 1,
 		typev3.FractionalPercent_TEN_THOUSAND: 100, typev3.FractionalPercent_MILLION: 10_000}[p.GetDenominator()]
-	return fmt.Sprintf("%g %%", float64(p.GetNumerator())/of)
+	return float64(p.GetNumerator()) / of
 }
