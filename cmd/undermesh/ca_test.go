@@ -104,8 +104,10 @@ func TestCertificateOfThePodsAccount(t *testing.T) {
 			t.Errorf("%s is %s/%s", arg, name, ns)
 		}
 	}
-	if name, ns := podArgument("a", "foo"); name != "a" || ns != "foo" {
-		t.Errorf("%s/%s", name, ns)
+	for arg, want := range map[string]string{"a": "a/foo", "a.b-7f": "a.b-7f/foo", "a.b.foo": "a.b/foo"} {
+		if name, ns := podArgument(arg, "foo"); name+"/"+ns != want {
+			t.Errorf("%s in foo: %s/%s, want %s", arg, name, ns, want)
+		}
 	}
 }
 

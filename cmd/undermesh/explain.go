@@ -139,7 +139,7 @@ func (f *frame) replay(path string) error {
 	}
 	r, err := explain.ReadRecord(raw)
 	if err != nil {
-		return err
+		return fmt.Errorf("file %s: %w", path, err)
 	}
 	d, err := r.Decide()
 	if err != nil {

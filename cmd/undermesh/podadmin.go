@@ -22,7 +22,7 @@ func (f *frame) statsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "stats POD[.NAMESPACE]",
 		Short:   "Print the statistics of a pod's calls under Envoy's names",
-		Example: "  undermesh stats deployment/fortio --filter 'httpbin.*pending'\n  undermesh stats fortio-7dd87cc47d-abcde.foo --prometheus",
+		Example: "  undermesh stats deployment/fortio-deploy --filter 'httpbin.*pending'\n  undermesh stats fortio-deploy-7dd87cc47d-abcde.foo --prometheus",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q, path := url.Values{}, "stats"

@@ -36,11 +36,11 @@ func (f *frame) proxyConfigSecret(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
-	name, namespace := podArgument(arg, f.namespace)
-	pod, err := c.kube.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	pod, err := c.podOf(ctx, arg, f.namespace)
 	if err != nil {
-		return fmt.Errorf("read pod %s/%s: %w", namespace, name, err)
+		return err
 	}
+	name, namespace := pod.Name, pod.Namespace
 	if pod.Annotations[api.AnnotationRedirection] != api.RedirectionEnabled {
 		return fmt.Errorf("pod %s/%s is not in the mesh: it has no certificate", namespace, name)
 	}
@@ -63,12 +63,13 @@ func (f *frame) proxyConfigSecret(ctx context.Context, arg string) error {
 		namespace, name, pod.Spec.NodeName, account(pod)))...)
 }
 
-// podArgument reads POD, POD.NAMESPACE, pod/POD. A name may have dots itself, a namespace has none.
+// podArgument reads POD, POD.NAMESPACE, pod/POD. A name may have dots itself, a namespace has none; beside -n NAMESPACE what
+// ends in another one is a name.
 func podArgument(arg, namespace string) (string, string) {
 	arg = strings.TrimPrefix(strings.TrimPrefix(arg, "pods/"), "pod/")
 	dot := strings.LastIndexByte(arg, '.')
 	switch {
-	case dot >= 0:
+	case dot >= 0 && (namespace == "" || namespace == arg[dot+1:]):
 		return arg[:dot], arg[dot+1:]
 	case namespace == "":
 		return arg, metav1.NamespaceDefault

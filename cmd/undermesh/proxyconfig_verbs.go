@@ -39,7 +39,7 @@ func (f *frame) proxyConfigViews() []*cobra.Command {
 		f.podView("endpoint", []string{"endpoints", "ep"}, "Show the endpoints behind the services that a pod may call", endpointPage, "cluster", "status", "address", "port"),
 		f.podView("tls", nil, "Show how a pod's connections to services are secured (DestinationRule)", tlsPage, "fqdn", "port"),
 		f.podView("scope", nil, "Show what a pod sees of the mesh (Sidecar)", scopePage),
-		f.podView("all", []string{"a"}, "Show all of these", allPage),
+		f.podView("all", []string{"a"}, "Show clusters, listeners, routes, endpoints, TLS and scope of a pod", allPage),
 		f.nodeView("workload", []string{"workloads", "w"}, "workloads", workloadPage),
 		f.nodeView("service", []string{"services", "svc"}, "services", servicePage),
 		f.nodeView("policy", []string{"policies", "p"}, "policies", policyPage),

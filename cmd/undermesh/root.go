@@ -55,7 +55,7 @@ func newRoot(name string, in io.Reader, out, errw io.Writer) *cobra.Command {
 	p.StringVarP(&f.kubeconfig, "kubeconfig", "c", "", "path of the kubeconfig (default: KUBECONFIG, then ~/.kube/config)")
 	p.StringVar(&f.context, "context", "", "kubeconfig context")
 	p.StringVarP(&f.istioNamespace, "istioNamespace", "i", api.DefaultRootNamespace, "namespace of the control plane")
-	p.StringVarP(&f.namespace, "namespace", "n", "", "namespace to look at (default: all)")
+	p.StringVarP(&f.namespace, "namespace", "n", "", "namespace to look at (default: all; of one pod: default)")
 	verbs := []*cobra.Command{
 		f.installCommand(), f.uninstallCommand(), f.precheckCommand(), f.versionCommand(), f.podsCommand(),
 		f.manifestCommand(), f.profileCommand(), f.meshCommand(), f.caCommand(), f.proxyConfigCommand(), f.validateCommand(), f.analyzeCommand(),
@@ -66,7 +66,29 @@ func newRoot(name string, in io.Reader, out, errw io.Writer) *cobra.Command {
 	x := &cobra.Command{Use: "experimental", Aliases: []string{"x"}, Short: "The documents' names for some verbs"}
 	x.AddCommand(f.uninstallCommand(), f.precheckCommand())
 	root.AddCommand(x)
+	for _, c := range root.Commands() {
+		helpful(c)
+	}
 	return root
+}
+
+// helpful has a command and those below it say what they were to be called like, and groups of commands refuse what is none of them.
+func helpful(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		helpful(sub)
+	}
+	if !c.Runnable() {
+		c.Args, c.RunE = cobra.NoArgs, func(c *cobra.Command, _ []string) error { return c.Help() }
+		return
+	}
+	if check := c.Args; check != nil && !c.HasSubCommands() {
+		c.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return fmt.Errorf("%w: want %s", err, c.UseLine())
+			}
+			return nil
+		}
+	}
 }
 
 // outputFlag adds -o to a verb that prints an object.
