@@ -15,6 +15,9 @@ func outlierDetection(in *networking.OutlierDetection) *anypb.Any {
 	}
 	o := &cluster.OutlierDetection{EnforcingSuccessRate: wrapperspb.UInt32(0), Interval: in.GetInterval(),
 		BaseEjectionTime: in.GetBaseEjectionTime(), MaxEjectionPercent: positive(in.GetMaxEjectionPercent())}
+	if o.MaxEjectionPercent == nil { // of few hosts 10 % is none: nobody could fail over (LB-08)
+		o.AlwaysEjectOneHost = wrapperspb.Bool(true)
+	}
 	// enforce returns whether hosts are ejected for so many errors: 0 switches it off.
 	enforce := func(n *wrapperspb.UInt32Value) *wrapperspb.UInt32Value {
 		if n.GetValue() == 0 {

@@ -217,8 +217,7 @@ func Locality(t *testing.T, w World) {
 			look: where(24, not("one place", func(all []e2e.Answer) error { return in(places[0])(all) }))},
 		{ids: "LB-08", title: "the nearest place", namespace: namespace, resource: failover, look: where(20, in(places[0]))},
 	})
-	// Three of four pods are drained in the end: as many may be ejected.
-	wide := with(ctx, t, w, namespace, strings.Replace(failover, "consecutive5xxErrors: 1", "consecutive5xxErrors: 1\n      maxEjectionPercent: 100", 1))
+	remove := with(ctx, t, w, namespace, failover)
 	check(t, (&row{title: "the nearest place", look: where(20, in(places[0]))}).expects(ctx, place{w, namespace, "sleep"}, true))
 	for i, locality := range places[:3] {
 		t.Run("LB-08 LB-12 after a drain of "+locality+" the next place", func(t *testing.T) {
@@ -241,7 +240,7 @@ func Locality(t *testing.T, w World) {
 			check(t, err)
 			check(t, w.Drain(ctx, pods[0], true))
 		}
-		wide() // and with it the ejections, which last longer than the drain: a rule that came at once would find them
+		remove() // and with it the ejections, which last longer than the drain: a rule that came at once would find them
 		all := &row{title: "no preference", look: where(40, shares(map[string]int{places[0]: 25, places[1]: 25, places[2]: 25, places[3]: 25}))}
 		check(t, all.expects(ctx, place{w, namespace, "sleep"}, true))
 		defer with(ctx, t, w, namespace, failover)()

@@ -167,7 +167,7 @@ func (h *Host) another(o *outlierSpec, kind int) {
 func (c *Cluster) ejectLocked(st *state, h *Host, kind int, now time.Duration) bool {
 	o, m := st.spec.outlier, &h.monitor
 	share := 100 * float64(c.ejected+1) / float64(max(1, len(st.hosts.list)))
-	if share > float64(o.maxPercent) && !(o.alwaysOne && c.ejected == 0) {
+	if share > float64(o.maxPercent) && !(o.alwaysOne && c.firstLocked(st, h)) {
 		c.stats.inc(EjectionsOverflow)
 		return false
 	}
@@ -187,6 +187,21 @@ func (c *Cluster) ejectLocked(st *state, h *Host, kind int, now time.Duration) b
 	}
 	if time.Duration(m.backoff)*o.base < o.longest+o.base {
 		m.backoff++
+	}
+	return true
+}
+
+// firstLocked reports whether h is the first of its priority to be taken out, and not the last host that is left. Envoy counts all
+// priorities as one: where a place has one host, nothing would go on to the next place but one.
+func (c *Cluster) firstLocked(st *state, h *Host) bool {
+	if c.ejected+1 >= len(st.hosts.list) {
+		return false
+	}
+	priority := h.Endpoint().Priority
+	for i := range st.slots {
+		if other := st.slots[i].Load(); other != nil && other.monitor.ejected && other.Endpoint().Priority == priority {
+			return false
+		}
 	}
 	return true
 }

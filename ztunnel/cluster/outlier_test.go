@@ -179,7 +179,7 @@ func TestMaxEjectionPercent(t *testing.T) {
 	for _, c := range []struct {
 		hosts, percent, want int
 		one                  bool
-	}{{10, 10, 1, false}, {10, 9, 0, false}, {3, 10, 0, false}, {3, 10, 1, true}, {3, 34, 1, false}, {10, 50, 5, false}, {10, 100, 10, false}, {1, 0, 0, false}} {
+	}{{10, 10, 1, false}, {10, 9, 0, false}, {3, 10, 0, false}, {3, 10, 1, true}, {3, 34, 1, false}, {10, 50, 5, false}, {10, 100, 10, false}, {1, 0, 0, false}, {1, 10, 0, true}, {2, 10, 1, true}} {
 		w := newWorld(t, outlier(fmt.Sprintf(`"consecutive5xx": 1, "maxEjectionPercent": %d, "alwaysEjectOneHost": %v`, c.percent, c.one)), endpoints(c.hosts)...)
 		var all []*cluster.Host
 		for i := range c.hosts {
@@ -190,6 +190,17 @@ func TestMaxEjectionPercent(t *testing.T) {
 		}
 		w.wantEjected(c.want)
 		w.wantStats(map[string]uint64{"outlier_detection.ejections_overflow": uint64(c.hosts - c.want)})
+	}
+}
+
+// TestEjectsOneOfEachPlace: with a host in each place, all but the last may be taken out (LB-08).
+func TestEjectsOneOfEachPlace(t *testing.T) {
+	for one, want := range map[bool]int{true: 3, false: 0} {
+		w := newWorld(t, outlier(fmt.Sprintf(`"consecutive5xx": 1, "alwaysEjectOneHost": %v`, one)), endpoints(4, func(i int, e *cluster.Endpoint) { e.Priority = uint32(i) })...)
+		for range 4 {
+			answer(w.host(w.pick(cluster.PickInput{})), 500, 1)
+		}
+		w.wantEjected(want)
 	}
 }
 
