@@ -29,12 +29,13 @@ func (l *link) close() {
 	_ = l.sock.Close()
 }
 
-// fresh is how long a connection is taken for alive without looking.
+// fresh is how long a connection is taken for alive without looking, by a request that may be sent again.
 const fresh = 50 * time.Millisecond
 
-// alive reports whether an idle connection can be used, as far as can be seen.
-func (l *link) alive(now int64, method []byte) bool {
-	return l.uses == 0 || now-l.since < int64(fresh) && string(method) == "GET" || l.quiet()
+// alive reports whether a connection of the pool can be used, as far as can be seen. A look is a system call: it is left out where being
+// wrong costs no more than that, and a process that has just ended has ended all its connections, so that it is left out once.
+func (x *exchange) alive(l *link) bool {
+	return l.uses == 0 || !x.wary && x.e.now()-l.since < int64(fresh) && x.repeatable() && x.bodiless() || l.quiet()
 }
 
 // quiet reports that neither bytes nor the end of the connection wait, as far as can be seen: of TLS nothing can.
@@ -88,7 +89,7 @@ func (x *exchange) connect(h *cluster.Host) *failure {
 			x.reap(h)
 		}
 		l := lease.Conn().Conn
-		if l.made.stale() || !l.alive(x.e.now(), x.req.Method) {
+		if l.made.stale() || !x.alive(l) {
 			lease.Stale()
 			continue
 		}

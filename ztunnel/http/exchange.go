@@ -39,6 +39,7 @@ type exchange struct {
 	retrying bool // counts among the retries of the cluster
 	tunnel   bool // an upgrade or CONNECT
 	counted  bool // among the tenant's requests
+	wary     bool // a connection of the pool was dead
 
 	unanswered string // what the caller's engine is told of a workload that has not answered; "": nothing
 

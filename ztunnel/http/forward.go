@@ -222,6 +222,7 @@ func (x *exchange) try() *failure {
 		x.body.stop(x) // the connection had ended before the request came: once more, on another
 		x.dropUpstream()
 		x.body.broken = false
+		x.wary = true
 	}
 }
 
@@ -249,6 +250,9 @@ func (x *exchange) repeatable() bool {
 	}
 	return false
 }
+
+// bodiless reports that the request was read to its end and had no body.
+func (x *exchange) bodiless() bool { return x.body.done.Load() && x.body.received == 0 }
 
 func (x *exchange) pick() cluster.PickInput {
 	in := cluster.PickInput{Hash: x.hash.Value, HasHash: x.hash.Set, Original: x.f.Destination}
