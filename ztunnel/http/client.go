@@ -206,7 +206,7 @@ func (c *client) response(into *head.Response) (*head.Response, error) {
 	x := c.x
 	l := &x.e.cfg.Limits
 	limits := h1.Limits{Bytes: l.ResponseHeadBytes, Fields: l.HeadFields}
-	for {
+	for range maxInformational {
 		var framing h1.Framing
 		err := c.l.in.head(limits.Bytes, func(b []byte) (int, error) {
 			c.came = true
@@ -226,7 +226,11 @@ func (c *client) response(into *head.Response) (*head.Response, error) {
 			return nil, errUnasked
 		}
 	}
+	return nil, errUnasked
 }
+
+// maxInformational is how many informational answers to one request are passed over: a host may not go on for ever with them.
+const maxInformational = 100
 
 // errUnasked is a refusal of what a host says.
 var errUnasked = &h1.Error{Detail: "http1.codec_error"}

@@ -161,7 +161,7 @@ func (c *client2) request(r *head.Request, end bool) error {
 	if stopped {
 		s.Interrupt(errPaused)
 	}
-	c.body = pieces{s: s, free: &c.x.e.free}
+	c.body = pieces{s: s, free: &c.x.e.free, of: c.x.f.Workload}
 	if c.x.tunnel {
 		return s.Flush()
 	}

@@ -89,6 +89,7 @@ func joinCookies(r *head.Request) {
 type pieces struct {
 	s    *h2.Stream
 	free *buffers
+	of   *Tenant
 	buf  *buffer
 }
 
@@ -96,9 +97,7 @@ func (p *pieces) next() ([]byte, bool, error) {
 	if p.s.Ended() {
 		return nil, true, nil
 	}
-	if p.buf == nil {
-		p.buf = p.free.get(largeBuffer)
-	}
+	p.buf = p.free.piece(p.of, p.buf, p.s.Buffered() > smallBuffer)
 	n, err := p.s.Read(p.buf.b)
 	if errors.Is(err, io.EOF) {
 		return nil, true, nil
@@ -152,7 +151,7 @@ func (s *server2) protocol() Protocol { return HTTP2 }
 
 func (s *server2) pieces() *pieces {
 	if s.body.s == nil {
-		s.body.s, s.body.free = s.s, &s.x.e.free
+		s.body.s, s.body.free, s.body.of = s.s, &s.x.e.free, s.x.f.Workload
 	}
 	return &s.body
 }

@@ -81,7 +81,7 @@ func TestLeaveWhileTheHostDoesNotRead(t *testing.T) {
 		upgrade  = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 		switched = "HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 		begun    = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab"
-		more     = 160 << 10 // than host and engine take, and less than what the kernel holds besides: the end of a client comes behind it
+		more     = 112 << 10 // than host and engine take, and less than what the kernel holds besides: the end of a client comes behind it
 		gone     = "0 DC downstream_remote_disconnect"
 	)
 	end := func(c *net.TCPConn) { _ = c.Close() }

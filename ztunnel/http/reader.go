@@ -23,6 +23,7 @@ type reader struct {
 	left    int64 // of a body with a length
 	chunks  h1.Chunks
 	done    bool // the body was read to its end
+	fast    bool // the last piece was a full one: more will be there at once
 }
 
 var (
@@ -112,7 +113,7 @@ func (r *reader) grow(limit int) error {
 
 // begin tells how the body ends that follows the head.
 func (r *reader) begin(framing h1.Framing, length int64) {
-	r.framing, r.left, r.chunks = framing, length, h1.Chunks{}
+	r.framing, r.left, r.chunks, r.fast = framing, length, h1.Chunks{}, false
 	r.done = framing == h1.None || framing == h1.Length && length == 0
 	if r.done {
 		r.framing = h1.None
@@ -134,29 +135,19 @@ func (r *reader) next() ([]byte, bool, error) {
 		b = r.body
 	}
 	if b.empty() {
-		if r.body == nil {
-			r.body = r.free.get(r.bodySize())
-			b = r.body
-		}
-		b.r, b.w = 0, 0
+		r.body = r.free.piece(r.tenant, r.body, r.fast && (r.framing != h1.Length || r.left > smallBuffer))
+		b = r.body
 		room := b.room()
 		if r.framing == h1.Length && r.left < int64(len(room)) {
 			room = room[:r.left]
 		}
 		n, err := r.sock.Read(room)
-		b.w = n
+		b.w, r.fast = n, n >= smallBuffer
 		if n == 0 && err != nil {
 			return r.ended(err)
 		}
 	}
 	return r.take(b)
-}
-
-func (r *reader) bodySize() int {
-	if r.framing == h1.Length && r.left <= smallBuffer {
-		return smallBuffer
-	}
-	return largeBuffer
 }
 
 // ended judges the end of the connection within a body.

@@ -16,7 +16,8 @@ func (x *exchange) answered() (again bool) {
 	x.g.set(slowTry, 0)
 	x.entry.Host.Report(cluster.Answered, outlierStatus(resp))
 	if unreached := x.unreached(resp); (unreached || x.retry.Head(resp, &x.in)) && x.mayRetry() {
-		x.forsake()
+		x.body.stop(x)
+		x.dropUpstream() // the rest of its answer is not waited for
 		return x.again()
 	}
 	x.cluster.CountStatus(resp.Status)
@@ -26,19 +27,13 @@ func (x *exchange) answered() (again bool) {
 	x.doneRetry()
 	x.entry.Details = "via_upstream"
 	if x.dress(resp, now); x.in.Excess != "" {
-		x.forsake()
+		x.body.stop(x)
+		x.dropUpstream() // the rest of its answer is not waited for
 		x.reply(502, "", x.in.Excess)
 		return false
 	}
 	x.deliver(resp)
 	return false
-}
-
-// forsake lets go of a host in the midst of its answer: the rest is not waited for, nor until it reads what it is sent.
-func (x *exchange) forsake() {
-	x.up.interrupt()
-	x.body.stop(x)
-	x.dropUpstream()
 }
 
 // outlierStatus is the status that counts for the host: that of gRPC where the answer has one.
@@ -121,6 +116,7 @@ func (x *exchange) deliver(resp *head.Response) {
 	end := !tunnel && up.ended()
 	if tunnel {
 		x.g.set(slowResponse, 0)
+		resp.Del(head.ContentLength, head.Names[head.ContentLength])
 		up.tunnel()
 	}
 	if end {

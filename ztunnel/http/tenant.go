@@ -14,6 +14,7 @@ type TenantLimits struct {
 	Requests    int   // in flight; default 10,000; beyond: 503, OM
 	Bytes       int64 // of heads beyond the first 8 KiB, and of bodies kept for another try; default 64 MiB; beyond: 431, no other try
 	Windows     int64 // of HTTP/2 connections beyond 64 KiB each, in bytes: bodies that wait for who reads slowly; default 64 MiB; the fuller, the smaller are new ones
+	Pieces      int64 // of buffers of 64 KiB, into which bodies are read that come fast; default 64 MiB; beyond: 8 KiB for each
 	Mirrors     int   // copies in flight; default 256; beyond: none is sent
 }
 
@@ -24,6 +25,7 @@ type Tenant struct {
 	requests atomic.Int64
 	bytes    atomic.Int64
 	windows  atomic.Int64
+	pieces   atomic.Int64
 	mirrors  atomic.Int64
 	counts   tenantCounts
 	draining atomic.Bool
@@ -56,6 +58,9 @@ func NewTenant(limits TenantLimits) *Tenant {
 	if limits.Windows <= 0 {
 		limits.Windows = 64 << 20
 	}
+	if limits.Pieces <= 0 {
+		limits.Pieces = 64 << 20
+	}
 	if limits.Mirrors <= 0 {
 		limits.Mirrors = 256
 	}
@@ -85,15 +90,16 @@ func reserve(held *atomic.Int64, n, most int64) bool {
 }
 
 // windowed sets the receive windows of a connection of HTTP/2 and reserves them for as long as it lasts: what a peer sends that nobody
-// reads is held in them. A single stream has a quarter at most, so that one which is not read does not stop the others.
+// reads is held in them. A single stream has a quarter at most, so that one which is not read does not stop the others. What waits for
+// a peer that does not read is smaller with them.
 func (t *Tenant) windowed(cfg h2.Config) h2.Config {
-	cfg.ConnWindow = frame.DefaultWindow
+	cfg.ConnWindow, cfg.MaxQueued = frame.DefaultWindow, 16<<10
 	for _, tier := range [...]struct {
 		size int64
 		most int64 // that may be reserved with it
 	}{{4 << 20, t.limits.Windows / 2}, {1 << 20, t.limits.Windows / 4 * 3}, {256 << 10, t.limits.Windows}} {
 		if reserve(&t.windows, tier.size, tier.most) {
-			cfg.ConnWindow = int(tier.size)
+			cfg.ConnWindow, cfg.MaxQueued = int(tier.size), int(min(tier.size/8, 256<<10))
 			cfg.Ended = func() { t.windows.Add(-tier.size) }
 			break
 		}

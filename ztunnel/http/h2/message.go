@@ -49,6 +49,12 @@ func (c *Conn) request(l *list, r *head.Request, end bool) (reason string) {
 	if r.Body, ok = contentLength(&r.Fields); !ok {
 		return "content-length is not valid"
 	}
+	if string(r.Method) == "CONNECT" { // what follows is the tunnel's: to HTTP/1 a length would tell of a body that never comes
+		if r.Body > 0 {
+			return "CONNECT has a length"
+		}
+		r.Del(head.ContentLength, "content-length")
+	}
 	if end {
 		if r.Body > 0 {
 			return "body does not have the announced length"
@@ -143,7 +149,7 @@ func (l *list) joinCookies(f *head.Fields) {
 	f.PutLine(head.Field{Line: at, NameEnd: at + uint32(len("cookie")), Val: val, ValEnd: end, End: end + 2, ID: head.Cookie})
 }
 
-// contentLength returns the announced length, -1 for none. Several must be equal.
+// contentLength returns the announced length, -1 for none. Several must be equal, and one of them stays.
 func contentLength(f *head.Fields) (n int64, ok bool) {
 	n = -1
 	for i := f.Next(0, head.ContentLength, "content-length"); i >= 0; i = f.Next(i+1, head.ContentLength, "content-length") {
@@ -160,6 +166,9 @@ func contentLength(f *head.Fields) (n int64, ok bool) {
 		}
 		if n >= 0 && n != k {
 			return 0, false
+		}
+		if n >= 0 {
+			f.Drop(i)
 		}
 		n = k
 	}
