@@ -79,7 +79,8 @@ func (c Caller) RouteConfigs() []*routev3.RouteConfiguration {
 }
 
 func routeConfig(name string, hosts ...*routev3.VirtualHost) *routev3.RouteConfiguration {
-	return &routev3.RouteConfiguration{Name: name, VirtualHosts: hosts, ValidateClusters: wrapperspb.Bool(false), IgnorePortInHostMatching: true}
+	return &routev3.RouteConfiguration{Name: name, VirtualHosts: hosts, ValidateClusters: wrapperspb.Bool(false), IgnorePortInHostMatching: true,
+		MaxDirectResponseBodySizeBytes: wrapperspb.UInt32(1 << 20)}
 }
 
 // ruleHosts are the hosts that VirtualServices name and no service has, or none that counts there for them.

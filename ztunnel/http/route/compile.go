@@ -34,11 +34,15 @@ type shared struct {
 	filters          filters
 }
 
-const defaultMaxBody = 4096 // Envoy's max_direct_response_body_size_bytes
+// The most bytes of a direct response.
+const (
+	defaultMaxBody = 4096    // of a configuration that does not say: Envoy's max_direct_response_body_size_bytes
+	aloneMaxBody   = 1 << 20 // of a virtual host that stands alone: what Istio says in its configurations
+)
 
 // Compile compiles a virtual host that stands alone. Its domains are not looked at.
 func Compile(vh *route.VirtualHost) (*VirtualHost, error) {
-	return newHost(vh, &shared{maxBody: defaultMaxBody})
+	return newHost(vh, &shared{maxBody: aloneMaxBody})
 }
 
 // CompileConfig compiles a whole configuration.

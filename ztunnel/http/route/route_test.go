@@ -182,7 +182,7 @@ func TestRefused(t *testing.T) {
 		{action(`"timeout":"-1s"`), "route: timeout: must not be negative"},
 		{`{"name":"r","match":{"prefix":"/"},"directResponse":{"status":99}}`, "direct_response: status: 99"},
 		{`{"name":"r","match":{"prefix":"/"},"directResponse":{"status":200,"body":{"filename":"/etc/passwd"}}}`, "direct_response: body: filename: not supported"},
-		{`{"name":"r","match":{"prefix":"/"},"directResponse":{"status":200,"body":{"inlineString":"` + strings.Repeat("a", 5000) + `"}}}`, "direct_response: body: 5000 bytes"},
+		{`{"name":"r","match":{"prefix":"/"},"directResponse":{"status":200,"body":{"inlineString":"` + strings.Repeat("a", 1<<20+1) + `"}}}`, "direct_response: body: 1048577 bytes"},
 		{`{"name":"r","match":{"prefix":"/"},"redirect":{"hostRedirect":"a\nb"}}`, "redirect: "},
 		{strings.TrimSuffix(action(`"timeout":"1s"`), "}") + `,"requestHeadersToAdd":[{"header":{"key":"x","value":"%HOSTNAME%"}}]}`, "request_headers_to_add[0]: header.value: operator %HOSTNAME%: not supported"},
 		{strings.TrimSuffix(action(`"timeout":"1s"`), "}") + `,"requestHeadersToAdd":[{"header":{"key":"x","value":"50%"}}]}`, "request_headers_to_add[0]: header.value: "},
