@@ -1,8 +1,10 @@
 package client
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -68,7 +70,11 @@ type ConnectionPool struct {
 	HTTP2             *corev3.Http2ProtocolOptions
 	H2Upgrade         settings.ConnectionPool_H2Upgrade
 	UseClientProtocol bool
+	Idle              time.Duration // after which a connection that is not HTTP and carries nothing ends; default DefaultIdle, 0: never
 }
+
+// DefaultIdle is after which a connection that is not HTTP and carries nothing ends where no rule says otherwise, as in Envoy.
+const DefaultIdle = time.Hour
 
 // CallDefaults is what the mesh says of calls.
 type CallDefaults struct {
@@ -178,7 +184,12 @@ func parseCallPolicy(in *settings.CallPolicy) (*CallPolicy, error) {
 		}
 	}
 	if c := in.GetConnectionPool(); c != nil {
-		out.Pool = &ConnectionPool{H2Upgrade: c.GetH2Upgrade(), UseClientProtocol: c.GetUseClientProtocol()}
+		out.Pool = &ConnectionPool{H2Upgrade: c.GetH2Upgrade(), UseClientProtocol: c.GetUseClientProtocol(), Idle: DefaultIdle}
+		if t := c.GetTcpIdleTimeout(); t != nil {
+			if out.Pool.Idle = t.AsDuration(); !t.IsValid() || out.Pool.Idle < 0 {
+				return nil, errors.New("connection_pool.tcp_idle_timeout: is not a duration of 0 or more")
+			}
+		}
 		if err := unpack(c.GetCluster(), "connection_pool.cluster", &out.Pool.Cluster); err != nil {
 			return nil, err
 		}

@@ -251,7 +251,7 @@ func connectionPool(in *networking.ConnectionPoolSettings, mesh *keepalive) *set
 			MaxPendingRequests: limit(http.GetHttp1MaxPendingRequests()), MaxRequests: limit(http.GetHttp2MaxRequests()),
 			MaxRetries: limit(http.GetMaxRetries()), TrackRemaining: true}}}
 	}
-	out := &settings.ConnectionPool{Cluster: pack(c), UseClientProtocol: http.GetUseClientProtocol()}
+	out := &settings.ConnectionPool{Cluster: pack(c), UseClientProtocol: http.GetUseClientProtocol(), TcpIdleTimeout: tcp.GetIdleTimeout()}
 	common := &core.HttpProtocolOptions{IdleTimeout: http.GetIdleTimeout(), MaxRequestsPerConnection: positive(http.GetMaxRequestsPerConnection()),
 		MaxConnectionDuration: tcp.GetMaxConnectionDuration()}
 	if common.GetIdleTimeout() == nil {

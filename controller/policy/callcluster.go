@@ -38,8 +38,10 @@ type ClusterSpec struct {
 	Tunnel  *settings.Tunnel    // through which TCP connections are led; nil: none
 	// ProxyProtocol is the version of the PROXY protocol that connections begin with; 0: none.
 	ProxyProtocol uint32
-	Rules         []string // namespace/name of the DestinationRules that count, the first first
-	Inputs        Inputs
+	// Idle is after which a connection that is not HTTP and carries nothing ends; 0: never.
+	Idle   time.Duration
+	Rules  []string // namespace/name of the DestinationRules that count, the first first
+	Inputs Inputs
 
 	locality *settings.LocalityPolicy // that counts; nil: places count for nothing
 	failover bool                     // who is far is called when nobody near is there
@@ -58,7 +60,7 @@ func (c Caller) Cluster(name string) (spec ClusterSpec, ok bool) {
 func (c *composer) cluster(name string) (ClusterSpec, bool) {
 	switch name {
 	case api.PassthroughCluster:
-		return ClusterSpec{Cluster: c.passthrough()}, true
+		return ClusterSpec{Cluster: c.passthrough(), Idle: client.DefaultIdle}, true
 	case api.BlackHoleCluster:
 		return ClusterSpec{Cluster: &clusterv3.Cluster{Name: name, ConnectTimeout: c.connectTimeout(),
 			ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}}}, true
@@ -77,6 +79,9 @@ func (c *composer) cluster(name string) (ClusterSpec, bool) {
 	}
 	spec := ClusterSpec{Service: svc, Port: p.port, Subset: p.subset, Labels: eff.labels, Rules: eff.rules, Tunnel: eff.policy.Tunnel,
 		ProxyProtocol: eff.policy.ProxyProtocol, TLS: eff.tls}
+	if spec.Idle = client.DefaultIdle; eff.policy.Pool != nil {
+		spec.Idle = eff.policy.Pool.Idle
+	}
 	spec.Cluster = c.build(name, svc, p.port, eff)
 	spec.locality, spec.failover = c.locality(svc, eff, spec.Cluster)
 	return spec, true

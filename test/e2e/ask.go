@@ -20,6 +20,7 @@ type Question struct {
 	C       int               `json:"c,omitempty"`    // at once; 1 when 0
 	Keep    bool              `json:"keep,omitempty"` // use connections again
 	Timeout int               `json:"timeoutMS,omitempty"`
+	Again   int               `json:"againMS,omitempty"` // send the line again after so long; the second answer counts
 }
 
 // Answer is what came back. Error is set when nothing did, or not all of it.

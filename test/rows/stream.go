@@ -55,6 +55,26 @@ func tcpTo(version string, weight int) string {
 	return fmt.Sprintf("{destination: {host: tcp-echo, port: {number: 9000}, subset: %s}, weight: %d}", version, weight)
 }
 
+// quiet is a DestinationRule of tcp-echo whose connections may carry nothing for so long.
+func quiet(after string) string {
+	return strings.Replace(echoSubsets, "host: tcp-echo,", "host: tcp-echo, trafficPolicy: {connectionPool: {tcp: {idleTimeout: "+after+"}}},", 1)
+}
+
+// later sends a line twice, with a pause.
+func later(service string, pause int, w want) expect {
+	return expect{e2e.Question{URL: "tcp://" + service, Body: "hi", N: 2, C: 2, Again: pause}, w}
+}
+
+// ends wants each connection to be over when the second line is sent.
+func ends(all []e2e.Answer) error {
+	return every(func(a e2e.Answer) error {
+		if !strings.Contains(a.Error, "EOF") {
+			return fmt.Errorf("answer %q %s", a.Body, a.Error)
+		}
+		return nil
+	})(all)
+}
+
 func TCPRows(t *testing.T, w World) {
 	ctx := within(t)
 	caller, err := podOf(ctx, w, inside, "sleep")
@@ -84,6 +104,7 @@ func TCPRows(t *testing.T, w World) {
 		{ids: "TC-07", title: "connections lead to another port", resource: strings.Replace(posted, "        sourceSubnet: \"172.17.0.0/16\"\n", "", 1),
 			look: asks(line("postgresql.tutorial:5432", 10, begins("moved")), line("postgresql.tutorial:5555", 10, begins("moved")))},
 		destination, labels,
+		{ids: "RS-07", title: "a connection that carries nothing ends", resource: quiet("1s"), look: asks(later(echo, 4000, ends)), changed: quiet("0s")},
 		of("TC-04", "connections of other callers", "  - match: [{sourceLabels: {app: preference, version: v2}}]\n    route: "+two+"\n  - route: "+one+"\n", line(echo, 20, begins("one"))),
 		of("TC-04", "rules for gateways are not for the mesh", "  - match: [{gateways: [some-gateway]}]\n    route: "+two+"\n  - match: [{gateways: [mesh]}]\n    route: "+one+"\n", line(echo, 20, begins("one"))),
 	})

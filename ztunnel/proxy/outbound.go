@@ -61,6 +61,7 @@ func (s *session) outbound(life context.Context) error {
 	case what.HTTP():
 		return s.serveRequests(life)
 	}
+	s.idle = client.DefaultIdle
 	up, release, err := s.openStream(what)
 	if err != nil {
 		return err
@@ -72,12 +73,15 @@ func (s *session) outbound(life context.Context) error {
 	}
 	s.relayed, s.stream = true, stream
 	s.count()
+	defer s.endIdle(up, func() uint64 { st := stream.Stats(); return st.Sent + st.Received })()
 	_, err = hbone.Relay(s.ctx, stream, s.client)
 	return s.relayEnd(err, reason.UpstreamReset, reason.DownstreamReset)
 }
 
 // relayPlain relays to up. A pod of this node has no proxy of its own: where its port speaks HTTP its side's part is done here.
 func (s *session) relayPlain(up net.Conn) error {
+	stop := s.endIdle(up, func() uint64 { return uint64(s.received.Load() + s.sent.Load()) })
+	defer stop()
 	r := s.leg
 	if r == nil || r.path.Originate != nil {
 		return s.relay(up)
@@ -88,6 +92,7 @@ func (s *session) relayPlain(up net.Conn) error {
 		reset(up)
 		return err
 	case isHTTP:
+		stop()
 		s.count()
 		return s.serveLeg(up, r)
 	}

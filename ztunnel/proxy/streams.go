@@ -46,10 +46,11 @@ func (s *session) led(c policy.Caller, in policy.StreamInput, to policy.StreamRo
 	}
 	name := s.share(to.Clusters)
 	e := s.pod.calls.Cluster(c, name)
-	switch {
-	case e == nil:
+	if e == nil {
 		return nil, nil, refusedf(reason.NoEndpoint, "cluster %s of VirtualService %q is of no service and subset that is seen", name, to.Rule)
-	case to.Rule == "" && to.Service == in.Dialled && len(e.Spec().Rules) == 0 && !c.Snapshot.CallDefaults().Policy.Said():
+	}
+	s.idle, s.called = e.Spec().Idle, e.Cluster
+	if to.Rule == "" && to.Service == in.Dialled && len(e.Spec().Rules) == 0 && !c.Snapshot.CallDefaults().Policy.Said() {
 		s.as(e.Cluster.Spec())
 		return s.asDialled() // as kube-proxy would
 	}

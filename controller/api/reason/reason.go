@@ -52,6 +52,7 @@ const (
 	Loop                Reason = 88 // the proxy was given a connection that it had made itself
 	ClientTLS           Reason = 89 // the caller's DestinationRule asks for TLS that cannot be had
 	ConnectionAge       Reason = 90 // the caller's DestinationRule lets no connection last longer
+	ConnectionIdle      Reason = 91 // nothing was carried for as long as the caller's DestinationRule waits
 )
 
 type entry struct{ name, flag string }
@@ -95,6 +96,7 @@ var registry = map[Reason]entry{
 	Loop:                {"loop", "DENY"},
 	ClientTLS:           {"client_tls", "TLS_FAILURE"},
 	ConnectionAge:       {"connection_age", "-"},
+	ConnectionIdle:      {"connection_idle", "-"},
 }
 
 // String is the name used in logs, metric labels and explain; "reason_N" for a number that this build does not know.

@@ -1727,8 +1727,10 @@ type ConnectionPool struct {
 	H2Upgrade ConnectionPool_H2Upgrade `protobuf:"varint,4,opt,name=h2_upgrade,json=h2Upgrade,proto3,enum=undermesh.v1.ConnectionPool_H2Upgrade" json:"h2_upgrade,omitempty"`
 	// HTTP of the version that the caller speaks.
 	UseClientProtocol bool `protobuf:"varint,5,opt,name=use_client_protocol,json=useClientProtocol,proto3" json:"use_client_protocol,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// After which a connection that is not HTTP and carries nothing ends; absent: 1 h, 0: never.
+	TcpIdleTimeout *durationpb.Duration `protobuf:"bytes,6,opt,name=tcp_idle_timeout,json=tcpIdleTimeout,proto3" json:"tcp_idle_timeout,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ConnectionPool) Reset() {
@@ -1794,6 +1796,13 @@ func (x *ConnectionPool) GetUseClientProtocol() bool {
 		return x.UseClientProtocol
 	}
 	return false
+}
+
+func (x *ConnectionPool) GetTcpIdleTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.TcpIdleTimeout
+	}
+	return nil
 }
 
 // Tunnel leads TCP connections through a proxy that is asked for the target.
@@ -2946,14 +2955,15 @@ const file_settings_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\x1a5\n" +
 	"\tZoneAware\x12(\n" +
-	"\x10min_cluster_size\x18\x01 \x01(\x04R\x0eminClusterSize\"\xdf\x02\n" +
+	"\x10min_cluster_size\x18\x01 \x01(\x04R\x0eminClusterSize\"\xa4\x03\n" +
 	"\x0eConnectionPool\x12.\n" +
 	"\acluster\x18\x01 \x01(\v2\x14.google.protobuf.AnyR\acluster\x12(\n" +
 	"\x04http\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x04http\x12*\n" +
 	"\x05http2\x18\x03 \x01(\v2\x14.google.protobuf.AnyR\x05http2\x12E\n" +
 	"\n" +
 	"h2_upgrade\x18\x04 \x01(\x0e2&.undermesh.v1.ConnectionPool.H2UpgradeR\th2Upgrade\x12.\n" +
-	"\x13use_client_protocol\x18\x05 \x01(\bR\x11useClientProtocol\"P\n" +
+	"\x13use_client_protocol\x18\x05 \x01(\bR\x11useClientProtocol\x12C\n" +
+	"\x10tcp_idle_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x0etcpIdleTimeout\"P\n" +
 	"\tH2Upgrade\x12\x16\n" +
 	"\x12H2_UPGRADE_DEFAULT\x10\x00\x12\x14\n" +
 	"\x10H2_UPGRADE_NEVER\x10\x01\x12\x15\n" +
@@ -3158,31 +3168,32 @@ var file_settings_proto_depIdxs = []int32{
 	51, // 46: undermesh.v1.ConnectionPool.http:type_name -> google.protobuf.Any
 	51, // 47: undermesh.v1.ConnectionPool.http2:type_name -> google.protobuf.Any
 	6,  // 48: undermesh.v1.ConnectionPool.h2_upgrade:type_name -> undermesh.v1.ConnectionPool.H2Upgrade
-	52, // 49: undermesh.v1.RouteRule.created:type_name -> google.protobuf.Timestamp
-	27, // 50: undermesh.v1.RouteRule.http:type_name -> undermesh.v1.HttpRule
-	28, // 51: undermesh.v1.RouteRule.tcp:type_name -> undermesh.v1.StreamRule
-	28, // 52: undermesh.v1.RouteRule.tls:type_name -> undermesh.v1.StreamRule
-	49, // 53: undermesh.v1.CallerMatch.labels:type_name -> undermesh.v1.CallerMatch.LabelsEntry
-	26, // 54: undermesh.v1.HttpRule.caller:type_name -> undermesh.v1.CallerMatch
-	51, // 55: undermesh.v1.HttpRule.route:type_name -> google.protobuf.Any
-	29, // 56: undermesh.v1.StreamRule.matches:type_name -> undermesh.v1.StreamMatch
-	30, // 57: undermesh.v1.StreamRule.destinations:type_name -> undermesh.v1.StreamDestination
-	26, // 58: undermesh.v1.StreamMatch.caller:type_name -> undermesh.v1.CallerMatch
-	52, // 59: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
-	33, // 60: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
-	0,  // 61: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	35, // 62: undermesh.v1.CredentialRequest.ref:type_name -> undermesh.v1.CredentialRef
-	35, // 63: undermesh.v1.Credential.ref:type_name -> undermesh.v1.CredentialRef
-	2,  // 64: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
-	15, // 65: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
-	16, // 66: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
-	20, // 67: undermesh.v1.CallPolicies.PortsEntry.value:type_name -> undermesh.v1.CallPolicy
-	48, // 68: undermesh.v1.LocalityPolicy.Distribute.to:type_name -> undermesh.v1.LocalityPolicy.Distribute.ToEntry
-	69, // [69:69] is the sub-list for method output_type
-	69, // [69:69] is the sub-list for method input_type
-	69, // [69:69] is the sub-list for extension type_name
-	69, // [69:69] is the sub-list for extension extendee
-	0,  // [0:69] is the sub-list for field type_name
+	50, // 49: undermesh.v1.ConnectionPool.tcp_idle_timeout:type_name -> google.protobuf.Duration
+	52, // 50: undermesh.v1.RouteRule.created:type_name -> google.protobuf.Timestamp
+	27, // 51: undermesh.v1.RouteRule.http:type_name -> undermesh.v1.HttpRule
+	28, // 52: undermesh.v1.RouteRule.tcp:type_name -> undermesh.v1.StreamRule
+	28, // 53: undermesh.v1.RouteRule.tls:type_name -> undermesh.v1.StreamRule
+	49, // 54: undermesh.v1.CallerMatch.labels:type_name -> undermesh.v1.CallerMatch.LabelsEntry
+	26, // 55: undermesh.v1.HttpRule.caller:type_name -> undermesh.v1.CallerMatch
+	51, // 56: undermesh.v1.HttpRule.route:type_name -> google.protobuf.Any
+	29, // 57: undermesh.v1.StreamRule.matches:type_name -> undermesh.v1.StreamMatch
+	30, // 58: undermesh.v1.StreamRule.destinations:type_name -> undermesh.v1.StreamDestination
+	26, // 59: undermesh.v1.StreamMatch.caller:type_name -> undermesh.v1.CallerMatch
+	52, // 60: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
+	33, // 61: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
+	0,  // 62: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
+	35, // 63: undermesh.v1.CredentialRequest.ref:type_name -> undermesh.v1.CredentialRef
+	35, // 64: undermesh.v1.Credential.ref:type_name -> undermesh.v1.CredentialRef
+	2,  // 65: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
+	15, // 66: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
+	16, // 67: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
+	20, // 68: undermesh.v1.CallPolicies.PortsEntry.value:type_name -> undermesh.v1.CallPolicy
+	48, // 69: undermesh.v1.LocalityPolicy.Distribute.to:type_name -> undermesh.v1.LocalityPolicy.Distribute.ToEntry
+	70, // [70:70] is the sub-list for method output_type
+	70, // [70:70] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_settings_proto_init() }

@@ -65,7 +65,7 @@ const (
 	retries       = "attempts backoff perTryTimeout retryIgnorePreviousHosts retryOn retryRemoteLocalities"
 	failover      = "failoverPriority[] failover[].from failover[].to"
 	byLocality    = "enabled distribute[].from distribute[].to{} " + failover
-	tcpPool       = "maxConnections connectTimeout maxConnectionDuration"
+	tcpPool       = "maxConnections connectTimeout idleTimeout maxConnectionDuration"
 	keepalive     = "interval probes time"
 	httpPool      = "h2UpgradePolicy http1MaxPendingRequests http2KeepAlive.interval http2KeepAlive.timeout http2MaxRequests idleTimeout " +
 		"maxConcurrentStreams maxRequestsPerConnection maxRetries useClientProtocol"
@@ -79,7 +79,6 @@ const (
 	noZones    = "the caller's zone is not preferred to others of its region yet; failover between regions counts"
 	noTunnel   = "nodes cannot lead through a proxy yet: connections to the host are refused"
 	ownPings   = "of connections outside tunnels, which have pings of their own"
-	idleHTTP   = "ends idle connections for HTTP, where http.idleTimeout says nothing else; connections that are not HTTP are not ended for being idle yet"
 	noPreamble = "nodes cannot speak the PROXY protocol yet: connections to the host are refused"
 )
 
@@ -135,7 +134,6 @@ func pool(at, rows string) []entry {
 		{at + ".connectionPool.tcp: " + tcpPool, Enforced, "", rows + "RS-07 RS-08 RS-21", ""},
 		{at + ".connectionPool.http: " + httpPool, Enforced, "", rows + "RS-07 RS-08 RS-09 RS-21", ""},
 		{at + ".connectionPool.tcp.tcpKeepalive: " + keepalive, Enforced, "", rows + "RS-07", ownPings},
-		{at + ".connectionPool.tcp.idleTimeout", Carried, L7, rows + "RS-07", idleHTTP},
 	}
 }
 

@@ -31,6 +31,7 @@ type question struct {
 	C       int               `json:"c,omitempty"`       // at once, 1 when 0
 	Keep    bool              `json:"keep,omitempty"`    // use connections again
 	Timeout int               `json:"timeoutMS,omitempty"`
+	Again   int               `json:"againMS,omitempty"` // of tcp and tls: the line is sent again after so long, and the second answer counts
 }
 
 // said is one answer. Error is set when there was none.
@@ -273,10 +274,22 @@ func (q question) line(ctx context.Context, scheme string, a *said) error {
 		a.Peer = client.ConnectionState().PeerCertificates[0].Subject.CommonName
 		conn = client
 	}
-	if _, err := io.WriteString(conn, q.Body+"\n"); err != nil {
+	in := bufio.NewReader(io.LimitReader(conn, askedBody))
+	say := func() error {
+		if _, err := io.WriteString(conn, q.Body+"\n"); err != nil {
+			return err
+		}
+		line, err := in.ReadString('\n')
+		a.Body = strings.TrimSuffix(line, "\n")
 		return err
 	}
-	line, err := bufio.NewReader(io.LimitReader(conn, askedBody)).ReadString('\n')
-	a.Body = strings.TrimSuffix(line, "\n")
-	return err
+	if err := say(); err != nil || q.Again == 0 {
+		return err
+	}
+	select {
+	case <-time.After(time.Duration(q.Again) * time.Millisecond):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return say()
 }
