@@ -11,6 +11,7 @@ import (
 	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 
 	"github.com/undermesh/undermesh/controller/policy"
+	nodes "github.com/undermesh/undermesh/ztunnel/cluster"
 )
 
 // destination writes a DestinationRule of namespace shop for reviews; made is its age.
@@ -47,11 +48,11 @@ func TestGroupsOfDestinationRules(t *testing.T) {
 	}{
 		{name: "none", want: "ROUND_ROBIN 4294967295 - 0"},
 		{name: "host", rules: destination("a", "02", host+"}"), want: "RANDOM 7 7s 2 shop/a"},
-		{name: "port, whole", rules: destination("a", "02", host+port+"}"), want: "ROUND_ROBIN 8 - 0 shop/a"},
+		{name: "port, whole", rules: destination("a", "02", host+port+"}"), want: "ROUND_ROBIN 8 - 2 shop/a"},
 		{name: "another port", rules: destination("a", "02", strings.ReplaceAll(host+port+"}", "9080", "81")), want: "RANDOM 7 7s 2 shop/a"},
 		{name: "subset without policy", subset: "s", rules: destination("a", "02", host+"}"+subset("")), want: "RANDOM 7 7s 2 shop/a"},
 		{name: "a group of the subset", subset: "s", rules: destination("a", "02", host+"}"+subset(", trafficPolicy: {loadBalancer: {simple: LEAST_CONN}}")), want: "LEAST_REQUEST 7 7s 2 shop/a"},
-		{name: "a group of the subset over a port", subset: "s", rules: destination("a", "02", host+port+"}"+subset(", trafficPolicy: {outlierDetection: {interval: 9s}}")), want: "ROUND_ROBIN 8 9s 0 shop/a"},
+		{name: "a group of the subset over a port", subset: "s", rules: destination("a", "02", host+port+"}"+subset(", trafficPolicy: {outlierDetection: {interval: 9s}}")), want: "ROUND_ROBIN 8 9s 2 shop/a"},
 		{name: "a port of the subset, whole", subset: "s", rules: destination("a", "02", host+"}"+subset(", trafficPolicy: {connectionPool: {tcp: {maxConnections: 5}}, portLevelSettings: [{port: {number: 9080}, outlierDetection: {interval: 9s}}]}")), want: "ROUND_ROBIN 4294967295 9s 2 shop/a"},
 		{name: "a subset that there is not", subset: "x", rules: destination("a", "02", host+"}"+subset("")), want: "none"},
 		{name: "two rules: the oldest", rules: destination("b", "03", host+"}") + destination("z", "02", "trafficPolicy: {loadBalancer: {simple: LEAST_REQUEST}}"), want: "LEAST_REQUEST 4294967295 - 0 shop/z shop/b"},
@@ -64,11 +65,15 @@ func TestGroupsOfDestinationRules(t *testing.T) {
 			got := "none"
 			if ok {
 				c, interval := spec.Cluster, "-"
+				compiled, err := nodes.Compile(c)
+				if err != nil {
+					t.Fatal(err)
+				}
 				if o := c.GetOutlierDetection(); o != nil {
 					interval = o.GetInterval().AsDuration().String()
 				}
 				got = strings.TrimSpace(fmt.Sprint(c.GetLbPolicy(), " ", c.GetCircuitBreakers().GetThresholds()[0].GetMaxConnections().GetValue(), " ", interval, " ",
-					spec.ProxyProtocol, " ", strings.Join(spec.Rules, " ")))
+					compiled.ProxyProtocol, " ", strings.Join(spec.Rules, " ")))
 			}
 			if got != tc.want {
 				t.Errorf("got %s, want %s", got, tc.want)

@@ -82,6 +82,9 @@ func refusedCalls(object metav1.Object, problem func(credential.Ref) string) str
 	}
 	level := func(field string, p *networking.TrafficPolicy) {
 		note(field+".tls", p.GetTls())
+		if p.GetTunnel().GetProtocol() == "POST" {
+			out = append(out, field+".tunnel.protocol is POST, by which nodes ask no proxy: use CONNECT")
+		}
 		for i, p := range p.GetPortLevelSettings() {
 			note(fmt.Sprintf("%s.portLevelSettings[%d].tls", field, i), p.GetTls())
 		}

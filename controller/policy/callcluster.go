@@ -36,8 +36,6 @@ type ClusterSpec struct {
 	Labels  map[string]string   // that an endpoint must have
 	TLS     *settings.ClientTls // what the DestinationRules say of it; nil: nothing
 	Tunnel  *settings.Tunnel    // through which TCP connections are led; nil: none
-	// ProxyProtocol is the version of the PROXY protocol that connections begin with; 0: none.
-	ProxyProtocol uint32
 	// Idle is after which a connection that is not HTTP and carries nothing ends; 0: never.
 	Idle   time.Duration
 	Rules  []string // namespace/name of the DestinationRules that count, the first first
@@ -77,8 +75,7 @@ func (c *composer) cluster(name string) (ClusterSpec, bool) {
 	if !ok {
 		return ClusterSpec{}, false
 	}
-	spec := ClusterSpec{Service: svc, Port: p.port, Subset: p.subset, Labels: eff.labels, Rules: eff.rules, Tunnel: eff.policy.Tunnel,
-		ProxyProtocol: eff.policy.ProxyProtocol, TLS: eff.tls}
+	spec := ClusterSpec{Service: svc, Port: p.port, Subset: p.subset, Labels: eff.labels, Rules: eff.rules, Tunnel: eff.policy.Tunnel, TLS: eff.tls}
 	if spec.Idle = client.DefaultIdle; eff.policy.Pool != nil {
 		spec.Idle = eff.policy.Pool.Idle
 	}
@@ -156,7 +153,7 @@ func (c *composer) build(name string, svc *client.Service, port uint16, eff effe
 	if o := upstreamHTTP(svc.Settings.GetAppProtocols()[uint32(port)], p.Pool, c.defaults().GetH2Upgrade()); o != nil {
 		out.TypedExtensionProtocolOptions = packHTTP(o)
 	}
-	out.TransportSocket = transportSocket(eff.tls, svc)
+	out.TransportSocket = introduced(p.ProxyProtocol, transportSocket(eff.tls, svc))
 	return out
 }
 
@@ -288,13 +285,16 @@ func subsetOf(rules []*client.CallRule, name string) (client.Subset, bool) {
 	return client.Subset{}, false
 }
 
-// levelOf returns what one trafficPolicy says of the port, and whether it says so of this port.
+// levelOf returns what one trafficPolicy says of the port, and whether it says so of this port: those groups that a port can have
+// count whole then, the others stay.
 func levelOf(p *client.CallPolicies, port uint16) (client.CallPolicy, bool) {
 	if p == nil {
 		return client.CallPolicy{}, false
 	}
 	if own, ok := p.Ports[uint32(port)]; ok {
-		return *own, true
+		out := *own
+		out.Tunnel, out.ProxyProtocol, out.RetryBudget = p.Host.Tunnel, p.Host.ProxyProtocol, p.Host.RetryBudget
+		return out, true
 	}
 	return *p.Host, false
 }

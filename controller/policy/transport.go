@@ -4,15 +4,22 @@ import (
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	introv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
+	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/client"
 )
 
-const tlsSocket = "envoy.transport_sockets.tls"
+const (
+	tlsSocket   = "envoy.transport_sockets.tls"
+	plainSocket = "envoy.transport_sockets.raw_buffer"
+	introSocket = "envoy.transport_sockets.upstream_proxy_protocol"
+)
 
 // credentialPrefix begins the name of a credential of the caller's namespace.
 const credentialPrefix = "kubernetes://"
@@ -65,11 +72,29 @@ func transportSocket(tls *settings.ClientTls, svc *client.Service) *corev3.Trans
 			common.TlsCertificates = []*tlsv3.TlsCertificate{{CertificateChain: file(tls.GetClientCertificate()), PrivateKey: file(tls.GetPrivateKey())}}
 		}
 	}
-	packed, err := anypb.New(&tlsv3.UpstreamTlsContext{CommonTlsContext: common, Sni: tls.GetSni(), AutoHostSni: tls.GetSni() == ""})
-	if err != nil {
-		panic("pack TLS: " + err.Error()) // it is made here, of valid texts
-	}
+	packed := pack(&tlsv3.UpstreamTlsContext{CommonTlsContext: common, Sni: tls.GetSni(), AutoHostSni: tls.GetSni() == ""})
 	return &corev3.TransportSocket{Name: tlsSocket, ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: packed}}
+}
+
+// introduced begins connections with the header of a version of the PROXY protocol, 0 for none, before what socket does.
+func introduced(version uint32, socket *corev3.TransportSocket) *corev3.TransportSocket {
+	if version == 0 {
+		return socket
+	}
+	if socket == nil {
+		socket = &corev3.TransportSocket{Name: plainSocket, ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(&rawv3.RawBuffer{})}}
+	}
+	return &corev3.TransportSocket{Name: introSocket, ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(&introv3.ProxyProtocolUpstreamTransport{
+		Config: &corev3.ProxyProtocolConfig{Version: corev3.ProxyProtocolConfig_Version(version - 1)}, TransportSocket: socket})}}
+}
+
+// pack packs what is made here, of valid texts.
+func pack(m proto.Message) *anypb.Any {
+	out, err := anypb.New(m)
+	if err != nil {
+		panic("pack transport socket: " + err.Error())
+	}
+	return out
 }
 
 func file(name string) *corev3.DataSource {

@@ -42,7 +42,8 @@ type Spec struct {
 	Policy         Policy
 	ConnectTimeout time.Duration // default 5 s
 	HTTP           HTTP
-	TLS            *TLS // nil: no TLS is added
+	TLS            *TLS   // nil: no TLS is added
+	ProxyProtocol  uint32 // version of the PROXY protocol that connections begin with; 0: none
 	TCPKeepalive   *Keepalive
 	Names          []Name // StrictDNS and LogicalDNS: what the caller resolves
 
@@ -95,7 +96,7 @@ func Compile(c *clusterv3.Cluster) (*Spec, error) {
 	s.outlier = p.outlier(c.GetOutlierDetection())
 	p.breakers(c.GetCircuitBreakers(), &s.breakers)
 	s.HTTP = p.http(c)
-	s.TLS = p.tls(c.GetTransportSocket())
+	s.TLS, s.ProxyProtocol = p.socket(c.GetTransportSocket())
 	s.TCPKeepalive = p.keepalive(c.GetUpstreamConnectionOptions())
 	s.cleanup = p.duration("cleanup_interval", c.GetCleanupInterval(), defaultCleanupInterval)
 	if s.cleanup == 0 {

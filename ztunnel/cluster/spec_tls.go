@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	introv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -63,6 +64,30 @@ const (
 )
 
 const maxTLSVersion = 0x0304
+
+// socket reads what goes before the bytes of a connection: TLS, nil for none, and the version of the PROXY protocol, 0 for none.
+func (p *parser) socket(s *corev3.TransportSocket) (*TLS, uint32) {
+	if s.GetName() != "envoy.transport_sockets.upstream_proxy_protocol" {
+		return p.tls(s), 0
+	}
+	const field = "transport_socket"
+	u := &introv3.ProxyProtocolUpstreamTransport{}
+	if s.GetTypedConfig() == nil {
+		p.fail(field, "%q has no typed_config", s.GetName())
+	} else if err := s.GetTypedConfig().UnmarshalTo(u); err != nil {
+		p.fail(field, "%v", err)
+	}
+	p.supported(field+".", u, map[protoreflect.Name]bool{"allow_unspecified_address": true, "tlv_as_pool_key": true})
+	if c := u.GetConfig(); c != nil {
+		p.supported(field+".config.", c, map[protoreflect.Name]bool{"pass_through_tlvs": true, "added_tlvs": true})
+	}
+	version := u.GetConfig().GetVersion()
+	if _, known := corev3.ProxyProtocolConfig_Version_name[int32(version)]; !known {
+		p.fail(field+".config.version", "is not known: %d", version)
+		return nil, 0
+	}
+	return p.tls(u.GetTransportSocket()), uint32(version) + 1 // V1 is 0
+}
 
 func (p *parser) tls(s *corev3.TransportSocket) *TLS {
 	if s == nil || s.GetName() == "envoy.transport_sockets.raw_buffer" {

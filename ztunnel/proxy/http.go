@@ -215,6 +215,10 @@ func (s *session) reach(ctx context.Context, e *calls.Cluster, h *cluster.Host) 
 		if err != nil {
 			return err
 		}
+		if err := introduces(e, r); err != nil {
+			return err
+		}
+		s.intro.version = spec.ProxyProtocol
 		if spec.HTTP.Version == cluster.HTTP2 {
 			r.protocols = []string{"h2"}
 		}
@@ -271,9 +275,6 @@ func (s *session) wayTo(e *calls.Cluster, h *cluster.Host) (*way, error) {
 		return nil, err
 	}
 	spec := e.Spec()
-	if spec.Tunnel != nil || spec.ProxyProtocol != 0 {
-		return nil, refusedf(reason.PolicyUnenforceable, "a DestinationRule asks for a tunnel or the PROXY protocol to %s, which this build cannot make", e.Name())
-	}
 	if e.Cluster.Spec().Kind == cluster.OriginalDestination {
 		return s.wayToOriginal(r, spec)
 	}

@@ -91,6 +91,9 @@ func (s *session) relayPlain(up net.Conn) error {
 	case err != nil:
 		reset(up)
 		return err
+	case isHTTP && s.intro.version != 0:
+		reset(up)
+		return refusedf(reason.PolicyUnenforceable, "a DestinationRule asks for the PROXY protocol to %s, which takes HTTP alone", r.addr)
 	case isHTTP:
 		stop()
 		s.count()
@@ -192,13 +195,13 @@ func (s *session) label(r *way, w *client.Workload, security telemetry.Security)
 // resets it when s.ctx ends, and calls release at its end.
 func (s *session) open(r *way) (up net.Conn, release func(), err error) {
 	if r.path.Originate == nil {
-		return s.openPlain(r)
+		return s.openFor(r)
 	}
 	cfg, err := s.originTLS(r)
 	if err != nil {
 		return nil, nil, refused(reason.ClientTLS, err)
 	}
-	if up, release, err = s.openPlain(r); err != nil {
+	if up, release, err = s.openFor(r); err != nil {
 		return nil, nil, err
 	}
 	secured, err := s.originate(up, r, cfg)
@@ -208,6 +211,19 @@ func (s *session) open(r *way) (up net.Conn, release func(), err error) {
 		return nil, nil, err
 	}
 	return secured, release, nil
+}
+
+// openFor connects, and says for whom where the server wants to know.
+func (s *session) openFor(r *way) (up net.Conn, release func(), err error) {
+	if up, release, err = s.openPlain(r); err != nil {
+		return nil, nil, err
+	}
+	if err := s.introduce(up, r); err != nil {
+		reset(up)
+		release()
+		return nil, nil, err
+	}
+	return up, release, nil
 }
 
 func (s *session) openPlain(r *way) (up net.Conn, release func(), err error) {

@@ -43,6 +43,7 @@ type session struct {
 	patience       time.Duration                  // for the upstream connection; 0: Config.ConnectTimeout
 	keepalive      *cluster.Keepalive             // of the upstream connection; nil: the mesh's
 	idle           time.Duration                  // that a connection which is not HTTP may carry nothing for; 0: for ever
+	intro          introduction                   // of the upstream connection
 	called         *cluster.Cluster               // that it goes to; nil: none
 	silent         bool                           // a tunnel that served streams, or a connection of requests: they were recorded
 	turnedAway     bool                           // the client has its answer

@@ -86,12 +86,7 @@ func (s *session) toHost(e *calls.Cluster, h *cluster.Host) (net.Conn, func(), e
 	spec := e.Cluster.Spec()
 	s.as(spec)
 	begin := s.p.cfg.Clock.Now()
-	r, err := s.wayTo(e, h)
-	var up net.Conn
-	var release func()
-	if err == nil {
-		up, release, err = s.open(r)
-	}
+	up, release, err := s.openHost(e, h)
 	if err != nil {
 		result := cluster.ConnectFailed
 		if s.p.cfg.Clock.Now().Sub(begin) >= s.patience {

@@ -77,9 +77,10 @@ const (
 	notInIstio = "Istio does not act on it either"
 	noInterval = "the budget is of the requests at the moment"
 	noZones    = "the caller's zone is not preferred to others of its region yet; failover between regions counts"
-	noTunnel   = "nodes cannot lead through a proxy yet: connections to the host are refused"
 	ownPings   = "of connections outside tunnels, which have pings of their own"
-	noPreamble = "nodes cannot speak the PROXY protocol yet: connections to the host are refused"
+	byTunnel   = "of connections that are not HTTP; requests to the host are refused"
+	byConnect  = "CONNECT of HTTP/1.1; with POST, or a proxy whose port is one of HTTP/2, connections are refused"
+	announced  = "requests to workloads of the mesh that are reached by the tunnel or on the same node are refused"
 )
 
 const (
@@ -99,8 +100,9 @@ func trafficPolicy(at, rows string) []entry {
 	port := at + ".portLevelSettings[]"
 	return slices.Concat(callPolicy(at, rows), callPolicy(port, rows+"LB-06 "), []entry{
 		{port + ".port.number", Enforced, "", rows + "LB-06 MT-07", ""},
-		{at + ".tunnel", Refused, L7, rows + "EG-22", noTunnel},
-		{at + ".proxyProtocol", Refused, L7, rows + "IG-22", noPreamble},
+		{at + ".tunnel: targetHost targetPort", Enforced, "", rows + "EG-22", byTunnel},
+		{at + ".tunnel.protocol", Enforced, "", rows + "EG-22", byConnect},
+		{at + ".proxyProtocol.version", Enforced, "", rows + "IG-22", announced},
 		{at + ".retryBudget: percent minRetryConcurrency", Enforced, "", rows + "RS-05", ""},
 		{at + ".retryBudget.budgetInterval", Accepted, L7, rows + "RS-05", noInterval},
 	})
