@@ -52,6 +52,15 @@ func (t *routeTranslator) delegate(root *networking.HTTPRoute, at string) {
 			t.add(validate.Warning, at+".delegate", "spec.http[%d] of %s delegates further, which is not supported: the rule is left out", i, n)
 			continue
 		}
+		for _, m := range root.GetMatch() {
+			t.pairs += max(len(r.GetMatch()), 1) * proto.Size(m)
+		}
+		for _, m := range r.GetMatch() {
+			t.pairs += max(len(root.GetMatch()), 1) * proto.Size(m)
+		}
+		if t.pairs += proto.Size(r); !t.within(fmt.Sprintf("%s.delegate: spec.http[%d] of %s", at, i, n)) {
+			return
+		}
 		merged, why := mergeRoutes(root, r)
 		if why != "" {
 			t.add(validate.Warning, at+".delegate", "spec.http[%d] of %s is left out: its %s is at odds with the conditions here", i, n, why)

@@ -8,6 +8,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -30,6 +31,9 @@ func (t *routeTranslator) http(in *networking.HTTPRoute, at string) {
 
 // rules makes one rule of each condition of an Istio rule; destinations are named as seen from the namespace.
 func (t *routeTranslator) rules(in *networking.HTTPRoute, namespace, at string) {
+	if !t.within(at) {
+		return
+	}
 	if code := in.GetRedirect().GetRedirectCode(); code != 0 && code != 301 && redirectCodes[code] == 0 {
 		t.add(validate.Error, at+".redirect.redirectCode", "%d is none of 301, 302, 303, 307 and 308", code)
 		return
@@ -63,6 +67,9 @@ func (t *routeTranslator) rules(in *networking.HTTPRoute, namespace, at string) 
 		}
 		rule.Route = pack(out)
 		t.out.Http = append(t.out.Http, rule)
+		if t.bytes += proto.Size(rule); !t.within(at) {
+			return
+		}
 	}
 }
 

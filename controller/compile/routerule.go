@@ -65,6 +65,26 @@ type routeTranslator struct {
 	rule  *model.VirtualService
 	out   settings.RouteRule
 	found []validate.Finding
+	bytes int  // of out.Http
+	pairs int  // bytes of the conditions that were put together for delegates
+	over  bool // it is more than nodes get; that was found
+}
+
+// Bounds of one VirtualService. Each condition of a rule becomes a rule of nodes with all that it does, and conditions before a
+// delegate are paired with the delegate's, so that a small object could become larger than any memory.
+const (
+	maxRuleBytes = 4 << 20
+	maxPairBytes = 64 << 20
+)
+
+// within reports whether the rules are no more than nodes get; those that are say so once, and are not carried out.
+func (t *routeTranslator) within(at string) bool {
+	if t.over || t.bytes <= maxRuleBytes && t.pairs <= maxPairBytes {
+		return !t.over
+	}
+	t.over = true
+	t.add(validate.Error, at, "the rules are too much with this one: one for each condition, they have more than %d MiB", maxRuleBytes>>20)
+	return false
 }
 
 func (t *routeTranslator) add(s validate.Severity, field, format string, args ...any) {
