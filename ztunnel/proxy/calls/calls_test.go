@@ -493,3 +493,37 @@ func TestConcurrently(t *testing.T) {
 		t.Error("a table that was closed is not begun anew")
 	}
 }
+
+// TestHostsAreBoundedByBytes: rules of a tenant that are long for each name that its pod calls are not all kept.
+func TestHostsAreBoundedByBytes(t *testing.T) {
+	long := strings.Replace(fmt.Sprintf(virtual, "one"), "http: [", "http: [{match: [{uri: {exact: /}}], directResponse: {status: 200, body: {string: "+strings.Repeat("x", 1<<20)+"}}},", 1)
+	const n = 50
+	var names []string
+	for i := range n {
+		names = append(names, fmt.Sprintf("h%d.example", i))
+	}
+	b := newBed(t, objects(strings.Replace(long, "hosts: [web]", "hosts: ["+strings.Join(names, ", ")+"]", 1)))
+	c := b.caller("client-1")
+	for _, name := range names {
+		b.clock.pass(time.Second)
+		h := b.VirtualHost(c, 80, []byte(name), nil)
+		if r := h.Match(&head.Request{Method: []byte("GET"), Scheme: []byte("http"), Path: []byte("/")}, &route.Input{}); r == nil || r.Direct == nil {
+			t.Fatalf("%s: route %+v", name, r)
+		}
+	}
+	kept := 0
+	for _, h := range b.hosts {
+		kept += h.size
+	}
+	if kept > maxBytes || kept != b.bytes || len(b.hosts) < 4 {
+		t.Errorf("%d virtual hosts of %d bytes, counted as %d", len(b.hosts), kept, b.bytes)
+	}
+	if names := len(b.names); names > len(b.hosts) {
+		t.Errorf("%d names of %d virtual hosts", names, len(b.hosts))
+	}
+	b.clock.pass(2 * idle)
+	b.Sweep(c)
+	if b.bytes != 0 || len(b.hosts) != 0 {
+		t.Errorf("%d bytes of %d virtual hosts are not forgotten", b.bytes, len(b.hosts))
+	}
+}

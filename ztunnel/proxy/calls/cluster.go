@@ -244,7 +244,7 @@ func (t *Table) Sweep(c policy.Caller) {
 	}
 	for target, h := range t.hosts {
 		if h.used.Load() < old {
-			delete(t.hosts, target)
+			t.dropLocked(target)
 		}
 	}
 	t.mu.Unlock()

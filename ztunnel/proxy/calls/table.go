@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/ztunnel/clock"
@@ -19,6 +21,7 @@ import (
 const (
 	maxNames    = 4096      // authorities of one pod's requests that are remembered; beyond, they are looked up again
 	maxHosts    = 4096      // virtual hosts of one pod; beyond, those are compiled anew that were not used for longest
+	maxBytes    = 8 << 20   // and bytes of their messages, of which there is one for each port and host that a request names
 	maxClusters = 16384     // clusters of one pod; beyond, there are no further ones
 	maxName     = 300       // bytes of an authority that is remembered: the longest name and its port
 	idle        = time.Hour // after which what was not used is forgotten
@@ -61,6 +64,7 @@ type Table struct {
 	snap     *client.Snapshot
 	names    map[nameKey]*host // of snap
 	hosts    map[policy.Target]*host
+	bytes    int // of the messages of hosts
 	clusters map[string]*Cluster
 	inbound  map[inboundKey]*Inbound
 }
@@ -75,6 +79,7 @@ type nameKey struct {
 type host struct {
 	compiled *route.VirtualHost
 	target   policy.Target
+	size     int // bytes of its message
 	inputs   policy.Inputs
 	checked  *client.Snapshot // the inputs hold in it
 	used     atomic.Int64     // Unix seconds
@@ -117,11 +122,13 @@ func (t *Table) find(c policy.Caller, key nameKey) *host {
 	}
 	h := t.hosts[target]
 	if h == nil || h.checked != c.Snapshot && !h.inputs.Hold(c) {
+		t.dropLocked(target)
 		h = t.compile(c, target)
-		if len(t.hosts) >= maxHosts {
+		for len(t.hosts) >= maxHosts || len(t.hosts) > 0 && t.bytes+h.size > maxBytes {
 			t.evictLocked()
 		}
 		t.hosts[target] = h
+		t.bytes += h.size
 	}
 	h.checked = c.Snapshot
 	if len(key.authority) > maxName {
@@ -142,7 +149,7 @@ func (t *Table) compile(c policy.Caller, target policy.Target) *host {
 		t.shared.report("virtual host cannot be served", vh.GetName(), err)
 		compiled = t.shared.mustHost(unserved(vh, err))
 	}
-	h := &host{compiled: compiled, target: target, inputs: inputs, checked: c.Snapshot}
+	h := &host{compiled: compiled, target: target, size: proto.Size(vh), inputs: inputs, checked: c.Snapshot}
 	h.used.Store(t.shared.now())
 	return h
 }
@@ -160,7 +167,15 @@ func (t *Table) evictLocked() {
 		return cmp.Compare(t.hosts[a].used.Load(), t.hosts[b].used.Load())
 	})
 	for _, target := range order[:(len(order)+7)/8] {
-		delete(t.hosts, target)
+		t.dropLocked(target)
 	}
 	clear(t.names)
+}
+
+// dropLocked forgets a virtual host, if there is one; names may still lead to it.
+func (t *Table) dropLocked(target policy.Target) {
+	if h := t.hosts[target]; h != nil {
+		t.bytes -= h.size
+		delete(t.hosts, target)
+	}
 }
