@@ -298,6 +298,9 @@ func TestCheckCounts(t *testing.T) {
 	if !s.Accepted || !s.Enforced || s.Message != "perhaps" {
 		t.Errorf("%+v", s)
 	}
+	if s = s.With([]validate.Finding{{Severity: validate.Warning, Message: "perhaps"}}); s.Message != "perhaps" {
+		t.Errorf("what was said is said again: %q", s.Message)
+	}
 }
 
 func TestDirectoryWriter(t *testing.T) {

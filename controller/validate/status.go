@@ -1,6 +1,7 @@
 package validate
 
 import (
+	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -67,7 +68,7 @@ func (s Status) Judge(findings []Finding, reason, text string) Status {
 	return s
 }
 
-// With adds what a closer look found: an error means that the object is not accepted. What the status said is kept.
+// With adds what a closer look found: an error means that the object is not accepted. What the status said is kept, and said once.
 func (s Status) With(findings []Finding) Status {
 	worst := Worst(findings)
 	if worst == Info || !s.Accepted {
@@ -75,7 +76,8 @@ func (s Status) With(findings []Finding) Status {
 	}
 	var texts []string
 	for _, f := range findings {
-		if f.Severity == worst {
+		said := func(g Finding) bool { return g.Severity == f.Severity && g.Field == f.Field && g.Message == f.Message }
+		if f.Severity == worst && !slices.ContainsFunc(s.Findings, said) {
 			texts = append(texts, strings.TrimPrefix(f.Field+": "+f.Message, ": "))
 		}
 	}
