@@ -35,6 +35,29 @@ func destinationRules(c *collector, spec *networking.DestinationRule) {
 		c.selector(s.GetLabels(), at+".labels")
 		c.trafficPolicy(s.GetTrafficPolicy(), at+".trafficPolicy")
 	}
+	if len(spec.GetWorkloadSelector().GetMatchLabels()) == 0 {
+		c.withoutCredentials(spec)
+	}
+}
+
+// withoutCredentials warns of Secrets in a rule that selects no workloads: a Secret goes to selected ones alone.
+func (c *collector) withoutCredentials(spec *networking.DestinationRule) {
+	look := func(t *networking.ClientTLSSettings, at string) {
+		verified := t.GetMode() == networking.ClientTLSSettings_SIMPLE && !t.GetInsecureSkipVerify().GetValue()
+		if t.GetCredentialName() != "" && (verified || t.GetMode() == networking.ClientTLSSettings_MUTUAL) {
+			c.add(Warning, at+".tls.credentialName", "is for the workloads that workloadSelector selects, and there is none: connections within the mesh are refused")
+		}
+	}
+	policy := func(p *networking.TrafficPolicy, at string) {
+		look(p.GetTls(), at)
+		for i, s := range p.GetPortLevelSettings() {
+			look(s.GetTls(), at+indexed(".portLevelSettings", i))
+		}
+	}
+	policy(spec.GetTrafficPolicy(), "spec.trafficPolicy")
+	for i, s := range spec.GetSubsets() {
+		policy(s.GetTrafficPolicy(), indexed("spec.subsets", i)+".trafficPolicy")
+	}
 }
 
 func (c *collector) trafficPolicy(p *networking.TrafficPolicy, at string) {
