@@ -31,9 +31,14 @@ func checkMeshConfig(components []deploy.Component, namespace string) error {
 			_, found := model.ParseMesh(cm, model.Mesh{TrustDomain: api.DefaultTrustDomain, RootNamespace: namespace})
 			for _, f := range found {
 				field := strings.Replace(f.Field, "data."+meshConfigKey, "meshConfig", 1)
-				if f.Severity == validate.Error || strings.HasPrefix(f.Message, "unknown field") {
-					return fmt.Errorf("%s: %s", field, f.Message)
+				text, ignored := strings.CutSuffix(f.Message, ": it is ignored")
+				if f.Severity != validate.Error && !ignored {
+					continue
 				}
+				if f.Hint != "" {
+					text += " (" + f.Hint + ")"
+				}
+				return fmt.Errorf("%s: %s", field, text)
 			}
 			return nil
 		}
