@@ -285,6 +285,12 @@ func TestEnded(t *testing.T) {
 		id := next[*http2.HeadersFrame](p).StreamID
 		p.headers(id, false, ":status", "200")
 		s := <-streams
+		waited := make(chan error, 1)
+		go func() { waited <- s.Wait() }()
+		synctest.Wait()
+		if len(waited) != 0 {
+			t.Errorf("nothing came, and the wait is over: %v", <-waited)
+		}
 		for _, c := range []struct {
 			say       func() error
 			half, all bool
@@ -298,6 +304,12 @@ func TestEnded(t *testing.T) {
 			if half, all := s.Ended(); half != c.half || all != c.all {
 				t.Errorf("ended: %v, %v; want %v, %v", half, all, c.half, c.all)
 			}
+		}
+		if err := <-waited; err != nil {
+			t.Error(err)
+		}
+		if err := s.Wait(); err == nil {
+			t.Error("a stream that was reset has something to read")
 		}
 	})
 }

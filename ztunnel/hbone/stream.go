@@ -108,27 +108,38 @@ func (s *Stream) Ended() (half, all bool) {
 	return s.eof, s.rerr != nil
 }
 
-// Read returns received bytes, io.EOF after the peer's END_STREAM, a *StreamError after a reset, or the error that
-// ended the connection.
-func (s *Stream) Read(p []byte) (int, error) {
+// Wait returns when Read does not wait: nil for bytes, else the error that Read returns. Who waits so holds no buffer.
+func (s *Stream) Wait() error {
 	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	return s.waitLocked()
+}
+
+func (s *Stream) waitLocked() error {
 	for s.q.size == 0 {
 		switch {
 		case s.rerr != nil:
-			err := s.rerr
-			s.rmu.Unlock()
-			return 0, err
+			return s.rerr
 		case s.eof:
-			s.rmu.Unlock()
-			return 0, io.EOF
+			return io.EOF
 		case s.readLate:
-			s.rmu.Unlock()
-			return 0, errDeadline
-		case len(p) == 0:
-			s.rmu.Unlock()
-			return 0, nil
+			return errDeadline
 		}
 		s.readCond.Wait()
+	}
+	return nil
+}
+
+// Read returns received bytes, io.EOF after the peer's END_STREAM, a *StreamError after a reset, or the error that
+// ended the connection.
+func (s *Stream) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	s.rmu.Lock()
+	if err := s.waitLocked(); err != nil {
+		s.rmu.Unlock()
+		return 0, err
 	}
 	n := s.q.read(p)
 	s.received.Add(uint64(n))

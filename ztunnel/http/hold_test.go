@@ -2,10 +2,12 @@ package http
 
 import (
 	"context"
+	"errors"
 	"io"
 	"math"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,3 +104,42 @@ func TestDeadline(t *testing.T) {
 		}
 	}
 }
+
+// patient is a connection that can be waited for.
+type patient struct {
+	net.Conn
+	waits atomic.Int64
+}
+
+func (p *patient) Wait() error {
+	p.waits.Add(1)
+	return nil
+}
+
+// TestWaitWithoutBuffer: what waits for a message on a connection that tells when there is something takes a buffer only then.
+func TestWaitWithoutBuffer(t *testing.T) {
+	near, far := net.Pipe()
+	defer near.Close()
+	p := &patient{Conn: near}
+	s := newSocket(p, []byte("ab"))
+	var free buffers
+	go func() {
+		_, _ = io.WriteString(far, "cd")
+		_ = far.Close()
+	}()
+	for i, want := range []string{"ab", "cd"} {
+		b, err := s.readIdle(&free, nil)
+		if err != nil || string(b.bytes()) != want || p.waits.Load() != int64(i) {
+			t.Errorf("read %q, %v after %d waits; want %q after %d", b.bytes(), err, p.waits.Load(), want, i)
+		}
+	}
+	gone := &socket{Conn: near, waits: over{}}
+	if b, err := gone.readIdle(&free, nil); b != nil || !errors.Is(err, io.EOF) {
+		t.Errorf("%v, %v at the end", b, err)
+	}
+}
+
+// over is the end of a connection that is waited for.
+type over struct{}
+
+func (over) Wait() error { return io.EOF }

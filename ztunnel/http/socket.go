@@ -8,15 +8,18 @@ import (
 )
 
 // socket is a connection as the codec of HTTP/1.1 uses it: early bytes first, and reading without a buffer while idle where the
-// kernel's readiness can be waited for.
+// readiness can be waited for.
 type socket struct {
 	net.Conn
-	early []byte // read by others before
-	raw   *rawSocket
+	early []byte                    // read by others before
+	raw   *rawSocket                // nil: it is no socket of the kernel
+	waits interface{ Wait() error } // returns when Read does not wait, or with its error; nil: the connection cannot
 }
 
 func newSocket(c net.Conn, early []byte) *socket {
-	return &socket{Conn: c, early: early, raw: newRaw(c)}
+	s := &socket{Conn: c, early: early, raw: newRaw(c)}
+	s.waits, _ = c.(interface{ Wait() error })
+	return s
 }
 
 // Read reads early bytes first.
@@ -39,6 +42,11 @@ func (s *socket) readIdle(free *buffers, b *buffer) (*buffer, error) {
 		return s.raw.readIdle(free)
 	}
 	if b == nil {
+		if s.waits != nil && len(s.early) == 0 {
+			if err := s.waits.Wait(); err != nil {
+				return nil, err
+			}
+		}
 		b = free.get(smallBuffer)
 	}
 	b.r, b.w = 0, 0

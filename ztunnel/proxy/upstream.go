@@ -176,6 +176,14 @@ func (c *otherConn) Quiet() bool {
 	return !ok || q.Quiet()
 }
 
+// Wait returns when Read does not wait, at once where the connection cannot tell; an error is that of Read.
+func (c *otherConn) Wait() error {
+	if w, ok := c.Conn.(interface{ Wait() error }); ok {
+		return w.Wait()
+	}
+	return nil
+}
+
 // Ended tells, without reading, whether the peer has ended its direction, and whether it has left altogether, as far as the connection
 // can tell.
 func (c *otherConn) Ended() (half, all bool) {
