@@ -28,7 +28,7 @@ const (
 	maxPortTries        = 128
 )
 
-// Sockets makes connections in the network namespace of one pod. Safe for concurrent use.
+// Sockets makes connections in the network namespace of one pod; TCP_NODELAY is Go's default. Safe for concurrent use.
 type Sockets struct {
 	ns   *netns.NetNS
 	next atomic.Uint32
@@ -43,7 +43,7 @@ func NewSockets(ns *netns.NetNS) *Sockets {
 
 // Dial connects to addr as the pod itself. The errors of the kernel are in the chain.
 func (s *Sockets) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
-	c, err := netns.Dial(ctx, s.ns, addr, netns.Options{NoDelay: true})
+	c, err := netns.Dial(ctx, s.ns, addr, netns.Options{})
 	if err != nil {
 		return nil, err // not c, which would be a net.Conn that is not nil
 	}
@@ -53,7 +53,7 @@ func (s *Sockets) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, erro
 // Leg connects to addr as Dial does, as the second leg of a connection that was judged: the receiver on this node takes it
 // without judging it again.
 func (s *Sockets) Leg(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
-	c, err := netns.Dial(ctx, s.ns, addr, netns.Options{NoDelay: true, Mark: judgedMark})
+	c, err := netns.Dial(ctx, s.ns, addr, netns.Options{Mark: judgedMark})
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,7 @@ func (s *Sockets) Leg(ctx context.Context, addr netip.AddrPort) (net.Conn, error
 
 // Deliver connects to the pod's own addr from the client's address, over lo.
 func (s *Sockets) Deliver(ctx context.Context, client netip.Addr, addr netip.AddrPort) (net.Conn, error) {
-	o := netns.Options{Transparent: true, Mark: captureMark, BindIfindex: loopback, ReuseAddr: true, NoDelay: true}
+	o := netns.Options{Transparent: true, Mark: captureMark, BindIfindex: loopback, ReuseAddr: true}
 	var last error
 	for range maxPortTries {
 		o.Bind = netip.AddrPortFrom(client, s.port())

@@ -40,7 +40,7 @@ func (s *session) inbound() error {
 	if err != nil {
 		return err
 	}
-	tune(up, nil)
+	calm(up)
 	if s.hushed {
 		switch isHTTP, err := s.firstWord(s.client, up); {
 		case err != nil:

@@ -35,7 +35,7 @@ func (s *session) probe() error {
 	if err != nil {
 		return err
 	}
-	tune(up, nil)
+	calm(up)
 	s.relayed = true
 	s.count()
 	if _, err := up.Write(head); err != nil {

@@ -70,7 +70,11 @@ func (pod *Pod) serve(r *run, kind Kind, c net.Conn) {
 		}
 		defer pod.p.give(pod)
 	}
-	tune(c, nil)
+	if kind == Outbound {
+		calm(c)
+	} else {
+		tune(c, nil)
+	}
 	err := s.guard(func() error {
 		switch kind {
 		case Outbound:
@@ -221,6 +225,16 @@ func tune(c net.Conn, own *cluster.Keepalive) {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
 	}); ok {
 		_ = k.SetKeepAliveConfig(keepAlive(own)) // fails only when the peer is gone already, which the next read tells
+	}
+}
+
+// calm leaves a connection to a process of a pod of this node without probes, which Go's default has: one kernel has both ends, and says
+// when the other one is no more.
+func calm(c net.Conn) {
+	if k, ok := c.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	}); ok {
+		_ = k.SetKeepAliveConfig(net.KeepAliveConfig{Idle: -1, Interval: -1, Count: -1}) // as tune
 	}
 }
 

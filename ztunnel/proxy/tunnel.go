@@ -187,7 +187,7 @@ func (s *session) connect(own api.Identity, client *identity.Peer, req *hbone.Se
 	if err != nil {
 		return err
 	}
-	tune(up, nil)
+	calm(up)
 	*answered = true
 	stream, err := req.Accept(nil)
 	if err != nil {
