@@ -158,7 +158,6 @@ func (s *server2) pieces() *pieces {
 
 func (s *server2) next() ([]byte, bool, error)  { return s.pieces().next() }
 func (s *server2) ready() bool                  { return s.pieces().ready() }
-func (s *server2) trailers() *head.Fields       { return s.s.Trailers() }
 func (s *server2) write(p []byte, e bool) error { return send(s.s, p, e) }
 func (s *server2) finish(t *head.Fields) error  { return sendTrailers(s.s, t) }
 func (s *server2) flush() error                 { return s.s.Flush() }
@@ -166,6 +165,15 @@ func (s *server2) abandon()                     {}
 func (s *server2) pause()                       { s.s.Interrupt(errPaused) }
 func (s *server2) resume()                      { s.s.Interrupt(nil) }
 func (s *server2) interrupt()                   { s.s.Interrupt(errPaused) }
+
+// trailers are without what a client may not say of itself: some programs take them for fields of the head.
+func (s *server2) trailers() *head.Fields {
+	t := s.s.Trailers()
+	if t != nil {
+		t.Del(head.XForwardedClientCert, head.Names[head.XForwardedClientCert])
+	}
+	return t
+}
 
 func (s *server2) abort() {
 	s.s.Interrupt(nil)

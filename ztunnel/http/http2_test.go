@@ -143,7 +143,7 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-// TestTrailersGoAlong: other tries and copies of a request have its trailers.
+// TestTrailersGoAlong: other tries and copies of a request have its trailers, but for what a client may not say of itself.
 func TestTrailersGoAlong(t *testing.T) {
 	w := newWorld(t)
 	w.loopback = true
@@ -156,12 +156,12 @@ func TestTrailersGoAlong(t *testing.T) {
 			rw.WriteHeader(http.StatusServiceUnavailable)
 			return
 		}
-		_, _ = io.WriteString(rw, r.Trailer.Get("X-After"))
+		_, _ = io.WriteString(rw, r.Trailer.Get("X-After")+r.Trailer.Get("X-Forwarded-Client-Cert"))
 	}))
 	copies := make(chan string, 1)
 	w.cluster("copy", overHTTP2, standard(func(_ http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		copies <- string(body) + r.Trailer.Get("X-After")
+		copies <- string(body) + r.Trailer.Get("X-After") + r.Trailer.Get("X-Forwarded-Client-Cert")
 	}))
 	c := w.standardClient(true)
 	for _, body := range []string{"", "abc "} {
@@ -170,7 +170,7 @@ func TestTrailersGoAlong(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.ContentLength, req.Trailer = -1, http.Header{"X-After": []string{"t"}}
+		req.ContentLength, req.Trailer = -1, http.Header{"X-After": []string{"t"}, "X-Forwarded-Client-Cert": []string{"URI=spiffe://another"}}
 		resp, err := c.Do(req)
 		if err != nil {
 			t.Fatal(err)
