@@ -16,20 +16,25 @@ type opening struct {
 	uid string // of the destination; "": the mesh did not know it
 }
 
-// repath sees to it that no request goes over an upstream of the pod that would be opened otherwise now: a pool keeps connections
-// for long, and a DestinationRule, PeerAuthentication or enrolment that came since has a say in how the next request travels.
-// Requests under way go on, unless nothing may be opened there any more.
+// repath looks at all upstreams of the pod, also those that no request is going over.
 func (pod *Pod) repath(c policy.Caller) {
 	for _, u := range pod.openUpstreams() {
-		now, ok := pod.pathNow(c, u.opening)
-		switch {
-		case !ok || samePath(now, u.opening.path):
-		case now.Kind == policy.Reject:
+		u.repath(c)
+	}
+}
+
+// repath sees to it that no request goes over an upstream that would be opened otherwise now: a pool keeps connections for long,
+// and a DestinationRule, PeerAuthentication or enrolment that came since has a say in how the next request travels. Requests under
+// way go on, unless nothing may be opened there any more.
+func (u *upstream) repath(c policy.Caller) {
+	now, ok := u.s.pod.pathNow(c, u.opening)
+	if ok && !samePath(now, u.opening.path) {
+		u.stale.Store(true)
+		if now.Kind == policy.Reject {
 			u.s.kill(refusedf(reason.PolicyChanged, "the connection would be refused now: %s", now.Reason))
-		default:
-			u.stale.Store(true)
 		}
 	}
+	u.checked.Store(c.Snapshot)
 }
 
 // pathNow is the path by the caller's snapshot; false when its end is gone, which is told otherwise.

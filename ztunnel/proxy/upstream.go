@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/ztunnel/hbone"
 	"github.com/undermesh/undermesh/ztunnel/telemetry"
 )
@@ -22,7 +23,8 @@ type upstream struct {
 	line    telemetry.Line // as of its opening: what requests over it are recorded with
 	conn    net.Conn       // what the engine has; its Close ends the upstream
 	opening opening
-	stale   atomic.Bool // it would be opened otherwise now
+	stale   atomic.Bool                     // it would be opened otherwise now
+	checked atomic.Pointer[client.Snapshot] // whether it would was found out by
 	release func()
 	unwatch func() bool
 	once    sync.Once
@@ -42,6 +44,7 @@ func (s *session) opened(up net.Conn, r *way, release func()) *upstream {
 	u.conn = m.conn(u.end)
 	u.unwatch = context.AfterFunc(s.ctx, func() { reset(up) })
 	u.opening = opening{way: *r}
+	u.checked.Store(r.snap)
 	if w := r.path.Destination; w != nil {
 		u.opening.uid = w.GetUid()
 	}
@@ -51,7 +54,12 @@ func (s *session) opened(up net.Conn, r *way, release func()) *upstream {
 }
 
 // isStale reports that no other request may go over it: it would be opened otherwise now, or by another credential.
-func (u *upstream) isStale() bool { return u.stale.Load() || u.opening.credential.Superseded() }
+func (u *upstream) isStale() bool {
+	if c, ok := u.s.pod.caller(); ok && c.Snapshot != u.checked.Load() {
+		u.repath(c)
+	}
+	return u.stale.Load() || u.opening.credential.Superseded()
+}
 
 // end is called before the connection is closed; only the first call counts.
 func (u *upstream) end() {
