@@ -37,7 +37,8 @@ type version struct {
 	facts *facts
 	hbone map[string]bool // pods, by uid
 	// marks are what a node's snapshot of a pod looks like that has this version; nil for one in the midst of a batch.
-	marks map[string]mark
+	marks               map[string]mark
+	routeMark, ruleMark mark // of the VirtualServices and DestinationRules, where marks is not nil
 }
 
 // mark digests what a snapshot says about a pod.
@@ -65,7 +66,7 @@ func (w *world) publish(batch []change) {
 		}
 		now := *w.versions[len(w.versions)-1].facts
 		if c.edit != nil {
-			now = facts{authz: maps.Clone(now.authz), peers: maps.Clone(now.peers)}
+			now = facts{authz: maps.Clone(now.authz), peers: maps.Clone(now.peers), routes: maps.Clone(now.routes), rules: maps.Clone(now.rules)}
 			c.edit(&now)
 		}
 		hbone := w.versions[len(w.versions)-1].hbone
@@ -100,6 +101,7 @@ func (w *world) publish(batch []change) {
 		}
 	}
 	w.versions[last].marks = marks
+	w.versions[last].routeMark, w.versions[last].ruleMark = marksOfCalls(snap)
 }
 
 // markOf digests what decides about connections to p; false when the snapshot does not know p, or not all of it.
@@ -143,6 +145,9 @@ func (zt *ztunnel) confirm(ctx context.Context) error {
 func (w *world) confirm(n *node, snap *client.Snapshot) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.opt.Requests {
+		w.confirmCallsLocked(n, snap)
+	}
 	for _, p := range w.pods {
 		if p.node != n {
 			continue
@@ -178,18 +183,28 @@ func (w *world) windowLocked(p *pod) []version {
 	return w.versions[first:]
 }
 
+// sent is a stream or a request.
+type sent interface {
+	fmt.Stringer
+	senderLocked(to *pod) account // who to may take for the sender; protected by world.mu
+}
+
+func (s *stream) senderLocked(*pod) account {
+	if !s.captured || s.plain.Load() {
+		return account{}
+	}
+	return s.from.who
+}
+
 // delivered judges bytes of s that the application of p has read from a connection.
-func (w *world) delivered(s *stream, p *pod, port uint16, syn memnet.SYN) {
+func (w *world) delivered(s sent, p *pod, port uint16, syn memnet.SYN) {
 	w.mu.Lock()
 	if f := (flow{syn.Src, syn.Dst}); w.unjudged[f] || !p.inbound.Load() {
 		w.unjudged[f] = true
 		w.mu.Unlock()
 		return // the pod was not in the mesh, or has left it: nobody judges for it, and its connections go on
 	}
-	who := s.from.who
-	if !s.captured || s.plain.Load() {
-		who = account{}
-	}
+	who := s.senderLocked(p)
 	window := w.windowLocked(p)
 	ok := slices.ContainsFunc(window, func(v version) bool { return v.facts.allows(p, port, who) })
 	strict := who == account{} && !slices.ContainsFunc(window, func(v version) bool { return !v.facts.strict(p) })
@@ -203,8 +218,8 @@ func (w *world) delivered(s *stream, p *pod, port uint16, syn memnet.SYN) {
 }
 
 // legBegins judges plain text that a node's ztunnel sends to a pod of the node.
-func (w *world) legBegins(s *stream, p *pod, port uint16) {
-	if s.from == p {
+func (w *world) legBegins(s sent, from, p *pod, port uint16) {
+	if from == p {
 		return
 	}
 	w.mu.Lock()
@@ -291,11 +306,19 @@ func (w *world) checkPrincipal(l record) {
 	defer w.mu.Unlock()
 	for _, p := range w.pods {
 		// The tunnel may be older than the connection: its client lived when it was opened, and its end takes a moment.
-		if p.ip == src.Addr() && p.who.spiffe() == id && !p.born.After(l.at) && (p.died.IsZero() || p.died.After(l.at.Add(-took-Bound))) {
+		if p.ip == src.Addr() && p.who.spiffe() == id && !p.born.After(l.at) && (p.died.IsZero() || p.died.After(l.at.Add(-took-w.slack()))) {
 			return
 		}
 	}
 	w.violate("principal", "record of %s names %s for %s: %v", l.node.name, id, src, l.kv)
+}
+
+// slack is how long after its end a pod may still be recorded: requests are tried again before it is noticed.
+func (w *world) slack() time.Duration {
+	if w.opt.Requests {
+		return 2 * time.Second
+	}
+	return Bound
 }
 
 // checkRefusals looks for the reasons of the streams that broke.

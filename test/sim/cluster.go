@@ -151,6 +151,8 @@ type node struct {
 	ours  map[*memnet.Process]bool
 	zt    *ztunnel // nil: it is down
 	falls []time.Time
+
+	routes, rules confirmed // VirtualServices and DestinationRules that it has; protected by world.mu
 }
 
 // ztunnel is one process of a node's data plane.

@@ -23,6 +23,7 @@ type pod struct {
 	ns, name string
 	who      account
 	app      string
+	version  string // label
 	ip       netip.Addr
 	node     *node
 	born     time.Time
@@ -34,6 +35,7 @@ type pod struct {
 	moving          bool           // in or out of the mesh
 
 	inbound, outbound atomic.Bool // captured
+	ill               illness
 
 	died      time.Time      // protected by world.mu; zero: it lives
 	confirmed []confirmation // by time; protected by world.mu
@@ -65,7 +67,11 @@ func (p *pod) bring() error {
 		if err != nil {
 			return err
 		}
-		p.w.apps.Go(func() { p.w.serveApp(p, port, s.Open(nil)) })
+		serve := p.w.serveApp
+		if p.w.opt.Requests {
+			serve = p.w.serveHTTP
+		}
+		p.w.apps.Go(func() { serve(p, port, s.Open(nil)) })
 	}
 	return nil
 }

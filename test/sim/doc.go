@@ -18,6 +18,17 @@
 //   - continuity: in a calm history, where pods are only enrolled and released, every connection completes.
 //   - leak: when everything was told to end, no goroutine is left.
 //
+// In histories of HTTP (Options.Requests) VirtualServices and DestinationRules change too, and of each request is checked, by a
+// reading of these objects that shares no code with the mesh's (routes.go), beside forbidden, plaintext, principal and leak:
+//   - route: an application reads only what a rule leads to it that its client's node may have had since the request began, as
+//     what the node has acknowledged then and what was published since tell; a pod that got another's address is none of these.
+//   - twice: an application reads a request again only when a policy that may have been in force says so; who asks with POST and says
+//     nothing of that is not served twice.
+//   - mixed: an answer is that of the request, byte for byte, and not that of a copy.
+//   - recovery, unserved, weights: after the last fault requests end as the rules say, then all of them do, and as many go to each
+//     destination as the weights say.
+//   - accounting: when all clients have their answers, nothing is held to be under way, and no client's connection is open.
+//
 // A history is a function of its seed as far as the script, the network's latencies and every jitter of ours are. Goroutines
 // that are runnable at one instant of virtual time are ordered by Go's scheduler: a seed repeats its faults and their times, and
 // nearly always its outcome.

@@ -77,8 +77,10 @@ type peers struct {
 
 // facts are policies as they are at one moment. Immutable.
 type facts struct {
-	authz map[model.Name]authz
-	peers map[model.Name]peers
+	authz  map[model.Name]authz
+	peers  map[model.Name]peers
+	routes map[model.Name]routing
+	rules  map[called]balancing
 }
 
 // strict says whether a pod refuses plain text: the narrowest scope decides.
@@ -163,7 +165,7 @@ func (a peers) object(n model.Name) *securityv1.PeerAuthentication {
 // object is the pod as the API server has it.
 func (p *pod) object(annotated bool) *corev1.Pod {
 	o := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
-		Namespace: p.ns, Name: p.name, UID: types.UID(p.uid), Labels: map[string]string{"app": p.app},
+		Namespace: p.ns, Name: p.name, UID: types.UID(p.uid), Labels: map[string]string{"app": p.app, "version": p.version},
 	}}
 	if annotated {
 		o.Annotations = map[string]string{api.AnnotationRedirection: api.RedirectionEnabled}
@@ -177,11 +179,18 @@ func (p *pod) object(annotated bool) *corev1.Pod {
 }
 
 // service is the object of the service of an application, at vip.
-func service(ns, app string, vip netip.Addr) *corev1.Service {
+func service(ns, app string, vip netip.Addr, requests bool) *corev1.Service {
 	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: app}}
 	s.Spec = corev1.ServiceSpec{ClusterIP: vip.String(), Selector: map[string]string{"app": app}}
 	for _, port := range appPorts {
-		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: fmt.Sprintf("tcp-%d", port), Port: int32(port)})
+		name := fmt.Sprintf("tcp-%d", port)
+		switch {
+		case requests && port == sniffedPort:
+			name = "any"
+		case requests:
+			name = "http"
+		}
+		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: name, Port: int32(port)})
 	}
 	return s
 }

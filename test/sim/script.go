@@ -151,6 +151,9 @@ func (w *world) addPod(n *node) error {
 		uid: fmt.Sprintf("uid-%d", w.serial),
 	}
 	p.name = fmt.Sprintf("%s-%d", p.app, w.serial)
+	if w.opt.Requests {
+		p.version = pick(w, podVersions)
+	}
 	p.who = account{p.ns, pick(w, accounts)}
 	if err := p.bring(); err != nil {
 		return err

@@ -18,7 +18,8 @@ type pair struct {
 
 // settle ends every fault and waits until the mesh does what its objects say.
 func (w *world) settle(ctx context.Context) error {
-	for _, k := range []model.Kind{model.KindPod, model.KindAuthorizationPolicy, model.KindPeerAuthentication} {
+	for _, k := range []model.Kind{model.KindPod, model.KindAuthorizationPolicy, model.KindPeerAuthentication, model.KindVirtualService,
+		model.KindDestinationRule} {
 		w.objects.setLag(k, 0)
 	}
 	for len(w.tasks) > 0 {
@@ -35,6 +36,9 @@ func (w *world) settle(ctx context.Context) error {
 		if !pause(ctx, 10*time.Millisecond) {
 			return context.Cause(ctx)
 		}
+	}
+	if w.opt.Requests {
+		return w.settleRequests(ctx, deadline)
 	}
 	left := w.pairs(24)
 	for len(left) > 0 && time.Now().Before(deadline) {

@@ -39,6 +39,8 @@ type Options struct {
 	// Calm leaves out all but connections to pods and their enrolment and its end: then no connection may break, whatever
 	// was enrolled or released under it.
 	Calm bool
+	// Requests has applications speak HTTP, and the script change VirtualServices and DestinationRules.
+	Requests bool
 	// play replaces the random script.
 	play func(*world, context.Context) error
 	// Hooks break things, to show that the checks can fail.
@@ -54,6 +56,12 @@ type Hooks struct {
 	// Steer decides about plain text that arrives at an enrolled pod: it returns the socket that takes it.
 	Steer  func(syn memnet.SYN, inbound, application *memnet.Socket) *memnet.Socket
 	Record func(kv map[string]string)
+	// Number is what an application takes for the number of a request when it answers.
+	Number func(uint64) uint64
+	// Status is what an application answers in place of a status.
+	Status func(int) int
+	// Stay leaves a client's connection open with a request that is not answered.
+	Stay bool
 	// Restart says whether the ztunnel of a node comes back after a crash.
 	Restart func(node string) bool
 }
@@ -66,6 +74,9 @@ type Result struct {
 	Delivered  int      // of them, complete
 	Refused    int      // broken before a byte came back
 	Broken     int      // broken later
+	Requests   int      // of HTTP
+	Answered   int      // of them, by an application
+	Rejected   int      // of them, by the mesh
 	// Outcome has a line for each connection, and how it ended.
 	Outcome []string
 }
@@ -89,16 +100,18 @@ type world struct {
 	tasks  []task
 	serial int
 
-	mu        sync.Mutex // protects below; before apiServer.mu
-	pods      []*pod     // all that ever were
-	hosts     map[*memnet.Host]*pod
-	published map[key]model.Event
-	versions  []version
-	streams   map[uint64]*stream
-	open      int
-	ended     []*stream
-	records   map[netip.AddrPort][]record
-	unjudged  map[flow]bool // reached an application before its pod was captured, or lived on when it was not any more
+	mu           sync.Mutex // protects below; before apiServer.mu
+	pods         []*pod     // all that ever were
+	hosts        map[*memnet.Host]*pod
+	published    map[key]model.Event
+	versions     []version
+	streams      map[uint64]*stream
+	open         int
+	requests     map[uint64]*request
+	ended        []*stream
+	records      map[netip.AddrPort][]record
+	openRequests int
+	unjudged     map[flow]bool // reached an application before its pod was captured, or lived on when it was not any more
 
 	vmu        sync.Mutex // protects below; innermost
 	violations []Violation
@@ -112,8 +125,8 @@ func Run(ctx context.Context, opt Options) (*Result, error) {
 	}
 	w := &world{
 		opt: opt, start: time.Now(), rng: rand.New(rand.NewPCG(opt.Seed, 0)), hosts: map[*memnet.Host]*pod{},
-		published: map[key]model.Event{}, versions: []version{{facts: &facts{}, hbone: map[string]bool{}, marks: map[string]mark{}}},
-		streams: map[uint64]*stream{}, records: map[netip.AddrPort][]record{}, unjudged: map[flow]bool{},
+		published: map[key]model.Event{}, versions: []version{{facts: newFacts(), hbone: map[string]bool{}, marks: map[string]mark{}}},
+		streams: map[uint64]*stream{}, requests: map[uint64]*request{}, records: map[netip.AddrPort][]record{}, unjudged: map[flow]bool{},
 	}
 	w.before = goroutines()
 	w.net = memnet.New(memnet.Config{Seed: opt.Seed, Tap: w.tap, Loss: w.loss, Segment: 256})
@@ -127,6 +140,9 @@ func Run(ctx context.Context, opt Options) (*Result, error) {
 		return nil, fmt.Errorf("build world: %w", err)
 	}
 	play := (*world).play
+	if opt.Requests {
+		play = (*world).playRequests
+	}
 	if opt.play != nil {
 		play = opt.play
 	}
@@ -167,7 +183,7 @@ func (w *world) build(ctx context.Context) error {
 	for i, ns := range namespaces {
 		for j, app := range apps {
 			vip := vipOf(i, j)
-			w.objects.set(model.KindService, model.Name{Namespace: ns, Name: app}, service(ns, app, vip), nil)
+			w.objects.set(model.KindService, model.Name{Namespace: ns, Name: app}, service(ns, app, vip, w.opt.Requests), nil)
 		}
 	}
 	if err := w.control.start(ctx); err != nil {
@@ -239,6 +255,15 @@ func (w *world) result() *Result {
 			r.Broken++
 		}
 		r.Outcome = append(r.Outcome, fmt.Sprintf("%d %s -> %s %s", s.id, s.from, s.to, how))
+	}
+	for _, q := range w.requests {
+		r.Requests++
+		switch {
+		case q.pod != "":
+			r.Answered++
+		case q.status != 0:
+			r.Rejected++
+		}
 	}
 	return r
 }

@@ -276,6 +276,10 @@ func (w *world) parse(data []byte) (*stream, int) {
 
 // tap sees all that is on the wire between two pods.
 func (w *world) tap(syn memnet.SYN, data []byte) {
+	if w.opt.Requests {
+		w.tapRequest(syn, data)
+		return
+	}
 	i := bytes.Index(data, []byte(marker))
 	if i < 0 {
 		return
@@ -290,6 +294,6 @@ func (w *world) tap(syn memnet.SYN, data []byte) {
 		return
 	}
 	if !s.leg.Swap(true) {
-		w.legBegins(s, to, syn.Dst.Port())
+		w.legBegins(s, s.from, to, syn.Dst.Port())
 	}
 }

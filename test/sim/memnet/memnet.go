@@ -440,3 +440,16 @@ func (p *Process) disown(c *Conn) {
 	defer p.mu.Unlock()
 	delete(p.conns, c)
 }
+
+// Captured is the number of connections that Host.Capture took and that are not over at both ends.
+func (n *Network) Captured() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	count := 0
+	for c := range n.conns {
+		if c.syn.Captured {
+			count++
+		}
+	}
+	return count
+}
