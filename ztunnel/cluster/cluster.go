@@ -20,11 +20,11 @@ type Config struct {
 
 // Cluster is one cluster as one source workload knows it. All methods are safe for concurrent use.
 type Cluster struct {
-	cfg      Config
-	epoch    time.Time
-	state    atomic.Pointer[state]
-	stats    counters
-	breakers [numPriorities]Breakers
+	cfg    Config
+	epoch  time.Time
+	whole  *Cluster // that it is a part of; nil: it is a whole
+	state  atomic.Pointer[state]
+	*tally // of the whole
 
 	nextSweep atomic.Int64 // of outlier detection, after epoch
 	nextWeigh atomic.Int64 // of slow start, after epoch; math.MaxInt64: no host is young
@@ -32,6 +32,12 @@ type Cluster struct {
 	mu       sync.Mutex // protects below, and changes of state and of the hosts' monitors
 	original *originals // hosts of OriginalDestination
 	ejected  int
+}
+
+// tally is what a cluster counts, and what it counts against its limits.
+type tally struct {
+	stats    counters
+	breakers [numPriorities]Breakers
 }
 
 // state is what Pick reads: immutable but for what its pointers lead to.
@@ -46,10 +52,24 @@ type state struct {
 
 // New makes a cluster. It starts nothing: what is to happen later happens when the cluster is used next.
 func New(cfg Config, spec *Spec, hosts *Hosts) *Cluster {
-	c := &Cluster{cfg: cfg, epoch: cfg.Clock.Now()}
+	c := &Cluster{cfg: cfg, epoch: cfg.Clock.Now(), tally: &tally{}}
 	for i := range c.breakers {
 		c.breakers[i].cluster, c.breakers[i].priority = c, Priority(i)
 	}
+	c.stats.inc(MembershipChange)
+	c.init(spec, hosts)
+	return c
+}
+
+// Part makes a cluster with a configuration, hosts and connections of its own that counts as the whole w does: statistics, limits, and
+// what its hosts carry, by their addresses. w is of kind OriginalDestination, so that it has any address.
+func (w *Cluster) Part(spec *Spec, hosts *Hosts) *Cluster {
+	c := &Cluster{cfg: w.cfg, epoch: w.epoch, whole: w, tally: w.tally}
+	c.init(spec, hosts)
+	return c
+}
+
+func (c *Cluster) init(spec *Spec, hosts *Hosts) {
 	if spec.Kind == OriginalDestination {
 		hosts = NewHosts(nil)
 	}
@@ -60,10 +80,8 @@ func New(cfg Config, spec *Spec, hosts *Hosts) *Cluster {
 		c.nextWeigh.Store(0)
 	}
 	if spec.outlier != nil {
-		c.nextSweep.Store(int64(spec.outlier.interval))
+		c.nextSweep.Store(int64(c.now() + spec.outlier.interval))
 	}
-	c.stats.inc(MembershipChange)
-	return c
 }
 
 func (s *Spec) slowStart() *slowStartSpec { return s.balance.slowStart }
@@ -129,7 +147,9 @@ func (c *Cluster) update(spec *Spec, hosts *Hosts) (leave, renew []*Host) {
 	st := &state{spec: spec, hosts: hosts, slots: old.slots, down: old.down}
 	if old.hosts != hosts {
 		leave = c.moveLocked(old, st)
-		c.stats.inc(MembershipChange)
+		if c.whole == nil {
+			c.stats.inc(MembershipChange)
+		}
 	}
 	if c.original != nil && spec.Kind == OriginalDestination && old.spec != spec {
 		renew = slices.Collect(maps.Values(c.original.hosts))
@@ -225,6 +245,11 @@ func (c *Cluster) host(st *state, i uint32) *Host {
 
 func (c *Cluster) newHost(e *Endpoint, at uint32) *Host {
 	h := &Host{cluster: c, index: at}
+	if c.whole != nil {
+		h.load = c.whole.Original(e.Addr).load
+	} else {
+		h.load = &load{}
+	}
 	h.endpoint.Store(e)
 	return h
 }
@@ -241,8 +266,9 @@ const (
 	fewOriginals = 16 // are looked at to make place for one
 )
 
-// toOriginal returns the host of an address.
-func (c *Cluster) toOriginal(spec *Spec, addr netip.AddrPort) *Host {
+// Original returns the host of an address, in a cluster of kind OriginalDestination.
+func (c *Cluster) Original(addr netip.AddrPort) *Host {
+	spec := c.Spec()
 	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -11,12 +11,7 @@ type Host struct {
 	cluster  *Cluster
 	endpoint atomic.Pointer[Endpoint]
 	removed  atomic.Bool
-
-	active             atomic.Int64 // requests, or connections of TCP
-	conns              atomic.Int64 // connections
-	requests, failures atomic.Uint64
-	successes, late    atomic.Uint64 // good answers, and those that did not come in time
-	made, notMade      atomic.Uint64 // connections since the host is there
+	*load    // of a part: that of the whole's host at the address
 
 	attach   sync.Mutex // protects attached; order: attach before mu
 	attached any
@@ -27,6 +22,15 @@ type Host struct {
 	index    uint32
 	lastPick time.Duration // OriginalDestination
 	monitor  monitor
+}
+
+// load is what an endpoint carries, and has carried since the host is there.
+type load struct {
+	active             atomic.Int64 // requests, or connections of TCP
+	conns              atomic.Int64 // connections
+	requests, failures atomic.Uint64
+	successes, late    atomic.Uint64 // good answers, and those that did not come in time
+	made, notMade      atomic.Uint64 // connections
 }
 
 // Cluster is the cluster that the host belongs to.

@@ -42,7 +42,7 @@ func (c *Cluster) Pick(in PickInput) (host *Host, why Why) {
 			c.stats.inc(OriginalDstInvalid)
 			return nil, NoOriginal
 		}
-		return c.toOriginal(st.spec, in.Original), Picked
+		return c.Original(in.Original), Picked
 	}
 	for attempt := 0; ; attempt++ {
 		i, ok := c.choose(st, &in, attempt)
