@@ -27,22 +27,14 @@ func (v podView) Stats(yield func(admin.Stat) bool) {
 			}
 		}
 	}
-	t := v.Tenant().Stats()
-	for _, s := range []admin.Stat{
-		{Name: "downstream_cx_total", Value: t.Connections}, {Name: "downstream_cx_active", Value: uint64(max(0, t.ActiveConnections)), Gauge: true},
-		{Name: "downstream_cx_overload_reject", Value: t.ConnectionsRefused}, {Name: "downstream_rq_total", Value: t.Requests},
-		{Name: "downstream_rq_active", Value: uint64(max(0, t.ActiveRequests)), Gauge: true},
-		{Name: "downstream_rq_overload_close", Value: t.RequestsRefused},
-	} {
-		s.Scope, s.Of = admin.ScopeHTTP, httpPrefix
-		if !yield(s) {
-			return
+	for l := range v.Tenant().Listeners {
+		for s := range admin.ListenerStats(l) {
+			if !yield(s) {
+				return
+			}
 		}
 	}
 }
-
-// httpPrefix is the stat prefix of all of a pod's connections of HTTP, to it and from it.
-const httpPrefix = "pod"
 
 // Clusters implements admin.Pod.
 func (v podView) Clusters(yield func(string) bool) {

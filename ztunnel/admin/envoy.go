@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/undermesh/undermesh/ztunnel/cluster"
+	"github.com/undermesh/undermesh/ztunnel/http"
 )
 
 // ClusterStats are the statistics of a cluster as Stat has them.
@@ -14,6 +15,18 @@ func ClusterStats(c *cluster.Cluster) iter.Seq[Stat] {
 		of := c.Name()
 		for name, v := range c.Stats {
 			if !yield(Stat{Scope: ScopeCluster, Of: of, Name: name, Value: v, Gauge: gauge(name)}) {
+				return
+			}
+		}
+	}
+}
+
+// ListenerStats are the statistics of the connections of one port as Stat has them.
+func ListenerStats(l *http.Listener) iter.Seq[Stat] {
+	return func(yield func(Stat) bool) {
+		of := l.Prefix()
+		for name, v := range l.Stats {
+			if !yield(Stat{Scope: ScopeHTTP, Of: of, Name: name, Value: v, Gauge: strings.HasSuffix(name, "_active")}) {
 				return
 			}
 		}

@@ -46,7 +46,14 @@ const (
 
 var labels = map[Scope]string{ScopeCluster: "cluster_name", ScopeHTTP: "http_conn_manager_prefix"}
 
-func (s Stat) text() string { return string(s.Scope) + "." + s.Of + "." + s.Name }
+// text is the whole name. Istio ends prefixes by ";".
+func (s Stat) text() string {
+	of := s.Of
+	if s.Scope == ScopeHTTP {
+		of += ";"
+	}
+	return string(s.Scope) + "." + of + "." + s.Name
+}
 
 // family is the name of the metric in Prometheus.
 func (s Stat) family() string {

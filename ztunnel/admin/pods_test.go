@@ -21,7 +21,7 @@ func (p *fakePod) Stats(yield func(Stat) bool) {
 	for _, s := range []Stat{
 		{ScopeCluster, of, "upstream_rq_pending_total", 29, false}, {ScopeCluster, of, "upstream_rq_pending_overflow", 21, false},
 		{ScopeCluster, of, "circuit_breakers.default.remaining_pending", 1, true}, {ScopeCluster, of, "upstream_rq_pending_active", 0, true},
-		{ScopeHTTP, "outbound", "downstream_rq_total", 50, false}, {ScopeCluster, `inbound|80||"`, "upstream_rq_pending_total", 2, false},
+		{ScopeHTTP, "outbound_0.0.0.0_8000", "downstream_rq_total", 50, false}, {ScopeCluster, `inbound|80||"`, "upstream_rq_pending_total", 2, false},
 	} {
 		if !yield(s) {
 			return
@@ -61,11 +61,12 @@ func TestStatsOfPod(t *testing.T) {
 ` + cluster + `upstream_rq_pending_total: 29
 `,
 		"?usedonly&filter=httpbin.*pending_(active|overflow)$": cluster + "upstream_rq_pending_overflow: 21\n",
+		"?filter=downstream": "http.outbound_0.0.0.0_8000;.downstream_rq_total: 50\n",
 		"?format=prometheus&filter=rq_.*total": `# TYPE envoy_cluster_upstream_rq_pending_total counter
 envoy_cluster_upstream_rq_pending_total{cluster_name="inbound|80||\""} 2
 envoy_cluster_upstream_rq_pending_total{cluster_name="outbound|8000||httpbin.default.svc.cluster.local"} 29
 # TYPE envoy_http_downstream_rq_total counter
-envoy_http_downstream_rq_total{http_conn_manager_prefix="outbound"} 50
+envoy_http_downstream_rq_total{http_conn_manager_prefix="outbound_0.0.0.0_8000"} 50
 `,
 	} {
 		if code, body := ask(a.Handler(), "GET", path+query, "localhost"); code != 200 || body != want {

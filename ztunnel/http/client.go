@@ -129,6 +129,7 @@ func (x *exchange) open(h *cluster.Host) (*Conn, *failure) {
 
 func (x *exchange) link(c *Conn) *link {
 	x.cluster.Inc(cluster.CxHTTP1)
+	c.Callee.speaks(HTTP1, cluster.CxHTTP1)
 	l := &link{made: c, sock: newSocket(c.Net, nil), at: addrOf(c)}
 	l.in = reader{sock: l.sock, free: &x.e.free, tenant: x.f.Workload}
 	return l

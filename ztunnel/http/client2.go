@@ -114,6 +114,7 @@ func (x *exchange) connect2(h *cluster.Host) *failure {
 
 func (x *exchange) link2(h *cluster.Host, c *Conn) *link2 {
 	x.cluster.Inc(cluster.CxHTTP2)
+	c.Callee.speaks(HTTP2, cluster.CxHTTP2)
 	spec := x.cluster.Spec().HTTP
 	l := &link2{made: c, at: addrOf(c), most: int(min(spec.MaxConcurrentStreams, math.MaxInt32))}
 	l.limit = min(assumed, l.most)

@@ -60,9 +60,13 @@ func (e *Engine) httpDate(now int64) []byte {
 // connection ended, nil for an end in order. When ctx ends it is closed at once. Safe for concurrent use.
 func (e *Engine) Serve(ctx context.Context, c net.Conn, early []byte, f *Flow) (err error) {
 	defer c.Close()
+	if f.Listener == nil {
+		f.Listener = f.Workload.Listener(f.Direction, f.Destination.Port())
+	}
 	s := &server{e: e, f: f, sock: newSocket(c, early), g: guard{e: e}}
 	if !e.enter(s) {
 		f.Workload.counts.connectionsRefused.Add(1)
+		f.Listener.inc(cxOverloadReject)
 		return errCrowded
 	}
 	defer e.leave(s)
@@ -89,7 +93,6 @@ func (e *Engine) panicked(f *Flow, p any) {
 
 func (e *Engine) enter(s *server) bool {
 	t := s.f.Workload
-	t.counts.connections.Add(1)
 	t.mu.Lock()
 	if len(t.conns) >= t.limits.Connections {
 		t.mu.Unlock()
@@ -97,6 +100,7 @@ func (e *Engine) enter(s *server) bool {
 	}
 	t.conns[s] = struct{}{}
 	t.mu.Unlock()
+	s.f.Listener.opened(e.cfg.Clock.Now())
 	e.mu.Lock()
 	e.tenants[t]++
 	e.mu.Unlock()
@@ -108,6 +112,10 @@ func (e *Engine) leave(s *server) {
 	t.mu.Lock()
 	delete(t.conns, s)
 	t.mu.Unlock()
+	s.f.Listener.closed(s.spoken)
+	if s.leaving() {
+		s.f.Listener.inc(cxDrainClose)
+	}
 	e.mu.Lock()
 	if e.tenants[t]--; e.tenants[t] == 0 {
 		delete(e.tenants, t)

@@ -40,6 +40,9 @@ type exchange struct {
 	tunnel   bool // an upgrade or CONNECT
 	counted  bool // among the tenant's requests
 	wary     bool // a connection of the pool was dead
+	metered  bool // begun in the statistics
+	aborted  bool // the answer was broken off
+	heard    int  // status that the host gave, or that its engine would have given for it; 0: none
 
 	unanswered string // what the caller's engine is told of a workload that has not answered; "": nothing
 
@@ -72,6 +75,9 @@ func (e *Engine) put(x *exchange) {
 	x.body.reset(x)
 	if x.counted {
 		x.f.Workload.requests.Add(-1)
+	}
+	if x.metered { // it panicked
+		x.f.Listener.end(0)
 	}
 	if x.guard != nil && x.g == x.guard {
 		x.guard.begin()
@@ -115,6 +121,7 @@ func (x *exchange) run(ctx context.Context) {
 		}
 	}()
 	x.ctx = ctx
+	x.begun()
 	x.in.Request, x.entry.Request = x.req, x.req
 	x.tunnel = len(x.req.Protocol) > 0 || string(x.req.Method) == "CONNECT"
 	if x.tunnel && x.down.protocol() == HTTP2 {
@@ -141,16 +148,41 @@ func (x *exchange) give() {
 		x.up.interrupt()
 	}
 	x.body.stop(x)
-	if x.up != nil {
-		x.up.release(false)
-		x.up = nil
+	x.letGo(false)
+}
+
+// letGo gives the connection to a host back.
+func (x *exchange) letGo(keep bool) {
+	if x.up == nil {
+		return
+	}
+	x.up.conn().Callee.end(x.heard)
+	x.up.release(keep)
+	x.up = nil
+}
+
+// begun counts the request where its connection is counted.
+func (x *exchange) begun() {
+	x.f.Listener.begun[x.down.protocol()].Add(1)
+	x.metered = true
+}
+
+// over counts its end.
+func (x *exchange) over() {
+	if !x.metered {
+		return
+	}
+	x.metered = false
+	e, l := &x.entry, x.f.Listener
+	l.end(e.Status())
+	if x.aborted || e.Flags.n > 0 || e.Details != viaUpstream {
+		l.explain(e, x.aborted)
 	}
 }
 
 // admit counts the request among those of the tenant.
 func (x *exchange) admit() bool {
 	t := x.f.Workload
-	t.counts.requests.Add(1)
 	if !reserve(&t.requests, 1, int64(t.limits.Requests)) {
 		t.counts.requestsRefused.Add(1)
 		x.entry.Flags.Add(OverloadManager)
@@ -203,11 +235,9 @@ func (x *exchange) finish() {
 	e.Response = x.resp
 	e.Duration = time.Duration(x.e.now() - x.began)
 	e.BytesReceived = x.body.received
+	x.over()
 	if x.f.Record != nil {
 		x.f.Record(e)
 	}
-	if x.up != nil { // now: the head of the answer is its
-		x.up.release(x.keep)
-		x.up = nil
-	}
+	x.letGo(x.keep) // now: the head of the answer is its
 }

@@ -29,6 +29,7 @@ type Flow struct {
 	Peer                *Peer  // Inbound: who the mesh proved the client to be; nil: nobody
 	Upstreams           Upstreams
 	Workload            *Tenant      // whose connection it is
+	Listener            *Listener    // where it is counted; nil: that of Workload for the direction and the port of Destination
 	Record              func(*Entry) // at the end of each request, on its goroutine; the Entry is valid during the call only; nil: nobody listens
 
 	worker int // Serve's: whose connections it may use where a limit of them makes requests wait
@@ -58,6 +59,8 @@ type Conn struct {
 	// Leg is not nil where the connection leads to a workload of this node without a proxy of its own: the engine then does the
 	// destination's part too and tells it who calls. Leg.URI may be "": a client that nobody has proved.
 	Leg *Peer
+	// Callee is the workload at the other end, where its node's part is done here; nil: nothing is counted for anybody else.
+	Callee *Callee
 	// Engine reports that an engine does the destination's part at the other end: it is believed when it says that the workload has
 	// not answered.
 	Engine bool

@@ -186,10 +186,7 @@ func (x *exchange) fail(fail *failure) {
 
 func (x *exchange) dropUpstream() {
 	x.g.aim(nil)
-	if x.up != nil {
-		x.up.release(false)
-		x.up = nil
-	}
+	x.letGo(false)
 }
 
 // try chooses a host, sends it the request, and waits for the head of its answer, which is in x.resp then.
@@ -281,6 +278,8 @@ func (x *exchange) head(h *cluster.Host) {
 func (x *exchange) exchange() *failure {
 	up := x.up
 	x.entry.Conn, x.entry.Upstream, x.entry.UpstreamLocal = up.conn(), up.protocol(), up.local()
+	x.heard = 0
+	up.conn().Callee.begin(up.protocol())
 	x.in.UpstreamLocal = x.entry.UpstreamLocal
 	if x.f.Direction == Outbound {
 		x.req.Del(head.XForwardedClientCert, head.Names[head.XForwardedClientCert])
@@ -308,9 +307,10 @@ func (x *exchange) exchange() *failure {
 		}
 		fail := x.lost(err)
 		fail.unseen = unprocessed(err) && fail.kind != failedRefused
+		x.heard = fail.status
 		return fail
 	}
-	x.entry.Response = resp
+	x.entry.Response, x.heard = resp, resp.Status
 	return nil
 }
 

@@ -35,6 +35,10 @@ func (s *server) serveHTTP2(ctx context.Context) error {
 	if errors.Is(err, h2.ErrPeerClosed) || errors.Is(err, h2.ErrClosed) || errors.Is(err, io.EOF) {
 		return nil
 	}
+	var own *frame.ConnError
+	if errors.As(err, &own) && !own.Remote {
+		s.f.Listener.inc(cxProtocolError)
+	}
 	return err
 }
 

@@ -9,6 +9,7 @@ import (
 
 // refuse answers a request of which not even the head was understood, and ends it.
 func (x *exchange) refuse(status int, body, detail string) {
+	x.begun()
 	x.entry.Request = x.req
 	x.reply(status, body, detail)
 	x.finish()
@@ -187,7 +188,7 @@ func (x *exchange) interrupted(c cause) {
 	}
 	if x.resp != nil {
 		x.entry.Details = detail
-		x.down.abort()
+		x.abort()
 		return
 	}
 	x.reply(status, body, detail)

@@ -9,6 +9,9 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/http/head"
 )
 
+// viaUpstream is the detail of what a host has answered.
+const viaUpstream = "via_upstream"
+
 // answered takes the head of a host's answer. True: it calls for another try.
 func (x *exchange) answered() (again bool) {
 	resp := x.entry.Response
@@ -25,7 +28,7 @@ func (x *exchange) answered() (again bool) {
 		x.cluster.Inc(cluster.RqRetrySuccess)
 	}
 	x.doneRetry()
-	x.entry.Details = "via_upstream"
+	x.entry.Details = viaUpstream
 	if x.dress(resp, now); x.in.Excess != "" {
 		x.body.stop(x)
 		x.dropUpstream() // the rest of its answer is not waited for
@@ -127,6 +130,9 @@ func (x *exchange) deliver(resp *head.Response) {
 		return
 	}
 	if tunnel {
+		x.f.Listener.inc(cxUpgrades)
+		x.f.Listener.inc(cxUpgradesActive)
+		defer x.f.Listener.dec(cxUpgradesActive)
 		x.body.done.Store(false)
 		x.body.broken = false
 		x.body.keep = false
@@ -242,6 +248,12 @@ func (x *exchange) broken(err error) {
 	}
 	x.entry.Flags.Add(f.flag)
 	x.entry.Details = "upstream_reset_after_response_started{" + underscored(f.reason) + "}"
+	x.abort()
+}
+
+// abort breaks the answer off.
+func (x *exchange) abort() {
+	x.aborted = true
 	x.down.abort()
 }
 

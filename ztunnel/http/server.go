@@ -27,6 +27,7 @@ type server struct {
 	x    *exchange // of the request that is under way; nil: idle
 	g    guard
 
+	spoken Protocol // 0: nothing was said
 	served int
 	keep   bool // the connection lives on after the answer
 
@@ -71,8 +72,10 @@ func (s *server) one(ctx context.Context) (over bool, err error) {
 	s.w = writer{sock: s.sock, out: x.downOut[:0]}
 	err = s.in.head(s.e.cfg.Limits.HeadBytes, s.parse, s.started)
 	if errors.Is(err, errPreface) {
+		s.speaks(HTTP2)
 		return true, s.serveHTTP2(ctx)
 	}
+	s.speaks(HTTP1)
 	if err != nil {
 		return s.failed(err)
 	}
@@ -94,6 +97,14 @@ func (s *server) one(ctx context.Context) (over bool, err error) {
 	return false, nil
 }
 
+// speaks notes what the connection is spoken in.
+func (s *server) speaks(p Protocol) {
+	if s.spoken == 0 {
+		s.spoken = p
+		s.f.Listener.speaks(p)
+	}
+}
+
 // await waits for the first bytes of a request; false: none comes.
 func (s *server) await() bool {
 	s.g.reset()
@@ -108,6 +119,9 @@ func (s *server) await() bool {
 	}
 	s.g.aim(nil)
 	if err != nil {
+		if s.g.why() == idleClient {
+			s.f.Listener.inc(cxIdleTimeout)
+		}
 		return false
 	}
 	if s.g.reset() != noCause { // bytes came as it was interrupted

@@ -30,18 +30,19 @@ type Tenant struct {
 	counts   tenantCounts
 	draining atomic.Bool
 
-	mu    sync.Mutex // protects below
-	conns map[*server]struct{}
+	mu        sync.Mutex // protects below
+	conns     map[*server]struct{}
+	listeners map[listenerKey]*Listener
 }
 
 type tenantCounts struct {
-	connections, connectionsRefused, requests, requestsRefused, mirrorsRefused, panics atomic.Uint64
+	connectionsRefused, requestsRefused, mirrorsRefused, panics atomic.Uint64
 }
 
 // TenantStats are counters since the tenant was made, and gauges.
 type TenantStats struct {
-	Connections, ConnectionsRefused, Requests, RequestsRefused, MirrorsRefused, Panics uint64
-	ActiveConnections, ActiveRequests, HeldBytes, ActiveMirrors                        int64
+	ConnectionsRefused, RequestsRefused, MirrorsRefused, Panics uint64
+	ActiveConnections, ActiveRequests, HeldBytes, ActiveMirrors int64
 }
 
 // NewTenant returns a tenant.
@@ -64,7 +65,7 @@ func NewTenant(limits TenantLimits) *Tenant {
 	if limits.Mirrors <= 0 {
 		limits.Mirrors = 256
 	}
-	return &Tenant{limits: limits, conns: map[*server]struct{}{}}
+	return &Tenant{limits: limits, conns: map[*server]struct{}{}, listeners: map[listenerKey]*Listener{}}
 }
 
 // Stats reads the counters.
@@ -74,8 +75,7 @@ func (t *Tenant) Stats() TenantStats {
 	t.mu.Unlock()
 	c := &t.counts
 	return TenantStats{
-		Connections: c.connections.Load(), ConnectionsRefused: c.connectionsRefused.Load(), Requests: c.requests.Load(),
-		RequestsRefused: c.requestsRefused.Load(), MirrorsRefused: c.mirrorsRefused.Load(), Panics: c.panics.Load(),
+		ConnectionsRefused: c.connectionsRefused.Load(), RequestsRefused: c.requestsRefused.Load(), MirrorsRefused: c.mirrorsRefused.Load(), Panics: c.panics.Load(),
 		ActiveConnections: active, ActiveRequests: t.requests.Load(), HeldBytes: t.bytes.Load(), ActiveMirrors: t.mirrors.Load(),
 	}
 }
