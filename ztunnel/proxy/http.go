@@ -228,7 +228,11 @@ func (s *session) reach(ctx context.Context, e *calls.Cluster, h *cluster.Host) 
 		}
 		conn = &http.Conn{Protocol: r.protocol}
 		if s.leg == r && r.path.Originate == nil {
-			conn.Leg = s.legPeer(r)
+			conn.Leg, conn.Callee = s.legPeer(r), s.callee(r)
+			conn.Callee.Opened(s.p.cfg.Clock.Now())
+			release = both(release, conn.Callee.Closed)
+		} else if s.leg == r {
+			release = both(release, r.local.arrive(r.addr))
 		}
 		_, conn.Engine = up.(*hbone.Stream)
 		u := s.opened(up, r, release)
@@ -245,6 +249,8 @@ func (s *session) reach(ctx context.Context, e *calls.Cluster, h *cluster.Host) 
 	}
 	return conn, err
 }
+
+func both(f, g func()) func() { return func() { f(); g() } }
 
 // fingerprintWait bounds how long the first leg of a pod waits for the certificate that X-Forwarded-Client-Cert names.
 const fingerprintWait = time.Second

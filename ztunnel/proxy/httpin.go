@@ -37,7 +37,7 @@ func (s *session) serveArrivals(c net.Conn, target netip.AddrPort, proved *ident
 	if proved != nil {
 		peer = &http.Peer{URI: proved.ID.String(), By: own.String(), Hash: proved.Fingerprint}
 	}
-	return s.serveInbound(c, &arrivals{s: s, target: target, in: s.pod.calls.Inbound(target, versionOf(snap, s.pod.workload(snap), target.Port())), spare: spare,
+	return s.serveInbound(c, s.pod, &arrivals{s: s, target: target, in: s.pod.calls.Inbound(target, versionOf(snap, s.pod.workload(snap), target.Port())), spare: spare,
 		dial: func(ctx context.Context) (net.Conn, error) { return s.deliver(ctx, target) }}, peer)
 }
 
@@ -47,15 +47,15 @@ func (s *session) serveLeg(up net.Conn, r *way) error {
 	if peer.URI == "" {
 		peer = nil
 	}
-	return s.serveInbound(s.client, &arrivals{s: s, target: r.addr, in: s.pod.calls.Inbound(r.addr, versionOf(r.snap, r.path.Destination, r.addr.Port())), spare: up,
+	return s.serveInbound(s.client, r.local, &arrivals{s: s, target: r.addr, in: r.local.calls.Inbound(r.addr, versionOf(r.snap, r.path.Destination, r.addr.Port())), spare: up,
 		dial: func(ctx context.Context) (net.Conn, error) { return s.legTo(ctx, r.local, r.addr) }}, peer)
 }
 
-// serveInbound carries a connection of HTTP to a; peer is who the client is, nil for nobody.
-func (s *session) serveInbound(c net.Conn, a *arrivals, peer *http.Peer) error {
+// serveInbound carries a connection of HTTP to a, an application of dest; peer is who the client is, nil for nobody.
+func (s *session) serveInbound(c net.Conn, dest *Pod, a *arrivals, peer *http.Peer) error {
 	a.cluster = a.in.Cluster()
 	err := s.serveHTTP(c, &http.Flow{Source: s.src, Destination: a.target, Direction: http.Inbound, Upstreams: a, Workload: s.pod.tenant, Record: a.record,
-		Secure: peer != nil, Peer: peer})
+		Secure: peer != nil, Peer: peer, Listener: dest.tenant.Listener(http.Inbound, a.target.Port())})
 	a.in.Close(a.cluster)
 	if unused := a.take(); unused != nil {
 		reset(unused)

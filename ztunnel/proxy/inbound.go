@@ -38,6 +38,7 @@ func (s *session) inbound() error {
 	}
 	up, err := s.deliver(s.ctx, s.dst)
 	if err != nil {
+		s.pod.missed(s.dst, err)
 		return err
 	}
 	calm(up)
@@ -51,6 +52,7 @@ func (s *session) inbound() error {
 			return s.serveArrivals(s.client, s.dst, nil, api.Identity{}, up)
 		}
 	}
+	defer s.pod.arrive(s.dst)()
 	return s.relay(up)
 }
 

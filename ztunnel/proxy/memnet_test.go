@@ -82,16 +82,21 @@ func (h *memHalf) setDeadline(t time.Time) {
 	if h.timer != nil {
 		h.timer.Stop()
 	}
-	h.deadline = false
+	h.deadline, h.timer = false, nil
 	if t.IsZero() {
 		return
 	}
-	h.timer = time.AfterFunc(time.Until(t), func() {
+	var mine *time.Timer
+	mine = time.AfterFunc(time.Until(t), func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
+		if h.timer != mine { // it was under way when another deadline was set
+			return
+		}
 		h.deadline = true
 		h.cond.Broadcast()
 	})
+	h.timer = mine
 }
 
 // memConn behaves as a TCP socket as far as the proxy can tell.
@@ -210,6 +215,18 @@ func (n *memNet) dial(from netip.Addr, to netip.AddrPort) (net.Conn, error) {
 	case <-l.done:
 		return nil, syscall.ECONNREFUSED
 	}
+}
+
+// forget drops what the network remembers of an address, and of all dials.
+func (n *memNet) forget(addr netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for at := range n.at {
+		if at.Addr() == addr {
+			delete(n.at, at)
+		}
+	}
+	n.dials, n.legs = nil, nil
 }
 
 func (n *memNet) dialled(port uint16) int {

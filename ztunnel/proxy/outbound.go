@@ -83,7 +83,11 @@ func (s *session) relayPlain(up net.Conn) error {
 	stop := s.endIdle(up, func() uint64 { return uint64(s.received.Load() + s.sent.Load()) })
 	defer stop()
 	r := s.leg
-	if r == nil || r.path.Originate != nil {
+	if r == nil {
+		return s.relay(up)
+	}
+	if r.path.Originate != nil {
+		defer r.local.arrive(r.addr)()
 		return s.relay(up)
 	}
 	isHTTP, err := s.detectLeg(up, r)
@@ -99,6 +103,7 @@ func (s *session) relayPlain(up net.Conn) error {
 		s.count()
 		return s.serveLeg(up, r)
 	}
+	defer r.local.arrive(r.addr)()
 	return s.relay(up)
 }
 
@@ -278,6 +283,7 @@ func (s *session) proxied(r *way) (net.Conn, func(), error) {
 	up, release, err := s.dial([]netip.AddrPort{r.addr}, func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) { return s.legTo(ctx, r.local, addr) })
 	if err != nil {
 		unwatch()
+		r.local.missed(r.addr, err)
 		return nil, nil, err
 	}
 	return up, func() { release(); unwatch() }, nil

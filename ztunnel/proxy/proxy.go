@@ -102,7 +102,9 @@ const (
 
 // sweep brings the clusters of all pods up to date: connections to endpoints that are gone end.
 func (p *Proxy) sweep() {
+	old := p.cfg.Clock.Now().Add(-calls.Idle)
 	for _, pod := range p.everyPod() {
+		pod.tenant.Forget(old)
 		if c, ok := pod.caller(); ok {
 			pod.calls.Sweep(c)
 			pod.repath(c)

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/ztunnel/cluster"
@@ -40,14 +41,8 @@ func (p *Proxy) Pod(namespace, name string) *Pod {
 	return p.pods[podName{namespace, name}]
 }
 
-// Clusters returns the clusters that the pod's calls went to, in no order.
-func (pod *Pod) Clusters() []*cluster.Cluster {
-	var out []*cluster.Cluster
-	for e := range pod.calls.Clusters {
-		out = append(out, e.Cluster)
-	}
-	return out
-}
+// Clusters returns the clusters that the pod's calls went to, and those of the ports on which it was called, in no order.
+func (pod *Pod) Clusters() []*cluster.Cluster { return slices.Collect(pod.calls.Clusters) }
 
 // Tenant is the pod to the engine of HTTP: what it has under way.
 func (pod *Pod) Tenant() *http.Tenant { return pod.tenant }

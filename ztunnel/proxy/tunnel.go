@@ -185,6 +185,7 @@ func (s *session) connect(own api.Identity, client *identity.Peer, req *hbone.Se
 	}
 	up, err := s.deliver(s.ctx, target)
 	if err != nil {
+		s.pod.missed(target, err)
 		return err
 	}
 	calm(up)
@@ -207,6 +208,7 @@ func (s *session) connect(own api.Identity, client *identity.Peer, req *hbone.Se
 	case isHTTP:
 		return s.serveArrivals(stream, target, client, w.Identity, up)
 	}
+	defer s.pod.arrive(target)()
 	if err := s.writeEarly(up); err != nil {
 		stream.Reset(frame.CodeConnect)
 		return err

@@ -329,7 +329,7 @@ func TestIdleIsForgotten(t *testing.T) {
 	b.host("client-1", "other")
 	b.Cluster(b.caller("client-1"), webCluster)
 	b.Cluster(b.caller("client-1"), "outbound|80||other.shop.svc.cluster.local")
-	b.clock.pass(idle)
+	b.clock.pass(Idle)
 	b.host("client-1", "web")
 	b.Cluster(b.caller("client-1"), webCluster)
 	b.Sweep(b.caller("client-1"))
@@ -347,7 +347,7 @@ func TestIdleIsForgotten(t *testing.T) {
 		t.Fatal(why)
 	}
 	h.Begin()
-	b.clock.pass(2 * idle)
+	b.clock.pass(2 * Idle)
 	b.Sweep(b.caller("client-1"))
 	if b.clusters[webCluster] != c {
 		t.Error("a cluster is forgotten while a request is under way")
@@ -356,6 +356,44 @@ func TestIdleIsForgotten(t *testing.T) {
 	b.Sweep(b.caller("client-1"))
 	if len(b.clusters) != 0 {
 		t.Error("a cluster is not forgotten after its last request")
+	}
+}
+
+// TestPortsAreBounded: so many ports of a pod have statistics of their own, the others some together, and what is unused goes.
+func TestPortsAreBounded(t *testing.T) {
+	b := newBed(t, objects())
+	for port := range uint16(1000) {
+		c := b.Arrivals(port + 1)
+		h := c.Original(netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), port+1))
+		if !c.Breakers(cluster.Default).TryConnection(h) {
+			t.Fatal("a connection to the application is limited")
+		}
+		if port != 7 {
+			c.Breakers(cluster.Default).DoneConnection(h, false)
+		}
+	}
+	list := func() (names []string, total uint64) {
+		for c := range b.Clusters {
+			names = append(names, c.Name())
+			total += c.Get(cluster.CxTotal)
+		}
+		slices.Sort(names)
+		return names, total
+	}
+	if names, total := list(); len(names) != maxInbound+1 || names[0] != passthrough || total != 1000 || b.Arrivals(7) == b.Arrivals(8) || b.Arrivals(998) != b.Arrivals(999) {
+		t.Errorf("%d clusters with %d connections, the first is %s", len(names), total, names[0])
+	}
+	b.clock.pass(Idle + time.Second)
+	b.Arrivals(3)
+	b.Sweep(b.caller("client-1"))
+	if names, _ := list(); !slices.Equal(names, []string{"inbound|3||", "inbound|8||"}) {
+		t.Errorf("after an hour there are %q", names)
+	}
+	in := b.Inbound(netip.MustParseAddrPort("10.0.0.1:80"), cluster.HTTP1)
+	if x, y := in.Cluster(), in.Cluster(); x == y || x.Name() != "inbound|80||" {
+		t.Error("two connections have one cluster")
+	} else if x.Inc(cluster.CxHTTP1); y.Get(cluster.CxHTTP1) != 1 || b.Arrivals(80).Get(cluster.CxHTTP1) != 1 {
+		t.Error("they are not counted together")
 	}
 }
 
@@ -521,7 +559,7 @@ func TestHostsAreBoundedByBytes(t *testing.T) {
 	if names := len(b.names); names > len(b.hosts) {
 		t.Errorf("%d names of %d virtual hosts", names, len(b.hosts))
 	}
-	b.clock.pass(2 * idle)
+	b.clock.pass(2 * Idle)
 	b.Sweep(c)
 	if b.bytes != 0 || len(b.hosts) != 0 {
 		t.Errorf("%d bytes of %d virtual hosts are not forgotten", b.bytes, len(b.hosts))

@@ -232,7 +232,7 @@ func AddrOf(w, caller *client.Workload) netip.Addr {
 // Sweep brings the clusters that are in use to the caller's snapshot, so that connections to endpoints that are gone end, and
 // forgets what was not used for an hour.
 func (t *Table) Sweep(c policy.Caller) {
-	old := t.shared.now() - int64(idle/time.Second)
+	old := t.shared.now() - int64(Idle/time.Second)
 	t.mu.Lock()
 	list := make([]*Cluster, 0, len(t.clusters))
 	for name, e := range t.clusters {
@@ -245,6 +245,11 @@ func (t *Table) Sweep(c policy.Caller) {
 	for target, h := range t.hosts {
 		if h.used.Load() < old {
 			t.dropLocked(target)
+		}
+	}
+	for port, a := range t.arrivals {
+		if a.used.Load() < old && a.cluster.Get(cluster.CxActive) == 0 {
+			delete(t.arrivals, port)
 		}
 	}
 	t.mu.Unlock()
@@ -265,12 +270,15 @@ func (e *Cluster) quiet() bool {
 	return true
 }
 
-// Clusters calls yield with each cluster of the pod, in no order.
-func (t *Table) Clusters(yield func(*Cluster) bool) {
+// Clusters calls yield with each cluster of the pod, those of its own ports too, in no order.
+func (t *Table) Clusters(yield func(*cluster.Cluster) bool) {
 	t.mu.RLock()
-	list := make([]*Cluster, 0, len(t.clusters))
+	list := make([]*cluster.Cluster, 0, len(t.clusters)+len(t.arrivals))
 	for _, e := range t.clusters {
-		list = append(list, e)
+		list = append(list, e.Cluster)
+	}
+	for _, a := range t.arrivals {
+		list = append(list, a.cluster)
 	}
 	t.mu.RUnlock()
 	for _, e := range list {

@@ -24,7 +24,7 @@ const (
 	maxBytes    = 8 << 20   // and bytes of their messages, of which there is one for each port and host that a request names
 	maxClusters = 16384     // clusters of one pod; beyond, there are no further ones
 	maxName     = 300       // bytes of an authority that is remembered: the longest name and its port
-	idle        = time.Hour // after which what was not used is forgotten
+	Idle        = time.Hour // after which what was not used is forgotten
 )
 
 // Config is what the tables of a node need. Clock and Rand are required.
@@ -67,6 +67,7 @@ type Table struct {
 	bytes    int // of the messages of hosts
 	clusters map[string]*Cluster
 	inbound  map[inboundKey]*Inbound
+	arrivals map[uint16]*arrivals // by port
 }
 
 type nameKey struct {
@@ -88,7 +89,7 @@ type host struct {
 // NewTable makes the table of a pod.
 func (s *Shared) NewTable(pin Pin) *Table {
 	return &Table{shared: s, pin: pin, names: map[nameKey]*host{}, hosts: map[policy.Target]*host{}, clusters: map[string]*Cluster{},
-		inbound: map[inboundKey]*Inbound{}}
+		inbound: map[inboundKey]*Inbound{}, arrivals: map[uint16]*arrivals{}}
 }
 
 func (s *Shared) now() int64 { return s.cfg.Clock.Now().Unix() }
