@@ -153,7 +153,59 @@ func Egress(t *testing.T, w World) {
 				return err
 			})
 		}, `"dst.service":"my-company-proxy.com"`)},
+		{ids: "EG-22", title: "a DestinationRule leads through the proxy", resource: strings.ReplaceAll(tunnelled, "PROXY", proxy), look: asksSquid("de.wikipedia.org",
+			curls("-ks https://en.wikipedia.org/wiki/Main_Page", "<title>Wikipedia, the free encyclopedia</title>", "exit 0"))},
 	})
+}
+
+// tunnelled leads TLS for a site to the proxy, which is asked for another name of the stand-ins.
+const tunnelled = `apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: forward-proxy}
+spec: {hosts: [forward-proxy.example], ports: [{number: 3128, name: tcp, protocol: TCP}], resolution: STATIC, endpoints: [{address: PROXY}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: wikipedia}
+spec: {hosts: [en.wikipedia.org], ports: [{number: 443, name: tls, protocol: TLS}], resolution: DNS}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: wikipedia}
+spec:
+  hosts: [en.wikipedia.org]
+  tls:
+  - match: [{port: 443, sniHosts: [en.wikipedia.org]}]
+    route: [{destination: {host: forward-proxy.example, port: {number: 3128}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: forward-proxy}
+spec: {host: forward-proxy.example, trafficPolicy: {tunnel: {protocol: CONNECT, targetHost: de.wikipedia.org, targetPort: 443}}}
+`
+
+// asksSquid wants squid to be asked for the host while look holds.
+func asksSquid(host string, look func(context.Context, place) error) func(context.Context, place) error {
+	return func(ctx context.Context, p place) error {
+		asked := func(ctx context.Context) (int, error) {
+			lines, err := p.Log(ctx, abroad, "app=squid")
+			return strings.Count(lines, "CONNECT "+host+":443"), err
+		}
+		before, err := asked(ctx)
+		if err != nil {
+			return err
+		}
+		if err := look(ctx, p); err != nil {
+			return err
+		}
+		return soon(ctx, p, "squid's line", func(ctx context.Context) error {
+			now, err := asked(ctx)
+			if err == nil && now == before {
+				err = fmt.Errorf("squid was not asked for %s", host)
+			}
+			return err
+		})
+	}
 }
 
 // EG23NoTLS: towards services that are not the mesh's DISABLE is plain text, and a mode of the mesh fails.
