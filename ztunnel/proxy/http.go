@@ -303,7 +303,8 @@ func (s *session) wayTo(e *calls.Cluster, h *cluster.Host) (*way, error) {
 }
 
 // wayToOriginal leads to the address that was dialled. What the mesh knows there keeps its identity and its policies, whatever
-// host the request names; an address that nobody knows may be the service's, where that says so.
+// host the request names; an address that nobody knows may be the service's, where that says so. What is asked of a subset counts for
+// the pods of a headless service too.
 func (s *session) wayToOriginal(r *way, spec policy.ClusterSpec) (*way, error) {
 	w, err := s.endpoint(r)
 	if err == nil && w == nil && r.svc == nil && spec.Service != nil && original(spec.Service) {
@@ -311,5 +312,14 @@ func (s *session) wayToOriginal(r *way, spec policy.ClusterSpec) (*way, error) {
 			r.svc, r.port, r.addr = spec.Service, spec.Port, netip.AddrPortFrom(s.dst.Addr(), port)
 		}
 	}
+	if w != nil && r.svc == nil && spec.Subset != "" && serves(w, spec) {
+		r.subset = spec.Subset
+	}
 	return s.decide(r, w, err)
+}
+
+// serves reports whether w is behind the service of the cluster.
+func serves(w *client.Workload, spec policy.ClusterSpec) bool {
+	_, ok := w.GetServices()[spec.Service.GetNamespace()+"/"+spec.Service.GetHostname()]
+	return ok
 }

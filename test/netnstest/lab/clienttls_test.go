@@ -305,6 +305,36 @@ func TestMT13ClientTLS(t *testing.T) {
 		v.rule("foo", secureHost, "{mode: SIMPLE, insecureSkipVerify: true}")
 		v.at(t).expect(v.client, "hello nobody", "hello nobody")
 	})
+	t.Run("MT-13 a subset has a credential of its own", func(t *testing.T) {
+		v := v.at(t)
+		v.asks.Store(true)
+		defer v.asks.Store(false)
+		cert, key := v.clients.pair("carol", time.Hour)
+		v.secret("foo", "subset", "tls.crt", cert, "tls.key", key, "ca.crt", v.servers.root())
+		rule := func(subset string) {
+			v.Apply("rule-foo", `apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: secure, namespace: foo}
+spec:
+  host: `+secureHost+`
+  workloadSelector: {matchLabels: {app: sleep}}
+  trafficPolicy: {tls: `+mutual+`}
+  subsets: [{name: all, labels: {app: secure}`+subset+`}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: secure, namespace: foo}
+spec:
+  hosts: [`+secureHost+`]
+  http: [{route: [{destination: {host: `+secureHost+`, subset: all}}]}]
+`)
+		}
+		rule("")
+		v.expect(v.client, "hello alice", "hello alice") // control: without a tls of its own
+		rule(", trafficPolicy: {tls: {mode: MUTUAL, credentialName: subset}}")
+		v.expect(v.client, "hello carol", "hello alice") // which no route leads to the subset
+		v.expect(v.legacy, plainHTTP, plainHTTP)         // control: outside the mesh
+	})
 	t.Run("MT-13 files are refused", func(t *testing.T) {
 		v.rule("foo", secureHost, "{mode: MUTUAL, clientCertificate: /etc/certs/cert.pem, privateKey: /etc/certs/key.pem}")
 		v.at(t).expect(v.client, refusedHTTP, refusedTCP)
