@@ -140,3 +140,34 @@ func TestAnswers(t *testing.T) {
 func noRequests(c *clusterv3.Cluster) {
 	c.CircuitBreakers = &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{MaxRequests: wrapperspb.UInt32(0)}}}
 }
+
+// TestNoTryAfterHint: once a host has sent an informational answer, no other is asked, as with Envoy; and a head that is cut off is
+// against the protocol.
+func TestNoTryAfterHint(t *testing.T) {
+	const hint, down = "HTTP/1.1 103 Early Hints\r\n\r\n", "HTTP/1.1 503 Down\r\nContent-Length: 0\r\n\r\n"
+	for _, tc := range []struct{ name, first, log string }{
+		{"control: no hint", down, "200 - via_upstream"},
+		{"503", hint + down, "503 - via_upstream"},
+		{"end", hint, "503 UC upstream_reset_after_response_started{connection_termination}"},
+		{"garbage", hint + "garbage\r\n\r\n", "502 UPE upstream_reset_after_response_started{protocol_error}"},
+		{"half a head", hint + "HTTP/1.1 200 OK\r\nx", "502 UPE upstream_reset_after_response_started{protocol_error}"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, nil, func(t *testing.T, w *world) {
+				w.routes("a", `{"match":{"prefix":"/"},"route":{"cluster":"up","retryPolicy":{"retryOn":"5xx,reset","numRetries":1}}}`)
+				tries := 0
+				w.cluster("up", nil, func(c net.Conn) {
+					if tries++; tries == 1 {
+						answers(tc.first)(c)
+					} else {
+						answers(ok)(c)
+					}
+				})
+				w.connect().get("GET / HTTP/1.1", "Host: a")
+				if l := w.log(1)[0]; l != tc.log {
+					t.Errorf("log %q, want %q", l, tc.log)
+				}
+			})
+		})
+	}
+}

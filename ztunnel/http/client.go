@@ -226,6 +226,7 @@ func (c *client) response(into *head.Response) (*head.Response, error) {
 		if into.Status == 101 {
 			return nil, errUnasked
 		}
+		x.hinted = true
 	}
 	return nil, errUnasked
 }

@@ -122,11 +122,14 @@ func (x *exchange) link2(h *cluster.Host, c *Conn) *link2 {
 	defer l.mu.Unlock()
 	limits := &x.e.cfg.Limits
 	l.c = h2.NewClient(c.Net, x.f.Workload.windowed(h2.Config{
-		Clock: x.e.cfg.Clock, Log: x.e.cfg.Log, MaxHeaderList: limits.ResponseHeadBytes, MaxFields: limits.HeadFields, IdleTimeout: spec.IdleTimeout,
+		Clock: x.e.cfg.Clock, Log: x.e.cfg.Log, MaxHeaderList: min(limits.ResponseHeadBytes, mostHead2), MaxFields: limits.HeadFields, IdleTimeout: spec.IdleTimeout,
 		PingInterval: spec.PingInterval, PingTimeout: spec.PingTimeout, Changed: l.changed,
 	}))
 	return l
 }
+
+// mostHead2 is the largest head of an answer over HTTP/2, in bytes, as with Envoy.
+const mostHead2 = 60 << 10
 
 func (c *client2) protocol() Protocol    { return HTTP2 }
 func (c *client2) conn() *Conn           { return c.l.made }
@@ -134,8 +137,12 @@ func (c *client2) local() netip.AddrPort { return c.l.at }
 func (c *client2) answered() bool        { return c.came }
 func (c *client2) reused() bool          { return !c.first }
 
-// unprocessed reports that the host has seen nothing of the request.
-func unprocessed(err error) bool { return h2.Retryable(err) }
+// unprocessed reports that the host has seen nothing of the request, or says so by GOAWAY. What it refuses by RST_STREAM is left to
+// the policy of tries, as with Envoy.
+func unprocessed(err error) bool {
+	var se *h2.StreamError
+	return h2.Retryable(err) && !errors.As(err, &se)
+}
 
 func (c *client2) interrupt() {
 	if c.s != nil {
@@ -184,6 +191,7 @@ func (c *client2) response(*head.Response) (*head.Response, error) {
 		if r.Status >= 200 {
 			return r, nil
 		}
+		c.x.hinted = true
 	}
 }
 
@@ -209,17 +217,24 @@ func (c *client2) release(keep bool) {
 	lease.Release(usable, !usable)
 }
 
-// lost2 is what became of a request over HTTP/2; nil: the error is not of a stream.
+// lost2 is what became of a request over HTTP/2; nil: the error is not of a stream. A head that is too large is a reset of the host's,
+// as with Envoy.
 func lost2(err error) *failure {
+	refused := &failure{kind: failedRefused, flag: UpstreamRemoteReset, status: 503, reason: "remote refused stream reset"}
+	if errors.Is(err, h2.ErrGoAway) {
+		return refused
+	}
 	var se *h2.StreamError
 	if !errors.As(err, &se) {
 		return nil
 	}
 	switch {
-	case se.Remote && se.Code == frame.CodeRefused:
-		return &failure{kind: failedRefused, flag: UpstreamRemoteReset, status: 503, reason: "remote refused stream reset"}
-	case se.Remote:
-		return &failure{kind: failedReset, flag: UpstreamRemoteReset, status: 503, reason: "remote reset"}
+	case se.Code == frame.CodeProtocol, !se.Remote && se.Code != frame.CodeInternal:
+		return &failure{kind: failedReset, flag: UpstreamProtocolError, status: 502, reason: "protocol error"}
+	case se.Code == frame.CodeRefused:
+		return refused
+	case se.Code == frame.CodeConnect:
+		return &failure{kind: failedReset, flag: UpstreamRemoteReset, status: 503, reason: "remote error with CONNECT request"}
 	}
-	return &failure{kind: failedReset, flag: UpstreamProtocolError, status: 502, reason: "protocol error"}
+	return &failure{kind: failedReset, flag: UpstreamRemoteReset, status: 503, reason: "remote reset"}
 }

@@ -43,6 +43,7 @@ type exchange struct {
 	metered  bool // begun in the statistics
 	aborted  bool // the answer was broken off
 	heard    int  // status that the host gave, or that its engine would have given for it; 0: none
+	hinted   bool // a host has sent an informational answer: as with Envoy no other is asked then
 
 	unanswered string // what the caller's engine is told of a workload that has not answered; "": nothing
 

@@ -25,7 +25,7 @@ func underscored(s string) string { return strings.ReplaceAll(s, " ", "_") }
 // lost is what became of a request whose answer could not be read.
 func (x *exchange) lost(err error) *failure {
 	var own *frame.ConnError
-	if isMalformed(err) || errors.As(err, &own) && !own.Remote {
+	if isMalformed(err) || errors.Is(err, errEarly) && !x.tunnel || errors.As(err, &own) && !own.Remote {
 		x.cluster.Inc(cluster.CxProtocolError)
 		x.entry.Host.Report(cluster.Answered, 502)
 		return &failure{kind: route.FailedReset, flag: UpstreamProtocolError, status: 502, reason: "protocol error"}

@@ -88,7 +88,7 @@ func (x *exchange) attempt() (again bool) {
 		x.interrupted(fail.cause)
 		return false
 	}
-	if (x.retry.Failed(fail.kind, sent) || fail.silent && x.cutOff()) && x.mayRetry() {
+	if !x.hinted && (x.retry.Failed(fail.kind, sent) || fail.silent && x.cutOff()) && x.mayRetry() {
 		return x.again()
 	}
 	x.fail(fail)
@@ -159,7 +159,11 @@ func (x *exchange) fail(fail *failure) {
 	}
 	detail, body := fail.detail, fail.body
 	if detail == "" {
-		detail = "upstream_reset_before_response_started{" + underscored(fail.reason)
+		when := "before"
+		if x.hinted {
+			when = "after"
+		}
+		detail = "upstream_reset_" + when + "_response_started{" + underscored(fail.reason)
 		if fail.transport != "" {
 			detail += "|" + fail.transport
 		}
@@ -306,7 +310,7 @@ func (x *exchange) exchange() *failure {
 			return x.timedOut(c)
 		}
 		fail := x.lost(err)
-		fail.unseen = unprocessed(err) && fail.kind != failedRefused
+		fail.unseen = unprocessed(err) && !x.hinted
 		x.heard = fail.status
 		return fail
 	}

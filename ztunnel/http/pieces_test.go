@@ -157,31 +157,6 @@ func TestNoLengthOfATunnel(t *testing.T) {
 	}
 }
 
-// TestOneLength: of several equal lengths the host is told one.
-func TestOneLength(t *testing.T) {
-	inBubble(t, nil, func(t *testing.T, w *world) {
-		got := make(chan string, 1)
-		w.cluster("up", nil, seen(got, ok))
-		c := w.connect()
-		hc := h2.NewClient(c.Conn, h2.Config{Clock: clock.System()})
-		r := &head.Request{Method: []byte("POST"), Scheme: []byte("http"), Authority: []byte("a"), Path: []byte("/")}
-		r.AddString(head.ContentLength, "3")
-		r.AddString(head.ContentLength, "003")
-		s, err := hc.Open(r, false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = s.WriteEnd([]byte("abc"))
-		if _, err = s.ReadHead(); err != nil {
-			t.Fatal(err)
-		}
-		if m := <-got; strings.Count(m, "content-length: ") != 1 {
-			t.Errorf("the host saw %q", m)
-		}
-		hc.Kill(h2.ErrClosed)
-	})
-}
-
 // TestEndlessHints: a host that only ever says that it will answer is given up.
 func TestEndlessHints(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, w *world) {
@@ -197,7 +172,7 @@ func TestEndlessHints(t *testing.T) {
 		if resp := w.connect().get("GET / HTTP/1.1", "Host: a"); resp.StatusCode != 502 {
 			t.Errorf("status %d", resp.StatusCode)
 		}
-		if l := w.log(1)[0]; l != "502 UPE upstream_reset_before_response_started{protocol_error}" {
+		if l := w.log(1)[0]; l != "502 UPE upstream_reset_after_response_started{protocol_error}" {
 			t.Errorf("log %q", l)
 		}
 	})

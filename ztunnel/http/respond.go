@@ -1,7 +1,6 @@
 package http
 
 import (
-	"errors"
 	"strconv"
 	"time"
 
@@ -18,7 +17,7 @@ func (x *exchange) answered() (again bool) {
 	now := x.e.now()
 	x.g.set(slowTry, 0)
 	x.entry.Host.Report(cluster.Answered, outlierStatus(resp))
-	if unreached := x.unreached(resp); (unreached || x.retry.Head(resp, &x.in)) && x.mayRetry() {
+	if unreached := x.unreached(resp); (unreached || !x.hinted && x.retry.Head(resp, &x.in)) && x.mayRetry() {
 		x.body.stop(x)
 		x.dropUpstream() // the rest of its answer is not waited for
 		return x.again()
@@ -243,9 +242,6 @@ func (x *exchange) broken(err error) {
 		return
 	}
 	f := x.lost(err)
-	if errors.Is(err, errEarly) && !x.tunnel {
-		f.flag, f.reason = UpstreamProtocolError, "protocol error"
-	}
 	x.entry.Flags.Add(f.flag)
 	x.entry.Details = "upstream_reset_after_response_started{" + underscored(f.reason) + "}"
 	x.abort()

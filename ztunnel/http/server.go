@@ -253,9 +253,10 @@ func (s *server) write(p []byte, end bool) error {
 func (s *server) finish(trailers *head.Fields) error { return s.write(nil, true) }
 func (s *server) flush() error                       { return s.w.flush() }
 
-// abort: the client learns from the end of the connection that the answer is not complete.
+// abort: the client learns from the end of the connection that the answer is not complete. What is there of it goes out.
 func (s *server) abort() {
 	s.keep = false
+	_ = s.w.flush() // the client may have gone
 	s.w.out = s.w.out[:0]
 	_ = s.sock.Close()
 }

@@ -238,7 +238,7 @@ func ParseResponse(b []byte, r *head.Response, toHead bool, limits Limits) (int,
 	}
 	r.Reset(b)
 	l := b[:eol]
-	if len(l) < 13 || l[eol-1] != '\r' || string(l[:7]) != "HTTP/1." || l[7] != '0' && l[7] != '1' || l[8] != ' ' {
+	if len(l) < 13 || l[eol-1] != '\r' || string(l[:7]) != "HTTP/1." || !digit(l[7]) || l[8] != ' ' {
 		return 0, None, errStatusLine
 	}
 	for _, c := range l[9:12] {

@@ -107,6 +107,9 @@ func response(l *list, r *head.Response, end bool) (reason string) {
 	if r.Body, ok = contentLength(&r.Fields); !ok {
 		return "content-length is not valid"
 	}
+	if r.Body > 0 && (r.Status < 200 || r.Status == 204) {
+		return "body where there is none"
+	}
 	if end && r.Body < 0 {
 		r.Body = 0
 	}
@@ -149,28 +152,21 @@ func (l *list) joinCookies(f *head.Fields) {
 	f.PutLine(head.Field{Line: at, NameEnd: at + uint32(len("cookie")), Val: val, ValEnd: end, End: end + 2, ID: head.Cookie})
 }
 
-// contentLength returns the announced length, -1 for none. Several must be equal, and one of them stays.
+// contentLength returns the announced length, -1 for none. It must not be there twice.
 func contentLength(f *head.Fields) (n int64, ok bool) {
-	n = -1
-	for i := f.Next(0, head.ContentLength, "content-length"); i >= 0; i = f.Next(i+1, head.ContentLength, "content-length") {
-		v := f.Value(i)
-		if len(v) == 0 || len(v) > 18 {
+	i := f.Next(0, head.ContentLength, "content-length")
+	if i < 0 {
+		return -1, true
+	}
+	v := f.Value(i)
+	if len(v) == 0 || len(v) > 18 || f.Next(i+1, head.ContentLength, "content-length") >= 0 {
+		return 0, false
+	}
+	for _, c := range v {
+		if c < '0' || c > '9' {
 			return 0, false
 		}
-		k := int64(0)
-		for _, c := range v {
-			if c < '0' || c > '9' {
-				return 0, false
-			}
-			k = k*10 + int64(c-'0')
-		}
-		if n >= 0 && n != k {
-			return 0, false
-		}
-		if n >= 0 {
-			f.Drop(i)
-		}
-		n = k
+		n = n*10 + int64(c-'0')
 	}
 	return n, true
 }
