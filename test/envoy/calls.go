@@ -12,6 +12,8 @@ type call struct {
 	Fields                    []string // "name: value"
 	Body                      string
 	Trailers                  []string // of HTTP/2; nil: none
+	Held                      bool     // the end of the body does not come
+	Alone                     bool     // no other goes over its connection
 }
 
 func (c call) String() string {

@@ -39,6 +39,7 @@ type Seen struct {
 // any request, as they are no test of a server.
 type Echoes struct {
 	wait    sync.WaitGroup
+	steps   map[mishap][]step
 	mu      sync.Mutex // protects below
 	open    map[net.Conn]bool
 	arrived map[string][]Seen // by x-case
@@ -46,7 +47,7 @@ type Echoes struct {
 
 // newEchoes makes upstreams that end with the test.
 func newEchoes(t testing.TB) *Echoes {
-	e := &Echoes{open: map[net.Conn]bool{}, arrived: map[string][]Seen{}}
+	e := &Echoes{steps: steps2(), open: map[net.Conn]bool{}, arrived: map[string][]Seen{}}
 	t.Cleanup(func() { e.close(); e.wait.Wait() })
 	return e
 }
@@ -133,7 +134,8 @@ type said struct {
 	fields, trailers       []string // "name: value"
 	body                   string
 	mishap                 mishap
-	bodyless, keptToItself bool // the status has no body; the method is HEAD
+	steps                  []step // of the mishap over HTTP/2; nil: it has none
+	bodyless, keptToItself bool   // the status has no body; the method is HEAD
 }
 
 // say notes a request and makes its answer.
@@ -158,6 +160,7 @@ func (e *Echoes) say(q asked) (said, error) {
 	a.fields = append(a.fields, list(q.header.Get("X-Echo-Field"))...)
 	a.trailers = list(q.header.Get("X-Echo-Trailer"))
 	a.mishap, err = mishapOf(q.header)
+	a.steps = e.steps[a.mishap]
 	return a, err
 }
 
@@ -171,8 +174,8 @@ func list(text string) (out []string) {
 	return out
 }
 
-// read1 reads one request of HTTP/1.1.
-func read1(r *bufio.Reader, cluster string) (q asked, err error) {
+// head1 reads the head of a request of HTTP/1.1.
+func head1(r *bufio.Reader, cluster string) (q asked, err error) {
 	line, err := textproto.NewReader(r).ReadLine()
 	if err != nil {
 		return q, err
@@ -189,6 +192,12 @@ func read1(r *bufio.Reader, cluster string) (q asked, err error) {
 	q.header = http.Header(h)
 	q.Seen = Seen{Cluster: cluster, Method: method, Target: target, Authority: h.Get("Host")}
 	h.Del("Host")
+	return q, nil
+}
+
+// body1 reads the rest of it.
+func (q *asked) body1(r *bufio.Reader) error {
+	h := q.header
 	chunked := strings.EqualFold(h.Get("Transfer-Encoding"), "chunked")
 	var from io.Reader = strings.NewReader("")
 	if chunked {
@@ -198,27 +207,43 @@ func read1(r *bufio.Reader, cluster string) (q asked, err error) {
 	}
 	body, err := io.ReadAll(from)
 	if err != nil {
-		return q, err
+		return err
 	}
 	q.Body = string(body)
 	if chunked {
 		trailer, err := textproto.NewReader(r).ReadMIMEHeader()
 		if err != nil {
-			return q, err
+			return err
 		}
 		if len(trailer) > 0 {
 			q.Trailers = Fields(http.Header(trailer))
 		}
 	}
-	return q, nil
+	return nil
 }
 
 // answer serves one request of HTTP/1.1.
 func (e *Echoes) answer(r *bufio.Reader, w net.Conn, cluster string) error {
-	q, err := read1(r, cluster)
+	q, err := head1(r, cluster)
 	if err != nil {
 		return err
 	}
+	early, err := mishapOf(q.header)
+	if err != nil {
+		return err
+	}
+	if early.early() {
+		if err := e.answer1(q, w); err != nil {
+			return err
+		}
+	}
+	if err := q.body1(r); err != nil || early.early() {
+		return err
+	}
+	return e.answer1(q, w)
+}
+
+func (e *Echoes) answer1(q asked, w net.Conn) error {
 	a, err := e.say(q)
 	if err != nil {
 		return err

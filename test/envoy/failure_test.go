@@ -15,28 +15,33 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
-// failing are clusters that fail, by what their messages say beside the endpoints.
-var failing = []struct {
+// failingCluster is a cluster by what its message says beside the endpoints.
+type failingCluster struct {
 	name, spec string
 	endpoints  []string // "up", "refused", "full"; with "down " before it one that is unhealthy
-}{
-	{"up", `{"circuitBreakers": {"thresholds": [{"maxRetries": 1000}]}}`, []string{"up"}},
-	{"refused", `{"circuitBreakers": {"thresholds": [{"maxRetries": 1000}]}}`, []string{"refused"}},
-	{"some", `{"circuitBreakers": {"thresholds": [{"maxRetries": 1000}]}}`, []string{"refused", "up"}},
-	{"late", `{"connectTimeout": "0.1s", "circuitBreakers": {"thresholds": [{"maxRetries": 1000}]}}`, []string{"full"}},
-	{"empty", `{}`, nil},
-	{"unhealthy", `{"commonLbConfig": {"healthyPanicThreshold": {"value": 0}}}`, []string{"down up"}},
-	{"panic", `{}`, []string{"down up"}},
-	{"requests", `{"circuitBreakers": {"thresholds": [{"maxRequests": 0}]}}`, []string{"up"}},
-	{"pending", `{"circuitBreakers": {"thresholds": [{"maxPendingRequests": 0}]}}`, []string{"up"}},
-	{"retries", `{"circuitBreakers": {"thresholds": [{"maxRetries": 0}]}}`, []string{"up"}},
+	many       bool     // requests share connections
 }
 
-// plans are what routes say of tries and times.
-var plans = []struct {
+var failing = []failingCluster{
+	{"up", `{"circuitBreakers": {"thresholds": [{"maxRetries": 1000}]}}`, []string{"up"}, false},
+	{"refused", `{"circuitBreakers": {"thresholds": [{"maxRetries": 1000}]}}`, []string{"refused"}, false},
+	{"some", `{"circuitBreakers": {"thresholds": [{"maxRetries": 1000}]}}`, []string{"refused", "up"}, false},
+	{"late", `{"connectTimeout": "0.1s", "circuitBreakers": {"thresholds": [{"maxRetries": 1000}]}}`, []string{"full"}, false},
+	{"empty", `{}`, nil, false},
+	{"unhealthy", `{"commonLbConfig": {"healthyPanicThreshold": {"value": 0}}}`, []string{"down up"}, false},
+	{"panic", `{}`, []string{"down up"}, false},
+	{"requests", `{"circuitBreakers": {"thresholds": [{"maxRequests": 0}]}}`, []string{"up"}, false},
+	{"pending", `{"circuitBreakers": {"thresholds": [{"maxPendingRequests": 0}]}}`, []string{"up"}, false},
+	{"retries", `{"circuitBreakers": {"thresholds": [{"maxRetries": 0}]}}`, []string{"up"}, false},
+}
+
+// plan is what a route says of tries and times.
+type plan struct {
 	name, action string
 	patient      bool // a host that says nothing is waited for
-}{
+}
+
+var plans = []plan{
 	{"plain", `{"timeout": "15s"}`, true},
 	{"any", `{"timeout": "15s", "retryPolicy": {"retryOn": "5xx", "numRetries": 2}}`, true},
 	{"connect", `{"timeout": "15s", "retryPolicy": {"retryOn": "connect-failure,refused-stream", "numRetries": 2}}`, true},
@@ -44,18 +49,18 @@ var plans = []struct {
 	{"before", `{"timeout": "15s", "retryPolicy": {"retryOn": "reset-before-request,retriable-status-codes", "retriableStatusCodes": [503], "numRetries": 1}}`, true},
 	{"gateway", `{"timeout": "15s", "retryPolicy": {"retryOn": "gateway-error", "numRetries": 1}}`, true},
 	{"grpc", `{"timeout": "15s", "retryPolicy": {"retryOn": "unavailable", "numRetries": 1}}`, true},
-	{"short", `{"timeout": "0.2s"}`, false},
-	{"try", `{"timeout": "15s", "retryPolicy": {"retryOn": "5xx", "numRetries": 1, "perTryTimeout": "0.2s"}}`, false},
-	{"once", `{"timeout": "15s", "retryPolicy": {"retryOn": "connect-failure", "numRetries": 1, "perTryTimeout": "0.2s"}}`, false},
-	{"both", `{"timeout": "0.5s", "retryPolicy": {"retryOn": "5xx", "numRetries": 5, "perTryTimeout": "0.3s"}}`, false},
-	{"idle", `{"timeout": "15s", "idleTimeout": "0.2s"}`, false},
+	{"short", `{"timeout": "1s"}`, false},
+	{"try", `{"timeout": "15s", "retryPolicy": {"retryOn": "5xx", "numRetries": 1, "perTryTimeout": "1s"}}`, false},
+	{"once", `{"timeout": "15s", "retryPolicy": {"retryOn": "connect-failure", "numRetries": 1, "perTryTimeout": "1s"}}`, false},
+	{"both", `{"timeout": "3s", "retryPolicy": {"retryOn": "5xx", "numRetries": 5, "perTryTimeout": "1.8s"}}`, false},
+	{"idle", `{"timeout": "15s", "idleTimeout": "1s"}`, false},
 }
 
 // failures is the configuration: a route for each cluster and plan.
-func failures(t *testing.T) *routev3.RouteConfiguration {
+func failures(t *testing.T, clusters []failingCluster, plans []plan) *routev3.RouteConfiguration {
 	t.Helper()
 	var routes []any
-	for _, c := range failing {
+	for _, c := range clusters {
 		for _, p := range plans {
 			var action object
 			if err := json.Unmarshal([]byte(p.action), &action); err != nil {
@@ -87,11 +92,11 @@ func failures(t *testing.T) *routev3.RouteConfiguration {
 
 // failingClusters makes the clusters, each with upstreams of its own. Every request has a connection of its own: what a connection
 // that was used before does is another matter (docs/envoy.md).
-func failingClusters(t *testing.T, two bool, places map[string]int) (*Echoes, []*clusterv3.Cluster) {
+func failingClusters(t *testing.T, list []failingCluster, two bool, places map[string]int) (*Echoes, []*clusterv3.Cluster) {
 	t.Helper()
 	e := newEchoes(t)
 	var out []*clusterv3.Cluster
-	for _, f := range failing {
+	for _, f := range list {
 		c := &clusterv3.Cluster{}
 		if err := protojson.Unmarshal([]byte(f.spec), c); err != nil {
 			t.Fatal(err)
@@ -106,7 +111,11 @@ func failingClusters(t *testing.T, two bool, places map[string]int) (*Echoes, []
 			endpoints = append(endpoints, object{"healthStatus": map[bool]string{true: "UNHEALTHY", false: "HEALTHY"}[down],
 				"endpoint": object{"address": object{"socketAddress": object{"address": "127.0.0.1", "portValue": port}}}})
 		}
-		text, err := json.Marshal(object{"name": f.name, "maxRequestsPerConnection": 1,
+		requests := 1
+		if f.many {
+			requests = 0
+		}
+		text, err := json.Marshal(object{"name": f.name, "maxRequestsPerConnection": requests,
 			"loadAssignment": object{"clusterName": f.name, "endpoints": []any{object{"lbEndpoints": endpoints}}}})
 		if err != nil {
 			t.Fatal(err)
@@ -163,15 +172,7 @@ func failingCalls(v versions) []call {
 	if v.down {
 		kinds = append(kinds, call{Method: "POST", Body: "\x00\x00\x00\x00\x03abc", Fields: []string{"content-type: application/grpc", "te: trailers", "x-echo-trailer: grpc-status: 0"}})
 	}
-	add := func(cluster, plan, do string) {
-		for _, q := range kinds {
-			q.Target, q.Authority, q.Fields = "/"+cluster+"/"+plan, "a.test", slices.Clone(q.Fields)
-			if do != "" {
-				q.Fields = append(q.Fields, "x-echo-do: "+do)
-			}
-			out = append(out, q)
-		}
-	}
+	add := func(cluster, plan, do string) { out = append(out, toFailing(kinds, cluster, plan, do)...) }
 	for _, p := range plans {
 		for _, c := range failing {
 			switch {
@@ -184,7 +185,7 @@ func failingCalls(v versions) []call {
 				add(c.name, p.name, "")
 			default:
 				for _, m := range mishaps {
-					if m.unanswered() && slices.Contains([]string{"connect", "once", "grpc", "before"}, p.name) { // docs/envoy.md, 10
+					if m.unanswered(v.up) && slices.Contains([]string{"connect", "once", "grpc", "before"}, p.name) { // docs/envoy.md, 10
 						continue
 					}
 					if m.silent() && p.patient || m == headOnly && strings.Contains(p.action, "15s") && p.name != "idle" { // nothing ends it soon
@@ -192,8 +193,8 @@ func failingCalls(v versions) []call {
 					}
 					add(c.name, p.name, string(m))
 					if m != none && c.name == "up" {
-						add(c.name, p.name, fmt.Sprintf("%s,,", m))
-						add(c.name, p.name, fmt.Sprintf("%s,%s,%s,%s,%s,%s", m, m, m, m, m, m))
+						add(c.name, p.name, fmt.Sprintf("%s;;", m))
+						add(c.name, p.name, fmt.Sprintf("%s;%s;%s;%s;%s;%s", m, m, m, m, m, m))
 					}
 				}
 			}
@@ -202,37 +203,63 @@ func failingCalls(v versions) []call {
 	return out
 }
 
+// toFailing are requests of these kinds.
+func toFailing(kinds []call, cluster, plan, do string) (out []call) {
+	for _, q := range kinds {
+		q.Target, q.Authority, q.Fields = "/"+cluster+"/"+plan, "a.test", slices.Clone(q.Fields)
+		if do != "" {
+			q.Fields = append(q.Fields, "x-echo-do: "+do)
+		}
+		out = append(out, q)
+	}
+	return out
+}
+
+// listedFailure are the differences that docs/envoy.md lists.
+func listedFailure(v versions) func(call) int {
+	return func(q call) int {
+		if v.up && slices.ContainsFunc(q.Fields, func(f string) bool { return strings.HasPrefix(f, "x-echo-do: goaway") }) {
+			return 10
+		}
+		return 0
+	}
+}
+
 // TestEnvoyAgreesOnFailures: Envoy and our engine do the same when upstreams fail: refuse connections or do not take them, end
 // them before, in or after an answer, say nothing, talk nonsense, are unhealthy, too busy or not there; with other tries, without,
 // and with timeouts. What upstreams see of it is the same, too.
 func TestEnvoyAgreesOnFailures(t *testing.T) {
-	Require(t)
-	rc := failures(t)
-	for _, v := range []versions{{false, false}, {true, false}} {
-		t.Run(v.name(), func(t *testing.T) {
-			places := badPlaces(t)
-			theirEchoes, theirClusters := failingClusters(t, v.up, places)
-			ourEchoes, ourClusters := failingClusters(t, v.up, places)
-			configs := []*routev3.RouteConfiguration{rc}
-			d := &differential{envoy: StartProxy(t, 1, configs, theirClusters), we: startOurs(t, configs, ourClusters), envoys: theirEchoes, ours: ourEchoes,
-				chance: func(q call) bool { return strings.HasPrefix(q.Target, "/some/") }}
-			const atOnce = 16
-			calls := failingCalls(v)
-			var wait sync.WaitGroup
-			for i := range atOnce {
-				var own []call
-				for j := i; j < len(calls); j += atOnce {
-					own = append(own, calls[j])
-				}
-				wait.Go(func() { d.through(t, v.down, "f", fmt.Sprintf("f%d", i), own) })
-			}
-			wait.Wait()
-			d.compare(t)
-			flags := map[string]int{}
-			for _, x := range d.pairs {
-				flags[x.envoy.Flags]++
-			}
-			t.Logf("%d requests, flags %v", len(d.pairs), flags)
-		})
+	t.Parallel()
+	for _, v := range []versions{{false, false}, {true, false}, {false, true}, {true, true}} {
+		t.Run(v.name(), func(t *testing.T) { agreeOnFailures(t, v, failing, plans, failingCalls(v), listedFailure(v)) })
 	}
+}
+
+// agreeOnFailures sends calls that go by plans to clusters that fail.
+func agreeOnFailures(t *testing.T, v versions, list []failingCluster, plans []plan, calls []call, listed func(call) int) {
+	t.Helper()
+	Require(t)
+	t.Parallel()
+	places := badPlaces(t)
+	theirEchoes, theirClusters := failingClusters(t, list, v.up, places)
+	ourEchoes, ourClusters := failingClusters(t, list, v.up, places)
+	configs := []*routev3.RouteConfiguration{failures(t, list, plans)}
+	d := &differential{envoy: StartProxy(t, 1, configs, theirClusters), we: startOurs(t, configs, ourClusters), envoys: theirEchoes, ours: ourEchoes,
+		chance: func(q call) bool { return strings.HasPrefix(q.Target, "/some/") }, races: meetsManner, listed: listed}
+	const atOnce = 16
+	var wait sync.WaitGroup
+	for i := range atOnce {
+		var own []call
+		for j := i; j < len(calls); j += atOnce {
+			own = append(own, calls[j])
+		}
+		wait.Go(func() { d.through(t, v.down, "f", fmt.Sprintf("f%d", i), own) })
+	}
+	wait.Wait()
+	d.compare(t)
+	flags := map[string]int{}
+	for _, x := range d.pairs {
+		flags[x.envoy.Flags]++
+	}
+	t.Logf("%d requests, flags %v", len(d.pairs), flags)
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // mishap is what an upstream does in place of a good answer. The request asks for it in x-echo-do, one for each try, as
-// x-envoy-attempt-count tells them apart: "close,none" closes the connection of the first try.
+// x-envoy-attempt-count tells them apart: "close;" closes the connection of the first try.
 type mishap string
 
 const (
@@ -47,7 +47,7 @@ func mishapOf(h http.Header) (mishap, error) {
 			return none, err
 		}
 	}
-	list := strings.Split(do, ",")
+	list := strings.Split(do, ";")
 	if n > len(list) {
 		return none, nil
 	}
@@ -61,6 +61,13 @@ func (a said) fail1(c net.Conn) error {
 		return err
 	}
 	part := fmt.Sprintf("HTTP/1.1 %d Echo\r\n%s\r\ncontent-length: 100\r\n\r\n", a.status, strings.Join(a.fields, "\r\n"))
+	if text, ok := texts1[a.mishap]; ok {
+		err := write(strings.ReplaceAll(text, "SEEN", a.fields[1]))
+		if strings.HasSuffix(string(a.mishap), ", end") {
+			err = errors.Join(err, errOver)
+		}
+		return err
+	}
 	switch a.mishap {
 	case halfAnswer, resetsHalf:
 		return errors.Join(write(part+"some"), errOver)
@@ -80,6 +87,14 @@ func (a said) fail1(c net.Conn) error {
 
 // fail2 does what goes wrong, over HTTP/2.
 func (a said) fail2(w *wire2, stream uint32) error {
+	for _, s := range a.steps {
+		if err := s(a, w, stream); err != nil {
+			return err
+		}
+	}
+	if a.steps != nil {
+		return nil
+	}
 	switch a.mishap {
 	case halfAnswer, resetsHalf:
 		err := errors.Join(w.head(stream, a.head2(), false), w.data(stream, "some", false))
@@ -92,7 +107,7 @@ func (a said) fail2(w *wire2, stream uint32) error {
 	case hangs:
 		return nil
 	case garbage:
-		return errors.Join(w.garbage(), errOver)
+		return errors.Join(w.raw(http2.FrameData, 0, 0, "garbage"), errOver) // that no stream may have
 	case early:
 		a.mishap = none
 		return errors.Join(w.head(stream, []string{":status: 103", "link: </a>"}, false), a.send2(w, stream))
@@ -103,7 +118,7 @@ func (a said) fail2(w *wire2, stream uint32) error {
 	case resets:
 		return w.reset(stream, http2.ErrCodeInternal)
 	case goesAway:
-		return errors.Join(w.goAway(), errOver)
+		return errors.Join(w.goAway(0, http2.ErrCodeNo), errOver)
 	}
 	return errOver
 }
@@ -113,7 +128,38 @@ var mishaps = []mishap{none, closes, halfAnswer, headOnly, hangs, garbage, early
 // silent are those after which a client gets no end of an answer by itself.
 func (m mishap) silent() bool { return m == hangs || m == headOnly }
 
-// unanswered are those after which, over HTTP/1.1, a connection has ended without a byte of an answer.
-func (m mishap) unanswered() bool {
-	return m == closes || m == refuses || m == resets || m == goesAway
+// unanswered are those after which a connection has ended without a byte of an answer.
+func (m mishap) unanswered(two bool) bool {
+	return m == closes || m == goesAway || !two && (m == refuses || m == resets)
+}
+
+// texts1 are answers of HTTP/1.1 that are out of the ordinary, as text; SEEN is replaced by what tells of the request. After one
+// whose name says so the connection ends.
+var texts1 = map[mishap]string{
+	"1.0": "HTTP/1.0 200 OK\r\ncontent-length: 2\r\nSEEN\r\n\r\nok", "1.0, end": "HTTP/1.0 200 OK\r\nSEEN\r\n\r\nsome", "1.2": "HTTP/1.2 200 OK\r\ncontent-length: 2\r\n\r\nok",
+	"0.9, end": "<html>", "to the end, end": "HTTP/1.1 200 OK\r\nSEEN\r\n\r\nsome", "connection close": "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\nSEEN\r\n\r\nok",
+	"chunked": "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "chunked half, end": "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nok", "chunked bad": "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+	"chunked bad later": "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\nzz\r\n", "chunked with trailers": "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-after: 1\r\n\r\n",
+	"chunked and length": "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n", "gzip, chunked": "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+	"length twice": "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok", "length differs": "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok",
+	"length x": "HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\nok", "length +2": "HTTP/1.1 200 OK\r\ncontent-length: +2\r\n\r\nok", "length -2": "HTTP/1.1 200 OK\r\ncontent-length: -2\r\n\r\nok",
+	"length short": "HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nok", "length of 204": "HTTP/1.1 204 No\r\ncontent-length: 4\r\n\r\n", "length 0 of 204": "HTTP/1.1 204 No\r\ncontent-length: 0\r\n\r\n",
+	"chunked 204": "HTTP/1.1 204 No\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", "204": "HTTP/1.1 204 No\r\n\r\n", "304": "HTTP/1.1 304 Not\r\n\r\n", "length of 304": "HTTP/1.1 304 Not\r\ncontent-length: 4\r\n\r\n",
+	"chunked 304": "HTTP/1.1 304 Not\r\ntransfer-encoding: chunked\r\n\r\n", "205": "HTTP/1.1 205 Reset\r\ncontent-length: 0\r\n\r\n", "205 with a body": "HTTP/1.1 205 Reset\r\ncontent-length: 2\r\n\r\nok",
+	"101": "HTTP/1.1 101 Switch\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", "101 bare": "HTTP/1.1 101 Switch\r\n\r\n", "100": "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+	"102": "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", "199": "HTTP/1.1 199 Odd\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+	"103 thrice": strings.Repeat("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n", 3) + "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", "103, end": "HTTP/1.1 103 Early Hints\r\n\r\n",
+	"100 with length": "HTTP/1.1 100 Continue\r\ncontent-length: 4\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", "103, 503": "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno", "103, garbage": "HTTP/1.1 103 Early Hints\r\n\r\ngarbage\r\n\r\n",
+	"status 99": "HTTP/1.1 099 OK\r\ncontent-length: 2\r\n\r\nok", "status 600": "HTTP/1.1 600 OK\r\ncontent-length: 2\r\n\r\nok", "status 999": "HTTP/1.1 999 OK\r\ncontent-length: 2\r\n\r\nok",
+	"status 20": "HTTP/1.1 20 OK\r\ncontent-length: 2\r\n\r\nok", "status 2000": "HTTP/1.1 2000 OK\r\ncontent-length: 2\r\n\r\nok", "status x": "HTTP/1.1 x OK\r\ncontent-length: 2\r\n\r\nok",
+	"no reason": "HTTP/1.1 200\r\ncontent-length: 2\r\n\r\nok", "empty reason": "HTTP/1.1 200 \r\ncontent-length: 2\r\n\r\nok", "8 bit reason": "HTTP/1.1 200 \xff\r\ncontent-length: 2\r\n\r\nok",
+	"folded": "HTTP/1.1 200 OK\r\nx-a: 1\r\n 2\r\ncontent-length: 2\r\n\r\nok", "bare LF": "HTTP/1.1 200 OK\ncontent-length: 2\n\nok", "bare CR": "HTTP/1.1 200 OK\r\nx-a: 1\r2\r\ncontent-length: 2\r\n\r\nok",
+	"NUL": "HTTP/1.1 200 OK\r\nx-a: 1\x002\r\ncontent-length: 2\r\n\r\nok", "8 bit": "HTTP/1.1 200 OK\r\nx-a: \xff\xfe\r\ncontent-length: 2\r\n\r\nok", "no name": "HTTP/1.1 200 OK\r\n: 1\r\ncontent-length: 2\r\n\r\nok",
+	"no colon": "HTTP/1.1 200 OK\r\nnothing\r\ncontent-length: 2\r\n\r\nok", "blank before colon": "HTTP/1.1 200 OK\r\nx-a : 1\r\ncontent-length: 2\r\n\r\nok", "underscore": "HTTP/1.1 200 OK\r\nx_a: 1\r\ncontent-length: 2\r\n\r\nok",
+	"many fields": "HTTP/1.1 200 OK\r\n" + strings.Repeat("a: b\r\n", 120) + "content-length: 2\r\n\r\nok", "large head": "HTTP/1.1 200 OK\r\nx: " + strings.Repeat("h", 70<<10) + "\r\ncontent-length: 2\r\n\r\nok",
+	"lines before": "\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", "connection names": "HTTP/1.1 200 OK\r\nconnection: x-a, keep-alive\r\nx-a: 1\r\nkeep-alive: 5\r\ncontent-length: 2\r\n\r\nok",
+	"upgrade": "HTTP/1.1 200 OK\r\nconnection: upgrade\r\nupgrade: h2c\r\ncontent-length: 2\r\n\r\nok", "half head, end": "HTTP/1.1 200 OK\r\ncontent-le", "two answers": "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno",
+	"proxy-connection": "HTTP/1.1 200 OK\r\nproxy-connection: close\r\ncontent-length: 2\r\n\r\nok", "trailer": "HTTP/1.1 200 OK\r\ntrailer: x-after\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx-after: 1\r\n\r\n",
+	atHead + "text": "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", atHead + "text, end": "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", atHead + "text, close, end": "HTTP/1.1 413 No\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno",
+	atHead + "half, end": "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok",
 }

@@ -19,30 +19,48 @@ import (
 // wire2 writes one side of an HTTP/2 connection as a test wants it, and reads the other. It sends small bodies only, so it does not
 // look at the windows that it is given. Writing is safe for concurrent use.
 type wire2 struct {
-	f    *http2.Framer // read by one goroutine
-	last uint32        // the last stream that was begun here; used by that goroutine
-	mu   sync.Mutex    // protects below, and writing
-	b    bytes.Buffer
-	h    *hpack.Encoder
+	f     *http2.Framer        // read by one goroutine
+	early func(*stream2) error // is called at a head that a body follows; nil: nothing is
+	hints []int                // informational statuses; used by that goroutine
+	last  uint32               // the last stream that was begun here; used by that goroutine
+	mu    sync.Mutex           // protects below, and writing
+	b     bytes.Buffer
+	h     *hpack.Encoder
 }
 
-// newWire2 begins a connection whose preface, if it is a client's, was written.
-func newWire2(r io.Reader, w net.Conn) (*wire2, error) {
+// newWire2 makes one side of a connection whose preface, if it is a client's, was written. SETTINGS are to be sent.
+func newWire2(r io.Reader, w net.Conn) *wire2 {
 	x := &wire2{}
 	x.f = http2.NewFramer(w, r)
-	x.f.ReadMetaHeaders, x.f.MaxHeaderListSize = hpack.NewDecoder(4096, nil), 1<<20
+	x.f.ReadMetaHeaders, x.f.MaxHeaderListSize, x.f.AllowIllegalWrites = hpack.NewDecoder(4096, nil), 1<<20, true
 	x.h = hpack.NewEncoder(&x.b)
-	return x, x.f.WriteSettings()
+	return x
+}
+
+// greet sends SETTINGS.
+func (x *wire2) greet(s ...http2.Setting) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.f.WriteSettings(s...)
 }
 
 // head writes a head or trailers: "name: value", pseudo fields first.
 func (x *wire2) head(stream uint32, fields []string, end bool) error {
+	var list []hpack.HeaderField
+	for _, f := range fields {
+		n, v, _ := cutField(f)
+		list = append(list, hpack.HeaderField{Name: n, Value: v})
+	}
+	return x.block(stream, list, end)
+}
+
+// block writes a head or trailers as they are.
+func (x *wire2) block(stream uint32, fields []hpack.HeaderField, end bool) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.b.Reset()
 	for _, f := range fields {
-		n, v, _ := cutField(f)
-		if err := x.h.WriteField(hpack.HeaderField{Name: n, Value: v}); err != nil {
+		if err := x.h.WriteField(f); err != nil {
 			return err
 		}
 	}
@@ -79,17 +97,16 @@ func (x *wire2) reset(stream uint32, code http2.ErrCode) error {
 	return x.f.WriteRSTStream(stream, code)
 }
 
-func (x *wire2) goAway() error {
+func (x *wire2) goAway(last uint32, code http2.ErrCode) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.f.WriteGoAway(0, http2.ErrCodeNo, nil)
+	return x.f.WriteGoAway(last, code, nil)
 }
 
-// garbage writes a frame that no stream may have: DATA of stream 0.
-func (x *wire2) garbage() error {
+func (x *wire2) raw(typ http2.FrameType, flags http2.Flags, stream uint32, payload string) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.f.WriteRawFrame(http2.FrameData, 0, 0, []byte("garbage"))
+	return x.f.WriteRawFrame(typ, flags, stream, []byte(payload))
 }
 
 // stream2 is what came of one stream.
@@ -100,6 +117,7 @@ type stream2 struct {
 	body     []byte
 	stream   uint32
 	resetFor string // "": it ended
+	answered bool   // before its end
 }
 
 // errGoAway: the peer takes no more streams.
@@ -131,6 +149,9 @@ func (x *wire2) next(open map[uint32]*stream2) (*stream2, error) {
 			open[f.StreamID] = m
 			if f.StreamEnded() {
 				return m, nil
+			}
+			if x.early != nil && m.trailer == nil {
+				err = x.early(m)
 			}
 		case *http2.DataFrame:
 			if n := len(f.Data()); n > 0 {
@@ -164,7 +185,7 @@ func (x *wire2) next(open map[uint32]*stream2) (*stream2, error) {
 	}
 }
 
-// heads takes the head of a message, or its trailers. Informational heads are passed over.
+// heads takes the head of a message, or its trailers. Of informational heads the status is noted.
 func (x *wire2) heads(f *http2.MetaHeadersFrame, m *stream2) *stream2 {
 	fields := http.Header{}
 	for _, h := range f.RegularFields() {
@@ -174,7 +195,21 @@ func (x *wire2) heads(f *http2.MetaHeadersFrame, m *stream2) *stream2 {
 		m.trailer = fields
 		return m
 	}
+	if status := f.PseudoValue("status"); strings.HasPrefix(status, "1") {
+		n, _ := strconv.Atoi(status) // 0 of one that is none
+		x.hints = append(x.hints, n)
+	}
 	return &stream2{stream: f.StreamID, head: f, header: fields}
+}
+
+// asked is the request of a server's stream.
+func (m *stream2) asked(cluster string) asked {
+	q := asked{header: m.header, Seen: Seen{Cluster: cluster, Two: true, Method: m.head.PseudoValue("method"), Target: m.head.PseudoValue("path"),
+		Authority: m.head.PseudoValue("authority"), Body: string(m.body)}}
+	if m.trailer != nil {
+		q.Trailers = Fields(m.trailer)
+	}
+	return q
 }
 
 // serve2 serves a connection of HTTP/2 whose preface has begun.
@@ -182,31 +217,30 @@ func (e *Echoes) serve2(r *bufio.Reader, c net.Conn, cluster string) {
 	if _, err := r.Discard(len(http2.ClientPreface)); err != nil {
 		return
 	}
-	w, err := newWire2(r, c)
-	if err != nil {
-		return
-	}
-	open := map[uint32]*stream2{}
-	for {
-		m, err := w.next(open)
-		if err != nil {
-			return
-		}
-		delete(open, m.stream)
-		if m.resetFor != "" {
-			continue
-		}
-		q := asked{header: m.header, Seen: Seen{Cluster: cluster, Two: true, Method: m.head.PseudoValue("method"), Target: m.head.PseudoValue("path"),
-			Authority: m.head.PseudoValue("authority"), Body: string(m.body)}}
-		if m.trailer != nil {
-			q.Trailers = Fields(m.trailer)
-		}
-		a, err := e.say(q)
+	w := newWire2(r, c)
+	answer := func(m *stream2) error {
+		a, err := e.say(m.asked(cluster))
 		if err == nil {
 			err = a.send2(w, m.stream)
 		}
-		if err != nil {
+		return err
+	}
+	w.early = func(m *stream2) error {
+		do, err := mishapOf(m.header)
+		if m.answered = err == nil && do.early(); m.answered {
+			err = answer(m)
+		}
+		return err
+	}
+	open := map[uint32]*stream2{}
+	for err := manners[cluster].begin(w, c); err == nil; {
+		var m *stream2
+		if m, err = w.next(open); err != nil {
 			return
+		}
+		delete(open, m.stream)
+		if m.resetFor == "" && !m.answered {
+			err = answer(m)
 		}
 	}
 }
