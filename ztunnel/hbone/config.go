@@ -39,6 +39,9 @@ type Config struct {
 	PingInterval time.Duration
 	// PingTimeout is how long after that question the peer is declared dead. Default 20 s.
 	PingTimeout time.Duration
+	// SuspectInterval and SuspectTimeout stand for them, where they are shorter, while there is reason to think that the peer is gone
+	// (Pool.Suspect). Defaults 1 s and 3 s.
+	SuspectInterval, SuspectTimeout time.Duration
 	// DrainTimeout bounds the time that Serve lets open streams go on after its context is done. Default 0: they
 	// are reset at once. Server.Drain has no bound of its own.
 	DrainTimeout time.Duration
@@ -50,6 +53,8 @@ type Config struct {
 
 	// onStreamDone is called without locks whenever a stream ends or the connection changes state (Pool).
 	onStreamDone func()
+	// onDepart is called without locks when the peer says that it is being deleted (Pool).
+	onDepart func()
 	// onEnd is called without locks when the connection's goroutines have ended, just before Done (Pool).
 	onEnd func()
 }
@@ -73,6 +78,8 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.MaxHeaderList, 64<<10)
 	orDefault(&c.PingInterval, 10*time.Second)
 	orDefault(&c.PingTimeout, 20*time.Second)
+	orDefault(&c.SuspectInterval, time.Second)
+	orDefault(&c.SuspectTimeout, 3*time.Second)
 	orDefault(&c.CloseTimeout, time.Second)
 	return c
 }
@@ -101,8 +108,8 @@ func (c Config) Validate() error {
 			return fmt.Errorf("check hbone config: %s is %d, want %d to %d", f.name, f.v, f.low, f.up)
 		}
 	}
-	if c.PingTimeout < 0 || c.DrainTimeout < 0 || c.CloseTimeout < 0 || c.IdleTimeout < 0 {
-		return fmt.Errorf("check hbone config: PingTimeout, DrainTimeout, IdleTimeout or CloseTimeout is negative")
+	if c.PingTimeout < 0 || c.SuspectInterval < 0 || c.SuspectTimeout < 0 || c.DrainTimeout < 0 || c.CloseTimeout < 0 || c.IdleTimeout < 0 {
+		return fmt.Errorf("check hbone config: PingTimeout, SuspectInterval, SuspectTimeout, DrainTimeout, IdleTimeout or CloseTimeout is negative")
 	}
 	return nil
 }

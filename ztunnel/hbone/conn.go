@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/http/frame"
@@ -44,6 +45,10 @@ type conn struct {
 	dead      error     // set once
 	linger    bool      // the last frames must arrive: read on until the peer closes
 	keepalive clock.Timer
+	due       time.Time // of keepalive
+	seen      uint64    // reads, when it was set
+	asked     bool      // the peer has been, since
+	suspect   bool      // the peer may be gone: it is asked sooner
 	forced    clock.Timer
 }
 
@@ -263,40 +268,84 @@ func (c *conn) removeLocked(s *Stream) (after func()) {
 	}
 }
 
-// armKeepalive asks a silent peer whether it lives.
+// armKeepalive begins to look whether the peer lives.
 func (c *conn) armKeepalive() {
 	if c.cfg.PingInterval < 0 {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	seen, asked := c.reads.Load(), false
-	c.keepalive = c.cfg.Clock.AfterFunc(c.cfg.PingInterval, func() {
-		now := c.reads.Load()
-		switch {
-		case now != seen:
-			seen, asked = now, false
-		case asked:
-			c.end(ErrPeerDead)
-			return
-		default:
-			asked = true
-			if err := c.w.post(frame.AppendPing(nil, 0, pingKeepalive)); err != nil {
-				c.end(err)
-				return
-			}
-		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.dead != nil {
-			return
-		}
-		if asked {
-			c.keepalive.Reset(c.cfg.PingTimeout)
-		} else {
-			c.keepalive.Reset(c.cfg.PingInterval)
-		}
-	})
+	c.seen, c.due = c.reads.Load(), c.cfg.Clock.Now().Add(c.cfg.PingInterval)
+	c.keepalive = c.cfg.Clock.AfterFunc(c.cfg.PingInterval, c.checkAlive)
+}
+
+// checkAlive asks a peer that was silent whether it lives, and ends the connection of one that has not answered.
+func (c *conn) checkAlive() {
+	now := c.reads.Load()
+	c.mu.Lock()
+	if c.dead != nil || c.cfg.Clock.Now().Before(c.due) { // it was set anew as it went off
+		c.mu.Unlock()
+		return
+	}
+	late := false
+	switch {
+	case now != c.seen:
+		c.seen, c.asked = now, false
+	case c.asked:
+		late = true
+	default:
+		c.askLocked(now)
+	}
+	ask := c.asked && !late
+	if !c.asked {
+		c.checkInLocked(c.patienceLocked().interval)
+	}
+	c.mu.Unlock()
+	switch {
+	case late:
+		c.end(ErrPeerDead)
+	case ask:
+		c.postOrEnd(frame.AppendPing(nil, 0, pingKeepalive))
+	}
+}
+
+// askLocked notes that the peer is asked now, which the caller does without the lock.
+func (c *conn) askLocked(reads uint64) {
+	c.seen, c.asked = reads, true
+	c.checkInLocked(c.patienceLocked().timeout)
+}
+
+func (c *conn) checkInLocked(d time.Duration) {
+	c.due = c.cfg.Clock.Now().Add(d)
+	c.keepalive.Reset(d)
+}
+
+// patience is how long a peer may be silent before it is asked, and after that.
+type patience struct{ interval, timeout time.Duration }
+
+func (c *conn) patienceLocked() patience {
+	p := patience{c.cfg.PingInterval, c.cfg.PingTimeout}
+	if c.suspect {
+		p.interval, p.timeout = min(p.interval, c.cfg.SuspectInterval), min(p.timeout, c.cfg.SuspectTimeout)
+	}
+	return p
+}
+
+// suspected makes the connection ask its peer at once, and often from then on, or with false as others do.
+func (c *conn) suspected(on bool) {
+	c.mu.Lock()
+	if c.suspect == on || c.dead != nil || c.keepalive == nil {
+		c.mu.Unlock()
+		return
+	}
+	c.suspect = on
+	if on {
+		c.askLocked(c.reads.Load())
+	}
+	c.mu.Unlock()
+	if on {
+		c.postOrEnd(frame.AppendPing(nil, 0, pingKeepalive))
+	}
 }
 
 var (

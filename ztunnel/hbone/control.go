@@ -115,6 +115,9 @@ func (c *conn) gotGoAway(last uint32, code frame.Code, debug string) error {
 	if code != frame.CodeNo {
 		return &frame.ConnError{Code: code, Reason: debug, Remote: true}
 	}
+	if f := c.cfg.onDepart; f != nil && debug == departed {
+		f()
+	}
 	if c.client && idle {
 		c.end(ErrGoAway)
 	}

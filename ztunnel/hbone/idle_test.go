@@ -66,7 +66,7 @@ func TestPoolTakesIdleEndsQuietly(t *testing.T) {
 		cfg := testConfig()
 		cfg.IdleTimeout = time.Second
 		fl := &fleet{cfg: cfg, h: echoHandler}
-		p := NewPool[string](PoolConfig{Conn: testConfig(), MaxAge: time.Hour})
+		p := NewPool[string](PoolConfig[string]{Conn: testConfig(), MaxAge: time.Hour})
 		for i := range 300 {
 			s, err := p.Connect(context.Background(), "k", fl.dial, Request{Authority: "10.0.0.7:80"})
 			if err != nil {

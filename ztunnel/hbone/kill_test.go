@@ -125,7 +125,7 @@ func TestPoolOfAServerWithoutStreams(t *testing.T) {
 		}
 		cfg := testConfig()
 		cfg.PingInterval = -1
-		p := NewPool[string](PoolConfig{Conn: cfg, Max: 3})
+		p := NewPool[string](PoolConfig[string]{Conn: cfg, Max: 3})
 		warm, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		_, _ = p.Connect(warm, "k", dial, Request{Authority: "10.0.0.7:80"}) // SETTINGS may come behind the first request
 		cancel()

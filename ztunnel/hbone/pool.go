@@ -17,7 +17,7 @@ import (
 type DialFunc func(ctx context.Context) (net.Conn, error)
 
 // PoolConfig holds a pool's limits. The zero value of every field but Conn.Clock means its default.
-type PoolConfig struct {
+type PoolConfig[K comparable] struct {
 	// Conn configures each connection. Conn.Clock is required and drives the pool's timers too.
 	Conn Config
 	// Max is the number of connections a key up to which load alone opens another. Beyond it one is opened when all are
@@ -36,11 +36,14 @@ type PoolConfig struct {
 	MaxAge time.Duration
 	// DialTimeout bounds a DialFunc. Default 10 s.
 	DialTimeout time.Duration
+	// Departed is called without locks when a peer says that nobody will answer at its address any more (Server.Depart), before
+	// anything that was asked of it fails. Optional.
+	Departed func(K)
 	// GrowBackoff is the pause after an additional connection could not be made. Default 1 s.
 	GrowBackoff time.Duration
 }
 
-func (c PoolConfig) withDefaults() PoolConfig {
+func (c PoolConfig[K]) withDefaults() PoolConfig[K] {
 	orDefault(&c.Max, 4)
 	orDefault(&c.GrowStreams, 32)
 	orDefault(&c.StreamsPerConn, 100)
@@ -53,7 +56,7 @@ func (c PoolConfig) withDefaults() PoolConfig {
 }
 
 // Validate reports the first field that is out of range.
-func (c PoolConfig) Validate() error {
+func (c PoolConfig[K]) Validate() error {
 	if err := c.Conn.Validate(); err != nil {
 		return fmt.Errorf("check pool config: Conn: %w", err)
 	}
@@ -77,14 +80,14 @@ const maxAttempts = 3
 // Pool keeps tunnel connections by key (source identity, destination identity, source IP, destination). A key has one
 // connection; more are opened while each has GrowStreams streams, and closed when idle. Safe for concurrent use.
 type Pool[K comparable] struct {
-	cfg PoolConfig
+	cfg PoolConfig[K]
 	wg  sync.WaitGroup // dials and connections
 
 	mu     sync.Mutex // protects below; before conn.mu
 	closed bool
 	groups map[K]*group[K]
-	conns  map[*pooled]struct{} // all that live, also those that no group has any more
-	dials  map[*dialCall]struct{}
+	conns  map[*pooled]K // all that live, also those that no group has any more
+	dials  map[*dialCall]K
 }
 
 // group is the connections of one key. Protected by Pool.mu.
@@ -107,19 +110,20 @@ type pooled struct {
 // dialCall is one connection being made.
 type dialCall struct {
 	cancel context.CancelCauseFunc
+	hurry  clock.Timer // of a suspected peer; nil: none. Protected by Pool.mu
 	done   chan struct{}
 	err    error // valid once done is closed
 }
 
 // NewPool makes an empty pool. It panics when cfg is not valid.
-func NewPool[K comparable](cfg PoolConfig) *Pool[K] {
+func NewPool[K comparable](cfg PoolConfig[K]) *Pool[K] {
 	if err := cfg.Validate(); err != nil {
 		panic(err)
 	}
 	cfg = cfg.withDefaults()
 	cfg.Conn = cfg.Conn.withDefaults()
 	return &Pool[K]{
-		cfg: cfg, groups: map[K]*group[K]{}, conns: map[*pooled]struct{}{}, dials: map[*dialCall]struct{}{},
+		cfg: cfg, groups: map[K]*group[K]{}, conns: map[*pooled]K{}, dials: map[*dialCall]K{},
 	}
 }
 
@@ -258,7 +262,7 @@ func (p *Pool[K]) dialLocked(ctx context.Context, g *group[K], dial DialFunc) {
 	dctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	call := &dialCall{cancel: cancel, done: make(chan struct{})}
 	g.dial = call
-	p.dials[call] = struct{}{}
+	p.dials[call] = g.key
 	p.wg.Go(func() {
 		t := p.cfg.Conn.Clock.AfterFunc(p.cfg.DialTimeout, func() { cancel(errDialTimeout) })
 		nc, err := dial(dctx)
@@ -275,6 +279,7 @@ func (p *Pool[K]) dialLocked(ctx context.Context, g *group[K], dial DialFunc) {
 func (p *Pool[K]) dialed(g *group[K], call *dialCall, nc net.Conn, err error) {
 	p.mu.Lock()
 	delete(p.dials, call)
+	stopTimer(call.hurry)
 	g.dial = nil
 	switch {
 	case p.closed:
@@ -305,10 +310,13 @@ func (p *Pool[K]) addLocked(g *group[K], nc net.Conn) {
 	c := &pooled{bornAt: now, idleAt: now}
 	cfg := p.cfg.Conn
 	cfg.onStreamDone = func() { p.update(g, c) }
+	if f := p.cfg.Departed; f != nil {
+		cfg.onDepart = func() { f(g.key) }
+	}
 	cfg.onEnd = func() { p.ended(g, c) }
 	p.wg.Add(1)
 	c.cl = NewClient(nc, cfg) // its hooks wait for p.mu
-	p.conns[c] = struct{}{}
+	p.conns[c] = g.key
 	g.conns = append(g.conns, c)
 	p.armLocked(g, c)
 }
@@ -409,6 +417,29 @@ func (p *Pool[K]) Conns(key K) int {
 	}
 	return 0
 }
+
+// Suspect tells which keys there is reason to think that nobody answers to any more. Their connections, with those that only have
+// old streams, ask the peer at once and often whether it lives (Config.SuspectTimeout), and dials that are under way have
+// SuspectTimeout left. A peer that lives loses nothing. The connections of other keys are suspected no longer.
+func (p *Pool[K]) Suspect(match func(K) bool) {
+	p.mu.Lock()
+	live := make(map[*Client]bool, len(p.conns))
+	for c, key := range p.conns {
+		live[c.cl] = match(key)
+	}
+	for d, key := range p.dials {
+		if d.hurry == nil && match(key) {
+			d.hurry = p.cfg.Conn.Clock.AfterFunc(p.cfg.Conn.SuspectTimeout, func() { d.cancel(errSuspect) })
+		}
+	}
+	p.mu.Unlock()
+	for cl, on := range live {
+		cl.c.suspected(on)
+	}
+}
+
+// errSuspect is the cause of a dial to a peer that is probably gone.
+var errSuspect = errors.New("nobody answers, and the peer is about to go or gone")
 
 // Retire drains all connections whose key matches: open streams go on, the next Connect makes a new connection. It is
 // for a rotated or revoked identity.

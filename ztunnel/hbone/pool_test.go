@@ -52,7 +52,7 @@ func (f *fleet) stop() {
 func inBubble(t *testing.T, f func(t *testing.T, p *Pool[string], fl *fleet)) {
 	synctest.Test(t, func(t *testing.T) {
 		fl := &fleet{cfg: testConfig(), h: echoHandler}
-		p := NewPool[string](PoolConfig{Conn: testConfig(), GrowStreams: 2, StreamsPerConn: 4, Max: 3})
+		p := NewPool[string](PoolConfig[string]{Conn: testConfig(), GrowStreams: 2, StreamsPerConn: 4, Max: 3})
 		f(t, p, fl)
 		p.Close()
 		fl.stop()

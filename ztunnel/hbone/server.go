@@ -40,6 +40,7 @@ type Server struct {
 
 	handlers sync.WaitGroup
 	parent   context.Context // of Run
+	left     chan struct{}   // see Left
 
 	mu      sync.Mutex // protects below; before conn.mu
 	running int        // handlers
@@ -53,7 +54,7 @@ type Server struct {
 
 // NewServer takes over conn, whose TLS handshake is done. Nothing happens before Run. It panics when cfg is not valid.
 func NewServer(conn net.Conn, cfg Config, h Handler) *Server {
-	s := &Server{c: newConn(conn, cfg.mustDefaults(), false), h: h}
+	s := &Server{c: newConn(conn, cfg.mustDefaults(), false), h: h, left: make(chan struct{})}
 	if tc, ok := conn.(interface{ ConnectionState() tls.ConnectionState }); ok {
 		s.peer = tc.ConnectionState()
 	}
@@ -92,6 +93,12 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	<-s.c.done
 	stop()
+	s.mu.Lock()
+	if !s.final {
+		s.final = true
+		close(s.left)
+	}
+	s.mu.Unlock()
 	s.handlers.Wait()
 	switch err := s.c.err(); {
 	case errors.Is(err, ErrClosed), errors.Is(err, errPeerClosed):
@@ -119,6 +126,24 @@ func (s *Server) Drain() {
 	s.c.postOrEnd(frame.AppendPing(frame.AppendGoAway(nil, frame.MaxStreamID, frame.CodeNo, "draining"), 0, pingDrain))
 }
 
+// Depart is Drain, and tells the peer that nobody will answer at this address any more: the pod behind it is being deleted.
+func (s *Server) Depart() {
+	s.mu.Lock()
+	s.drained = true
+	c := s.c
+	c.mu.Lock()
+	last := c.promised
+	c.mu.Unlock()
+	s.mu.Unlock()
+	c.postOrEnd(frame.AppendPing(frame.AppendGoAway(nil, last, frame.CodeNo, departed), 0, pingDrain))
+}
+
+// departed is the debug data of the GOAWAY of Depart. To others it is a text.
+const departed = "undermesh: pod deleted"
+
+// Left is closed when the peer has heard of a drain and opens nothing here any more, or the connection has ended.
+func (s *Server) Left() <-chan struct{} { return s.left }
+
 func (s *Server) lastGoAway() {
 	s.mu.Lock()
 	if !s.drained || s.final {
@@ -126,6 +151,7 @@ func (s *Server) lastGoAway() {
 		return
 	}
 	s.final = true
+	close(s.left)
 	c := s.c
 	c.mu.Lock()
 	last := c.lastID

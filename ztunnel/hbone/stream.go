@@ -108,6 +108,13 @@ func (s *Stream) Ended() (half, all bool) {
 	return s.eof, s.rerr != nil
 }
 
+// Leaving reports that the peer has said that it is about to go: what can be asked over another connection should not be asked here.
+func (s *Stream) Leaving() bool {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.c.goneAway
+}
+
 // Wait returns when Read does not wait: nil for bytes, else the error that Read returns. Who waits so holds no buffer.
 func (s *Stream) Wait() error {
 	s.rmu.Lock()

@@ -217,7 +217,7 @@ func (x *exchange) try() *failure {
 		if fail == nil {
 			return nil
 		}
-		if fail.cause != noCause || replays == maxReplays || !x.replayable(fail) {
+		if fail.cause != noCause || replays == maxReplays || !x.replayable(fail) || fail.silent && x.cutOff() && (h.Leaving() || !h.Endpoint().Healthy) {
 			return fail
 		}
 		x.body.stop(x) // the connection had ended before the request came: once more, on another

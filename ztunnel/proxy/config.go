@@ -88,6 +88,10 @@ type Config struct {
 	// RemovedGrace is how long connections of a pod go on that left the mesh (Pod.Remove). Default 1 h.
 	RemovedGrace time.Duration
 
+	// DeletedGrace bounds how long the connections of a pod go on that was deleted (Pod.Delete): its processes have ended, and what is
+	// left is to tell its peers. Default 500 ms.
+	DeletedGrace time.Duration
+
 	MaxConns       int // open connections and tunnel streams of the node; default 200,000
 	MaxConnsPerPod int // of one pod; default 50,000
 	MaxRefusals    int // refused clients that wait for their reset; beyond it the reset is immediate. Default 4096
@@ -120,6 +124,7 @@ func (c Config) withDefaults() Config {
 	}{
 		{&c.HoldTimeout, 10 * time.Second}, {&c.RefuseDelay, 100 * time.Millisecond}, {&c.ConnectTimeout, 10 * time.Second}, {&c.DetectTimeout, 100 * time.Millisecond},
 		{&c.HandshakeTimeout, 15 * time.Second}, {&c.ProbeTimeout, time.Second}, {&c.RemovedGrace, time.Hour},
+		{&c.DeletedGrace, 500 * time.Millisecond},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value
@@ -151,7 +156,7 @@ func (c Config) Validate() error {
 		return errors.New("proxy config: Clock is not set")
 	case c.Telemetry == nil:
 		return errors.New("proxy config: Telemetry is not set")
-	case c.HoldTimeout < 0, c.RefuseDelay < 0, c.ConnectTimeout < 0, c.DetectTimeout < 0, c.HandshakeTimeout < 0, c.ProbeTimeout < 0, c.DrainTimeout < 0, c.RemovedGrace < 0:
+	case c.HoldTimeout < 0, c.RefuseDelay < 0, c.ConnectTimeout < 0, c.DetectTimeout < 0, c.HandshakeTimeout < 0, c.ProbeTimeout < 0, c.DrainTimeout < 0, c.RemovedGrace < 0, c.DeletedGrace < 0:
 		return errors.New("proxy config: a duration is negative")
 	case c.MaxConns < 0, c.MaxConnsPerPod < 0, c.MaxRefusals < 0, c.MaxHandshakes < 0,
 		c.MaxAffinity < 0, c.MaxAffinityPerPod < 0, c.MaxAffinityPerService < 0:

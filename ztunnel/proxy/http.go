@@ -276,6 +276,10 @@ func (s *session) wayTo(e *calls.Cluster, h *cluster.Host) (*way, error) {
 		s.dst = netip.AddrPortFrom(at.Addr.Addr().Unmap(), at.Addr.Port())
 		s.line.Dst = s.dst
 	}
+	ref, ok := at.Value.(calls.Endpoint)
+	if ok && s.p.cfg.Snapshot().WorkloadByUID(ref.UID) == nil { // what was known once need not be waited for
+		return nil, refusedf(reason.NoEndpoint, "endpoint %s of %s is no more", at.Key, e.Name())
+	}
 	r, err := s.prepare()
 	if err != nil {
 		return nil, err
@@ -284,7 +288,6 @@ func (s *session) wayTo(e *calls.Cluster, h *cluster.Host) (*way, error) {
 	if e.Cluster.Spec().Kind == cluster.OriginalDestination {
 		return s.wayToOriginal(r, spec)
 	}
-	ref, ok := at.Value.(calls.Endpoint)
 	if !ok {
 		return nil, refusedf(reason.Internal, "endpoint %s of %s is of an unknown kind", at.Key, e.Name())
 	}

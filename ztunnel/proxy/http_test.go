@@ -37,8 +37,17 @@ func packed(m proto.Message) *anypb.Any {
 func (p *testPod) web() *http.Server {
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { //nolint:gosec // in memory
 		from, _, _ := net.SplitHostPort(r.RemoteAddr)
+		if d, err := time.ParseDuration(r.Header.Get("delay")); err == nil {
+			timer := time.NewTimer(d)
+			defer timer.Stop()
+			select {
+			case <-timer.C:
+			case <-r.Context().Done():
+			}
+		}
 		fmt.Fprintf(w, "%s host=%s from=%s xfcc=%s", p.cfg.Name, r.Host, from, strings.Join(r.Header.Values("X-Forwarded-Client-Cert"), "+"))
 	})}
+	p.server = srv
 	go func() { _ = srv.Serve(p.app) }()
 	return srv
 }
@@ -94,7 +103,12 @@ func (p *testPod) ask(t *testing.T, dst, host string, headers ...string) string 
 
 func askOn(t *testing.T, c net.Conn, r *bufio.Reader, host string, headers ...string) string {
 	t.Helper()
-	text := "GET /x HTTP/1.1\r\nHost: " + host + "\r\n"
+	return askWith(t, c, r, "GET", host, headers...)
+}
+
+func askWith(t *testing.T, c net.Conn, r *bufio.Reader, method, host string, headers ...string) string {
+	t.Helper()
+	text := method + " /x HTTP/1.1\r\nHost: " + host + "\r\n"
 	for _, h := range headers {
 		text += h + "\r\n"
 	}

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 // memHalf is one direction of a connection in memory.
 type memHalf struct {
 	mu       sync.Mutex
+	cut      bool // what is said does not arrive, its end neither
 	cond     *sync.Cond
 	buf      []byte
 	eof      bool
@@ -60,6 +62,8 @@ func (h *memHalf) write(p []byte) (int, error) {
 		return 0, h.err
 	case h.eof:
 		return 0, syscall.EPIPE
+	case h.cut:
+		return len(p), nil
 	}
 	h.buf = append(h.buf, p...)
 	h.cond.Broadcast()
@@ -69,6 +73,9 @@ func (h *memHalf) write(p []byte) (int, error) {
 func (h *memHalf) end(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.cut && !errors.Is(err, net.ErrClosed) { // the reader's own
+		return
+	}
 	if h.err == nil && err != nil {
 		h.err = err
 	}
@@ -114,8 +121,13 @@ func memPair(a, b netip.AddrPort) (at, to *memConn) {
 	return &memConn{in: x, out: y, local: a, remote: b}, &memConn{in: y, out: x, local: b, remote: a}
 }
 
-func (c *memConn) Read(p []byte) (int, error)         { return c.in.read(p) }
-func (c *memConn) Write(p []byte) (int, error)        { return c.out.write(p) }
+func (c *memConn) Read(p []byte) (int, error)  { return c.in.read(p) }
+func (c *memConn) Write(p []byte) (int, error) { return c.out.write(p) }
+func (c *memConn) Quiet() bool {
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	return len(c.in.buf) == 0 && !c.in.eof && c.in.err == nil
+}
 func (c *memConn) LocalAddr() net.Addr                { return net.TCPAddrFromAddrPort(c.local) }
 func (c *memConn) RemoteAddr() net.Addr               { return net.TCPAddrFromAddrPort(c.remote) }
 func (c *memConn) SetReadDeadline(t time.Time) error  { c.in.setDeadline(t); return nil }
@@ -181,6 +193,51 @@ type memNet struct {
 	port  uint16
 	dials []netip.AddrPort
 	legs  []netip.AddrPort // of dials, those said to be judged
+	pairs []*memConn       // that were dialled
+	lost  map[netip.Addr]bool
+}
+
+// cut takes the network of an address away without a word.
+func (n *memNet) cut(addr netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.lost == nil {
+		n.lost = map[netip.Addr]bool{}
+	}
+	n.lost[addr] = true
+	for _, c := range n.pairs {
+		if c.remote.Addr() != addr && c.local.Addr() != addr || c.remote.Addr() == c.local.Addr() {
+			continue
+		}
+		for _, h := range []*memHalf{c.in, c.out} {
+			h.mu.Lock()
+			h.cut = true
+			h.mu.Unlock()
+		}
+	}
+}
+
+// end ends the connections that were cut, of which nobody will hear otherwise.
+func (n *memNet) end() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.pairs {
+		for _, h := range []*memHalf{c.in, c.out} {
+			h.mu.Lock()
+			cut := h.cut
+			h.cut = false
+			h.mu.Unlock()
+			if cut {
+				h.end(syscall.ETIMEDOUT)
+			}
+		}
+	}
+}
+
+func (n *memNet) isLost(addr netip.Addr) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.lost[addr]
 }
 
 func newMemNet() *memNet { return &memNet{at: map[netip.AddrPort]*memListener{}, port: 40000} }
@@ -209,6 +266,9 @@ func (n *memNet) dial(from netip.Addr, to netip.AddrPort) (net.Conn, error) {
 	default:
 	}
 	near, far := memPair(src, to)
+	n.mu.Lock()
+	n.pairs = append(n.pairs, near)
+	n.mu.Unlock()
 	select {
 	case l.ch <- far:
 		return near, nil
@@ -249,7 +309,11 @@ type memSockets struct {
 	slow chan struct{} // when set, a Leg connects only after its end
 }
 
-func (s *memSockets) Dial(_ context.Context, to netip.AddrPort) (net.Conn, error) {
+func (s *memSockets) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	if s.net.isLost(to.Addr()) && to.Addr() != s.addr {
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
 	return s.net.dial(s.addr, to)
 }
 

@@ -162,6 +162,11 @@ func (s *session) decide(r *way, w *client.Workload, err error) (*way, error) {
 		return nil, err
 	}
 	r.local = s.p.pod(w)
+	if r.local == nil {
+		if err := s.p.wasDeleted(w, r.addr.Addr()); err != nil {
+			return nil, err
+		}
+	}
 	if pod := s.p.podAt(r.addr.Addr()); pod != nil && pod != r.local {
 		return nil, refusedf(reason.NotReady, "%s is pod %s/%s of this node, which the mesh knows by other names", r.addr, pod.cfg.Namespace, pod.cfg.Name)
 	}
@@ -239,7 +244,12 @@ func (s *session) openPlain(r *way) (up net.Conn, release func(), err error) {
 		if r.local == s.pod {
 			return s.proxied(r) // a pod that reaches itself has no wire to protect
 		}
-		return s.tunnelOut(r)
+		stream, release, err := s.tunnelOut(r)
+		if err == nil && r.moved(s.p.cfg.Snapshot()) {
+			reset(stream)
+			return nil, nil, refusedf(reason.PodRemoved, "%s was left by %s while it was dialled", r.addr, r.path.Destination.GetUid())
+		}
+		return stream, release, err
 	case policy.Proxied, policy.Direct:
 		return s.proxied(r)
 	case policy.Passthrough:

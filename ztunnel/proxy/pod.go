@@ -15,6 +15,7 @@ import (
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/hbone"
 	"github.com/undermesh/undermesh/ztunnel/http"
 	"github.com/undermesh/undermesh/ztunnel/proxy/calls"
 )
@@ -78,6 +79,7 @@ type Pod struct {
 	turns   turns
 	removed chan struct{}
 	once    sync.Once
+	deleted atomic.Bool                          // removed for good, and its network with it
 	gone    bool                                 // no longer stands for its name and addresses; protected by Proxy.mu
 	legs    map[*session]context.CancelCauseFunc // being dialled to it; protected by Proxy.mu
 
@@ -94,6 +96,7 @@ type Pod struct {
 	ended     bool       // Run takes no more listeners
 	listeners map[net.Listener]*listener
 	upstreams map[*upstream]struct{} // open ones
+	servers   map[*hbone.Server]struct{}
 }
 
 // run is the state of one Pod.Run.
@@ -134,6 +137,7 @@ func (p *Proxy) NewPod(cfg PodConfig) *Pod {
 			old.forgetLocked()
 		}
 	}
+	p.comesLocked(pod)
 	p.pods[podName{cfg.Namespace, cfg.Name}] = pod
 	p.all[pod] = struct{}{}
 	for _, a := range cfg.Addrs {
@@ -216,8 +220,8 @@ func (pod *Pod) errGone() *Refusal {
 	return refusedf(reason.PodRemoved, "pod %s/%s is no longer at this address", pod.cfg.Namespace, pod.cfg.Name)
 }
 
-// Run serves the pod until ctx ends or Remove is called, then lets connections go on (Config.DrainTimeout, RemovedGrace),
-// resets what is left, and returns when every goroutine ended. Call it once.
+// Run serves the pod until ctx ends or Remove or Delete is called, then lets connections go on (Config.DrainTimeout, RemovedGrace,
+// DeletedGrace), resets what is left, and returns when every goroutine ended. Call it once.
 func (pod *Pod) Run(ctx context.Context) error {
 	accepting, stopAccepting := context.WithCancel(ctx)
 	defer stopAccepting()
@@ -235,8 +239,17 @@ func (pod *Pod) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-pod.removed:
 		why, grace = reason.PodRemoved, pod.p.cfg.RemovedGrace
+		if pod.deleted.Load() {
+			grace = pod.p.cfg.DeletedGrace / 2
+		}
+	}
+	if pod.deleted.Load() {
+		pod.depart()
 	}
 	stopAccepting()
+	if pod.deleted.Load() {
+		pod.awaitPeers(ctx, grace)
+	}
 	pod.tenant.Drain()
 	pod.mu.Lock()
 	pod.running, pod.ended = nil, true

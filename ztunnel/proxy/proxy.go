@@ -30,11 +30,13 @@ type Proxy struct {
 	calls     *calls.Shared
 	forbidden *route.VirtualHost // answers those that a policy does not let in
 
-	mu      sync.Mutex // protects below
-	pods    map[podName]*Pod
-	addrs   map[netip.Addr]*Pod
-	all     map[*Pod]struct{} // also pods that were removed and still have connections
-	changed chan struct{}     // closed at the next change
+	mu       sync.Mutex // protects below
+	pods     map[podName]*Pod
+	addrs    map[netip.Addr]*Pod
+	all      map[*Pod]struct{}        // also pods that were removed and still have connections
+	deleted  map[podName]*Pod         // whom the mesh does not know to be gone yet: what they were, and nothing else
+	departed map[netip.Addr]departure // pods of other nodes that said so, of whom the mesh does not know it yet
+	changed  chan struct{}            // closed at the next change
 }
 
 type podName struct{ namespace, name string }
@@ -62,7 +64,7 @@ func New(cfg Config) *Proxy {
 	return &Proxy{
 		cfg: cfg, serving: serving, engine: engine, calls: shared, forbidden: shared.Answer("forbidden", 403, denied),
 		affinity: newAffinity(cfg.Clock, affinityLimits{cfg.MaxAffinity, cfg.MaxAffinityPerPod, cfg.MaxAffinityPerService}),
-		pods:     map[podName]*Pod{}, addrs: map[netip.Addr]*Pod{}, all: map[*Pod]struct{}{}, changed: make(chan struct{}),
+		pods:     map[podName]*Pod{}, addrs: map[netip.Addr]*Pod{}, all: map[*Pod]struct{}{}, deleted: map[podName]*Pod{}, departed: map[netip.Addr]departure{}, changed: make(chan struct{}),
 	}
 }
 
@@ -79,6 +81,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	for {
 		p.announce()
 		p.judgeAgain()
+		p.forgetDeleted()
+		p.suspect()
 	wait:
 		select {
 		case <-ctx.Done():

@@ -43,6 +43,7 @@ func (s *session) tunnel(r *run) error {
 		s.pod.stream(s.ctx, ctx, own, peer, req)
 	})
 	defer s.drainOnExpiry(peer, srv)()
+	defer s.pod.serves(srv)()
 	err = srv.Run(r.accepting)
 	if err != nil && s.ctx.Err() == nil {
 		s.p.cfg.Log.Debug("tunnel ended", "src", s.src.String(), "dst", s.dst.String(), "peer", peer.ID.String(), "err", err)

@@ -33,8 +33,9 @@ type tunnelKey struct {
 }
 
 func newTunnels(pod *Pod) *tunnels {
-	return &tunnels{pod, hbone.NewPool[tunnelKey](hbone.PoolConfig{
+	return &tunnels{pod, hbone.NewPool[tunnelKey](hbone.PoolConfig[tunnelKey]{
 		Conn: pod.p.cfg.Tunnel, DialTimeout: pod.p.cfg.ConnectTimeout,
+		Departed: func(k tunnelKey) { pod.p.departs(k.addr.Addr()) },
 	})}
 }
 
@@ -62,6 +63,11 @@ func (t *tunnels) dial(ctx context.Context, key tunnelKey, servers []api.Identit
 		cfg, err := t.pod.p.cfg.Identity.ClientTLS(ctx, key.source, servers)
 		if err != nil {
 			return refused(identity.ReasonOf(err), err)
+		}
+		if t.pod.p.doubtful(t.pod.p.cfg.Snapshot(), key.addr.Addr()) { // it may be gone: others wait to be tried
+			var cancel context.CancelFunc
+			ctx, cancel = clock.WithTimeout(ctx, t.pod.p.cfg.Clock, doubtfulDial, nil)
+			defer cancel()
 		}
 		raw, err := t.pod.cfg.Sockets.Dial(ctx, key.addr)
 		if err != nil {

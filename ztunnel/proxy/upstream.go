@@ -53,12 +53,13 @@ func (s *session) opened(up net.Conn, r *way, release func()) *upstream {
 	return u
 }
 
-// isStale reports that no other request may go over it: it would be opened otherwise now, or by another credential.
+// isStale reports that no other request may go over it: it would be opened otherwise now, or by another credential, or the
+// destination's node has said that the tunnel is about to end.
 func (u *upstream) isStale() bool {
 	if c, ok := u.s.pod.caller(); ok && c.Snapshot != u.checked.Load() {
 		u.repath(c)
 	}
-	return u.stale.Load() || u.opening.credential.Superseded()
+	return u.stale.Load() || u.opening.credential.Superseded() || u.s.stream != nil && u.s.stream.Leaving()
 }
 
 // end is called before the connection is closed; only the first call counts.

@@ -12,6 +12,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
@@ -146,6 +147,7 @@ func inWorld(t *testing.T, alter func(*Config), f func(t *testing.T, w *world)) 
 		}
 		defer func() {
 			cancel()
+			w.net.end()
 			wg.Wait()
 			synctest.Wait()
 		}()
@@ -227,6 +229,7 @@ type testPod struct {
 	probe    *memListener
 	app      *memListener // port 80
 	sockets  *memSockets
+	server   *http.Server // of web
 	finished chan struct{}
 }
 
