@@ -122,4 +122,6 @@ func (h handle) Live() (int, error) {
 	return n, err
 }
 
+func (h handle) Unended() (int, error) { return h.h.Unended() }
+
 func (h handle) Cleanup(ctx context.Context) error { return h.h.Cleanup(ctx) }

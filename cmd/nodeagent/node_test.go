@@ -114,7 +114,7 @@ func (p *proxy) stopLocked(uid string) {
 	delete(p.serv, uid)
 }
 
-func (p *proxy) Del(_ context.Context, uid string) error {
+func (p *proxy) Del(_ context.Context, uid string, _ bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stopLocked(uid)
@@ -288,7 +288,7 @@ func (n *node) startProxy() {
 		cancel()
 		<-done
 		for _, w := range h.Held() {
-			_ = h.Del(context.Background(), w.UID)
+			_ = h.Del(context.Background(), w.UID, true)
 		}
 	})
 	n.t.Cleanup(n.kill)

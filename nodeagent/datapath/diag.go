@@ -46,32 +46,77 @@ func (h *PodHandle) LiveCaptured() (int, error) {
 			tunnel = v.TunnelPort
 		}
 	}
+	live := held{h.cfg, tunnel, map[[2]netip.AddrPort]bool{}}
+	err := h.eachSocketLocked(tcpLive, live.add)
+	return len(live.seen), err
+}
+
+// held are the connections that LiveCaptured counts.
+type held struct {
+	cfg    Config
+	tunnel uint16 // port of the pod
+	seen   map[[2]netip.AddrPort]bool
+}
+
+// add looks at one socket: a struct inet_diag_msg and its attributes.
+func (s held) add(m []byte) {
+	mark, transparent := diagAttrs(m[diagMessageLen:])
+	local, remote := diagEnds(m)
+	if mark&s.cfg.Mask == s.cfg.Mark || transparent && local.Port() != s.tunnel {
+		if remote.Compare(local) < 0 {
+			local, remote = remote, local
+		}
+		s.seen[[2]netip.AddrPort{local, remote}] = true
+	}
+}
+
+// tcpUnended are the states in which the peer has not acknowledged the end of a connection: ESTABLISHED, FIN_WAIT1, CLOSE_WAIT,
+// LAST_ACK and CLOSING.
+const tcpUnended = 1<<1 | 1<<4 | 1<<8 | 1<<9 | 1<<11
+
+// Unended is the number of TCP connections in the pod's namespace whose end their peer does not know of. Returns ErrNetnsGone if
+// the namespace is gone.
+func (h *PodHandle) Unended() (n int, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return 0, fmt.Errorf("list sockets of pod %s: %w", h.uid, ErrNotOpen)
+	}
+	if h.ns == nil {
+		return 0, fmt.Errorf("list sockets of pod %s: %w", h.uid, ErrNetnsGone)
+	}
+	err = h.eachSocketLocked(tcpUnended, func([]byte) { n++ })
+	return n, err
+}
+
+// eachSocketLocked calls yield with the struct inet_diag_msg, and its attributes, of each TCP socket in the pod's namespace that is in
+// one of the states.
+func (h *PodHandle) eachSocketLocked(states uint32, yield func(m []byte)) error {
 	fd := -1
 	err := h.ns.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("open sock_diag of pod %s: %w", h.uid, err)
+		return fmt.Errorf("open sock_diag of pod %s: %w", h.uid, err)
 	}
 	defer unix.Close(fd)
-	seen := map[[2]netip.AddrPort]bool{}
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		if err := h.cfg.heldSockets(fd, family, tunnel, seen); err != nil {
-			return 0, fmt.Errorf("list sockets of pod %s: %w", h.uid, err)
+		if err := listSockets(fd, family, states, yield); err != nil {
+			return fmt.Errorf("list sockets of pod %s: %w", h.uid, err)
 		}
 	}
-	return len(seen), nil
+	return nil
 }
 
-// heldSockets adds the connections of the family that LiveCaptured counts in a pod with this tunnel port.
-func (c Config) heldSockets(fd int, family uint8, tunnel uint16, seen map[[2]netip.AddrPort]bool) error {
+// listSockets dumps the TCP sockets of the family that are in one of the states.
+func listSockets(fd int, family uint8, states uint32, yield func(m []byte)) error {
 	req := make([]byte, unix.NLMSG_HDRLEN+diagRequestLen)
 	binary.NativeEndian.PutUint32(req, uint32(len(req)))
 	binary.NativeEndian.PutUint16(req[4:], diagByFamily)
 	binary.NativeEndian.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	req[16], req[17] = family, unix.IPPROTO_TCP
-	binary.NativeEndian.PutUint32(req[20:], tcpLive)
+	binary.NativeEndian.PutUint32(req[20:], states)
 	if err := unix.Sendto(fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("ask sock_diag: %w", err)
 	}
@@ -84,7 +129,7 @@ func (c Config) heldSockets(fd int, family uint8, tunnel uint16, seen map[[2]net
 		if err != nil {
 			return fmt.Errorf("read sock_diag: %w", err)
 		}
-		done, err := c.parseDiag(buf[:n], tunnel, seen)
+		done, err := parseDiag(buf[:n], yield)
 		if err != nil || done {
 			return err
 		}
@@ -92,7 +137,7 @@ func (c Config) heldSockets(fd int, family uint8, tunnel uint16, seen map[[2]net
 }
 
 // parseDiag reads one datagram of a dump.
-func (c Config) parseDiag(b []byte, tunnel uint16, seen map[[2]netip.AddrPort]bool) (done bool, err error) {
+func parseDiag(b []byte, yield func(m []byte)) (done bool, err error) {
 	msgs, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
 		return false, fmt.Errorf("parse sock_diag answer: %w", err)
@@ -112,14 +157,7 @@ func (c Config) parseDiag(b []byte, tunnel uint16, seen map[[2]netip.AddrPort]bo
 			if len(m.Data) < diagMessageLen {
 				return false, fmt.Errorf("parse sock_diag answer: socket of %d bytes", len(m.Data))
 			}
-			mark, transparent := diagAttrs(m.Data[diagMessageLen:])
-			local, remote := diagEnds(m.Data)
-			if mark&c.Mask == c.Mark || transparent && local.Port() != tunnel {
-				if remote.Compare(local) < 0 {
-					local, remote = remote, local
-				}
-				seen[[2]netip.AddrPort{local, remote}] = true
-			}
+			yield(m.Data)
 		}
 	}
 	return false, nil

@@ -185,7 +185,7 @@ func TestParseDiag(t *testing.T) {
 		b = append(b, s...)
 	}
 	seen := map[[2]netip.AddrPort]bool{}
-	if done, err := c.parseDiag(b, c.TunnelPort, seen); done || err != nil {
+	if done, err := parseDiag(b, held{c, c.TunnelPort, seen}.add); done || err != nil {
 		t.Fatal(done, err)
 	}
 	if len(seen) != 2 || !seen[[2]netip.AddrPort{x, y}] || !seen[[2]netip.AddrPort{y, z}] {
@@ -197,6 +197,6 @@ func FuzzParseDiag(f *testing.F) {
 	f.Add(diagTaken(netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2")))
 	f.Add(diagSocket(netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2"), 0x111))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, _ = Config{}.withDefaults().parseDiag(b, 15008, map[[2]netip.AddrPort]bool{})
+		_, _ = parseDiag(b, held{Config{}.withDefaults(), 15008, map[[2]netip.AddrPort]bool{}}.add)
 	})
 }

@@ -101,7 +101,7 @@ func (m *Manager) attach(ctx context.Context, a Attachment, w wish) error {
 	if p.in(ns) { // the runtime asks again
 		_ = ns.Close() // only a descriptor
 	} else {
-		if err := p.remove(ctx); err != nil { // of a former sandbox
+		if err := p.remove(ctx, true); err != nil { // of a former sandbox
 			_ = ns.Close()
 			return err
 		}
@@ -126,7 +126,7 @@ func (m *Manager) attach(ctx context.Context, a Attachment, w wish) error {
 	p.report(err)
 	back, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
-	return errors.Join(err, p.remove(back))
+	return errors.Join(err, p.remove(back, true))
 }
 
 // in reports whether ns is the pod's namespace already.
@@ -173,7 +173,7 @@ func (m *Manager) Del(ctx context.Context, a Attachment) {
 			return
 		}
 		defer p.unlock()
-		if err := p.remove(ctx); err != nil {
+		if err := p.remove(ctx, true); err != nil {
 			p.log.Warn("removal will be tried again", "err", err)
 		}
 		p.poke()

@@ -54,6 +54,8 @@ type Handle interface {
 	Netns() (*netns.NetNS, error)
 	// Live is the number of connections that still need the pod's rules and routes.
 	Live() (int, error)
+	// Unended is the number of TCP connections in the pod's namespace whose peers do not know yet that they end.
+	Unended() (int, error)
 	// Cleanup takes away everything, capture first; it works when the namespace is gone.
 	Cleanup(ctx context.Context) error
 }
@@ -76,7 +78,8 @@ type listening interface {
 // Proxy is ztunnel, behind zds.Server.
 type Proxy interface {
 	Add(ctx context.Context, w zds.Workload) error
-	Del(ctx context.Context, uid string) error
+	// Del takes a pod away; deleted: its processes have ended, and its connections are to end as well, soon after it returns.
+	Del(ctx context.Context, uid string, deleted bool) error
 	Connected() bool
 }
 

@@ -63,20 +63,25 @@ func (p *machine) unenrol(ctx context.Context, want wish) (again time.Duration, 
 	if live > 0 {
 		p.log.Warn("captured connections are cut, their time is over", "connections", live)
 	}
-	if err := p.remove(ctx); err != nil {
+	if err := p.remove(ctx, false); err != nil {
 		return 0, err
 	}
 	p.say(want.pod, corev1.EventTypeNormal, "MeshUnenrolled", "pod has left the mesh: "+want.decision.Why)
 	return 0, nil
 }
 
-// remove takes the pod from ztunnel and everything of ours out of it.
-func (p *machine) remove(ctx context.Context) error {
+// remove takes the pod from ztunnel and everything of ours out of it. deleted: its sandbox is about to go, and nothing runs in it.
+func (p *machine) remove(ctx context.Context, deleted bool) error {
 	p.mu.Lock()
 	h := p.handle
 	p.mu.Unlock()
 	if h != nil {
-		err := p.m.cfg.Proxy.Del(ctx, p.uid)
+		var err error
+		if deleted {
+			err = p.sayFarewell(ctx, h)
+		} else {
+			err = p.m.cfg.Proxy.Del(ctx, p.uid, false)
+		}
 		if cerr := h.Cleanup(ctx); cerr != nil {
 			return errors.Join(err, fmt.Errorf("clean up: %w", cerr))
 		}
@@ -87,6 +92,37 @@ func (p *machine) remove(ctx context.Context) error {
 	p.forget()
 	p.step(StepNone)
 	return nil
+}
+
+// Bounds of the farewell. They are for peers and a ztunnel that do not answer: it takes a few milliseconds.
+const (
+	farewellTime = time.Second
+	farewellPoll = 2 * time.Millisecond
+)
+
+// sayFarewell has ztunnel end the pod's connections, and waits until their peers know. The network goes after that: without it they
+// would wait for answers that cannot come. What is tried from now on is refused by the pod itself.
+func (p *machine) sayFarewell(ctx context.Context, h Handle) error {
+	if err := h.Inbound(false); err != nil {
+		p.log.Warn("inbound capture of a deleted pod cannot be ended yet", "err", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, farewellTime)
+	defer cancel()
+	err := p.m.cfg.Proxy.Del(ctx, p.uid, true)
+	tick := time.NewTicker(farewellPoll)
+	defer tick.Stop()
+	for {
+		n, lerr := h.Unended()
+		if n == 0 || lerr != nil {
+			return err // a namespace that is gone, or cannot be looked into, keeps nobody waiting
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			p.log.Warn("connections of a deleted pod are cut", "connections", n)
+			return err
+		}
+	}
 }
 
 // forget closes what belonged to the sandbox.

@@ -35,6 +35,7 @@ type world struct {
 	kernel     map[string]*fakePod
 	connected  bool
 	live       int
+	unended    int // one less at each look
 	pods       []*corev1.Pod
 	unlisted   []*corev1.Pod // Get knows them, List does not
 	namespaces map[string]*corev1.Namespace
@@ -144,6 +145,16 @@ func (f *fakePod) Ensure() error                                { return nil }
 func (f *fakePod) Adopt(map[zdsapi.ListenerKind]*os.File) error { return f.w.do("adopt") }
 func (f *fakePod) Files() map[zdsapi.ListenerKind]*os.File      { return nil }
 func (f *fakePod) Live() (int, error)                           { f.w.mu.Lock(); defer f.w.mu.Unlock(); return f.w.live, nil }
+func (f *fakePod) Unended() (int, error) {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	n := f.w.unended
+	f.w.unended = max(0, n-1)
+	if n > 0 {
+		f.w.done = append(f.w.done, fmt.Sprintf("unended:%d", n))
+	}
+	return n, nil
+}
 func (f *fakePod) Cleanup(context.Context) error {
 	if err := f.w.do("cleanup"); err != nil {
 		return err
@@ -163,8 +174,13 @@ func (w *world) Add(_ context.Context, p zds.Workload) error {
 	}
 	return w.do("ztunnel")
 }
-func (w *world) Del(context.Context, string) error { return w.do("forget") }
-func (w *world) Connected() bool                   { w.mu.Lock(); defer w.mu.Unlock(); return w.connected }
+func (w *world) Del(_ context.Context, _ string, deleted bool) error {
+	if deleted {
+		return w.do("delete")
+	}
+	return w.do("forget")
+}
+func (w *world) Connected() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.connected }
 
 func (w *world) List() ([]*corev1.Pod, map[string]*corev1.Namespace, bool) {
 	w.mu.Lock()
@@ -520,16 +536,64 @@ func TestAddCapturesBeforeItReturns_CN08(t *testing.T) {
 		m.Del(t.Context(), other)
 		w.expect(time.Second, "")
 		m.Del(t.Context(), attachment("a"))
-		w.expect(time.Minute, "forget cleanup")
+		w.expect(time.Minute, "inbound:false delete cleanup")
 	})
+}
+
+// TestDeletedPodSaysFarewell: DEL returns when the peers of the pod's connections know of their end, before its network goes; it does
+// not wait for those who do not answer, nor for a ztunnel that is not there.
+func TestDeletedPodSaysFarewell(t *testing.T) {
+	for name, c := range map[string]struct {
+		unended int
+		fail    string
+		want    string
+		least   time.Duration
+		most    time.Duration
+	}{
+		"nothing is open":                 {0, "", "inbound:false delete cleanup", 0, 0},
+		"peers are told":                  {3, "", "inbound:false delete unended:3 unended:2 unended:1 cleanup", farewellPoll, 10 * farewellPoll},
+		"a peer is dead":                  {1 << 20, "", "", farewellTime, farewellTime},
+		"ztunnel does not hear it":        {0, "delete", "inbound:false delete! cleanup", 0, 0},
+		"inbound capture cannot be ended": {0, "inbound:false", "inbound:false! delete cleanup", 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.label("istio-injection=enabled")
+				m, stop := w.manage("")
+				defer stop()
+				w.setPods(starting("a"))
+				if _, err := m.Add(t.Context(), attachment("a")); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+				w.took()
+				w.mu.Lock()
+				w.unended = c.unended
+				if c.fail != "" {
+					w.fail[c.fail] = 1
+				}
+				w.mu.Unlock()
+				start := time.Now()
+				m.Del(t.Context(), attachment("a"))
+				if d := time.Since(start); d < c.least || d > c.most {
+					t.Errorf("DEL took %v, want %v to %v", d, c.least, c.most)
+				}
+				got := w.took()
+				if c.want != "" && got != c.want || !strings.HasPrefix(got, "inbound:false") || !strings.HasSuffix(got, "cleanup") {
+					t.Errorf("%s, want %s", got, c.want)
+				}
+			})
+		})
+	}
 }
 
 func TestFailedAddLeavesNothing(t *testing.T) {
 	for step, want := range map[string]string{
 		"prepare":       "prepare!",
-		"inbound:true":  "prepare inbound:true! forget cleanup",
-		"ztunnel":       "prepare inbound:true ztunnel! inbound:false forget cleanup",
-		"outbound:true": "prepare inbound:true ztunnel outbound:true! forget cleanup",
+		"inbound:true":  "prepare inbound:true! delete cleanup",
+		"ztunnel":       "prepare inbound:true ztunnel! inbound:false delete cleanup",
+		"outbound:true": "prepare inbound:true ztunnel outbound:true! inbound:false delete cleanup",
 	} {
 		t.Run(step, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -188,10 +188,10 @@ func (p *machine) converge(ctx context.Context) (again time.Duration, err error)
 	want, handle, sandless := p.want, p.handle, p.sandless
 	p.mu.Unlock()
 	switch {
-	case want.gone:
-		return 0, p.remove(ctx)
 	case sandless:
-		return 0, p.remove(ctx)
+		return 0, p.remove(ctx, true)
+	case want.gone: // of one that was deleted by force the processes may still run
+		return 0, p.remove(ctx, false)
 	case want.hold:
 		return 0, nil
 	case want.decision.Enrolled:

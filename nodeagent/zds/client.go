@@ -19,8 +19,9 @@ type Handler interface {
 	// Add takes a pod and owns its files, also when it returns an error. A known UID is an update: the pod may come with
 	// no, the same or new listeners. The error is reported to the agent.
 	Add(ctx context.Context, w Workload) error
-	// Del drops a pod. An unknown UID is no error.
-	Del(ctx context.Context, uid string) error
+	// Del drops a pod. deleted: its processes have ended, and its network is about to go; else it leaves the mesh, and its
+	// connections go on. It does not wait for their end. An unknown UID is no error.
+	Del(ctx context.Context, uid string, deleted bool) error
 	// Keep says that a pod belongs to the snapshot although its Add is not repeated.
 	Keep(uid string)
 	// SnapshotSent says that the snapshot is complete: pods that were not in it since the connection began are gone.
@@ -210,7 +211,7 @@ func (c *Client) handle(ctx context.Context, data []byte, fds []int) error {
 		c.cfg.Handler.Keep(p.Keep.GetUid())
 		return nil
 	case *zdsapi.WorkloadRequest_Del:
-		return c.cfg.Handler.Del(ctx, p.Del.GetUid())
+		return c.cfg.Handler.Del(ctx, p.Del.GetUid(), p.Del.GetDeleted())
 	default:
 		return c.cfg.Handler.SnapshotSent(ctx)
 	}

@@ -142,11 +142,11 @@ func (s *Server) Add(ctx context.Context, w Workload) error {
 	return c.submit(ctx, &request{uid: w.UID, data: data, fds: fds})
 }
 
-// Del tells every ztunnel to drop the pod and waits for all of them. No connected ztunnel is no error: there is none
-// that could serve it.
-func (s *Server) Del(ctx context.Context, uid string) error {
+// Del tells every ztunnel to drop the pod and waits for all of them; deleted says that its processes have ended and its network is
+// about to go. No connected ztunnel is no error: there is none that could serve it.
+func (s *Server) Del(ctx context.Context, uid string, deleted bool) error {
 	data, err := encode(zdsapi.Version_V1, &zdsapi.WorkloadRequest{
-		Payload: &zdsapi.WorkloadRequest_Del{Del: &zdsapi.DelWorkload{Uid: uid}}})
+		Payload: &zdsapi.WorkloadRequest_Del{Del: &zdsapi.DelWorkload{Uid: uid, Deleted: deleted}}})
 	if err != nil {
 		return fmt.Errorf("delete pod %s: %w", uid, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -98,10 +99,14 @@ func (r *recorder) Add(ctx context.Context, w Workload) error {
 	return nil
 }
 
-func (r *recorder) Del(_ context.Context, uid string) error {
+func (r *recorder) Del(_ context.Context, uid string, deleted bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if deleted {
+		uid += " for good"
+	}
 	r.deleted = append(r.deleted, uid)
+	uid = strings.TrimSuffix(uid, " for good")
 	if w, ok := r.pods[uid]; ok {
 		w.Close()
 		delete(r.pods, uid)
@@ -254,10 +259,10 @@ func TestAddDelBothVersions(t *testing.T) {
 			for _, want := range []Workload{early, late} {
 				checkReceived(t, v, h, want)
 			}
-			if err := s.Del(t.Context(), "late"); err != nil {
+			if err := errors.Join(s.Del(t.Context(), "late", false), s.Del(t.Context(), "early", true)); err != nil {
 				t.Fatal(err)
 			}
-			if _, ok := h.get("late"); ok || !slices.Equal(h.deletions(), []string{"late"}) {
+			if _, ok := h.get("late"); ok || !slices.Equal(h.deletions(), []string{"late", "early for good"}) {
 				t.Errorf("pod still there after Del, deleted: %v", h.deletions())
 			}
 		})
@@ -339,7 +344,7 @@ func TestNewestConnectionGetsNewPodsAllGetDeletions(t *testing.T) {
 	if _, ok := newer.get("b"); !ok {
 		t.Error("the newer ztunnel did not get the new pod")
 	}
-	if err := s.Del(t.Context(), "b"); err != nil {
+	if err := s.Del(t.Context(), "b", false); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Contains(older.deletions(), "b") || !slices.Contains(newer.deletions(), "b") {

@@ -307,7 +307,7 @@ func TestVersion1OpensItsOwnListeners(t *testing.T) {
 			t.Errorf("port %d: %v", port, err)
 		}
 	}
-	if err := m.Del(t.Context(), "uid-1"); err != nil {
+	if err := m.Del(t.Context(), "uid-1", false); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "port 15006 is closed", func() bool { return errors.Is(refusedAt(t, ns, 15006), unix.ECONNREFUSED) })

@@ -167,7 +167,7 @@ func (m *Manager) add(w zds.Workload) error {
 		}
 	}
 	if old != nil {
-		m.remove(w.UID) // a new sandbox of the same pod
+		m.remove(w.UID, true) // a new sandbox of the same pod
 	}
 	return m.start(w, ns, fresh)
 }
@@ -212,15 +212,15 @@ func (m *Manager) start(w zds.Workload, ns *netns.NetNS, listeners map[zdsapi.Li
 }
 
 // Del implements zds.Handler.
-func (m *Manager) Del(ctx context.Context, uid string) error {
+func (m *Manager) Del(ctx context.Context, uid string, deleted bool) error {
 	if err := m.running(ctx); err != nil {
 		return err
 	}
-	m.remove(uid)
+	m.remove(uid, deleted)
 	return nil
 }
 
-func (m *Manager) remove(uid string) {
+func (m *Manager) remove(uid string, deleted bool) {
 	m.mu.Lock()
 	e := m.pods[uid]
 	delete(m.pods, uid)
@@ -231,8 +231,12 @@ func (m *Manager) remove(uid string) {
 	if e == nil {
 		return
 	}
-	e.pod.Remove()
-	m.cfg.Log.Info("pod removed", "uid", uid)
+	if deleted {
+		e.pod.Delete()
+	} else {
+		e.pod.Remove()
+	}
+	m.cfg.Log.Info("pod removed", "uid", uid, "deleted", deleted)
 }
 
 // Keep implements zds.Handler.
@@ -257,7 +261,7 @@ func (m *Manager) SnapshotSent(ctx context.Context) error {
 	m.seen = map[string]bool{}
 	m.mu.Unlock()
 	for _, uid := range gone {
-		m.remove(uid)
+		m.remove(uid, false) // why it is not there nobody says
 	}
 	return nil
 }

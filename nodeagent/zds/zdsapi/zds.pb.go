@@ -491,8 +491,11 @@ func (x *KeepWorkload) GetUid() string {
 }
 
 type DelWorkload struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uid           string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Uid   string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	// The pod is being deleted: its processes have ended, its network is about to go. Without it the pod leaves the mesh and its
+	// connections go on. Peers that do not know the field take the pod for one that leaves.
+	Deleted       bool `protobuf:"varint,16,opt,name=deleted,proto3" json:"deleted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -532,6 +535,13 @@ func (x *DelWorkload) GetUid() string {
 		return x.Uid
 	}
 	return ""
+}
+
+func (x *DelWorkload) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
 }
 
 type SnapshotSent struct {
@@ -820,9 +830,10 @@ const file_zds_proto_rawDesc = "" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12>\n" +
 	"\tlisteners\x18\x02 \x03(\x0e2 .istio.workload.zds.ListenerKindR\tlisteners\" \n" +
 	"\fKeepWorkload\x12\x10\n" +
-	"\x03uid\x18\x01 \x01(\tR\x03uid\"\x1f\n" +
+	"\x03uid\x18\x01 \x01(\tR\x03uid\"9\n" +
 	"\vDelWorkload\x12\x10\n" +
-	"\x03uid\x18\x02 \x01(\tR\x03uid\"\x0e\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x18\n" +
+	"\adeleted\x18\x10 \x01(\bR\adeleted\"\x0e\n" +
 	"\fSnapshotSent\"\x1b\n" +
 	"\x03Ack\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\"\x87\x02\n" +
