@@ -101,9 +101,6 @@ privileged = $(shell grep -rl 'netnstest.Require' --include='*_test.go' cmd cni 
 test-node:
 	@$(call setup,build node) echo "== node"; export MESH_TEST_PRIVILEGED=1; $(call gotest,node,-count=1 -p 1 -timeout 10m $(privileged),-noskip)
 
-# Tests that RUN must name: TestRollingUpdate finds requests that hang when a pod's network goes before they are answered.
-aside = ^TestRollingUpdate$$
-
 ## test-cluster    the cluster itself, then end to end on it (RUN selects tests and leaves out the first); KEEP=1 leaves it up
 test-cluster: images
 	@$(call setup,build node cluster) echo "== cluster"; name=$${NAME_E2E:-e2e}; export NAME=$$name MESH_TEST_CLUSTER=1; \
@@ -112,7 +109,7 @@ test-cluster: images
 	[ '$(RUN)' != . ] || MESH_TEST_PRIVILEGED=1 go -C test/cluster test -count=1 -timeout 15m ./cluster; \
 	bin/cluster load --name $$name $(mesh_images); \
 	KUBECONFIG=$(CURDIR)/.cache/cluster/$$name/kubeconfig bin/undermesh install --set profile=demo -y; \
-	$(call gotest,cluster,-count=1 -p 1 -timeout 60m -run '$(RUN)' $(if $(filter .,$(RUN)),-skip '$(aside)') ./test/e2e ./test/e2e/l7,-noskip)
+	$(call gotest,cluster,-count=1 -p 1 -timeout 60m -run '$(RUN)' ./test/e2e ./test/e2e/l7,-noskip)
 
 ## capabilities    docs/capabilities.md and .tsv from the tests that ran last
 capabilities:
