@@ -1,6 +1,8 @@
 package compile
 
 import (
+	"math"
+
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -21,10 +23,25 @@ func (c *Compiler) meshSettings() Resource {
 		s.OutboundPolicy = settings.OutboundPolicy_REGISTRY_ONLY
 	}
 	s.CallDefaults = callDefaultsOf(m.Config)
+	s.Tracing = tracingOf(m)
 	if m.Config != nil {
 		configured(s, m)
 	}
 	return Resource{Type: api.MeshSettingsType, Name: api.MeshSettingsName, Message: s}
+}
+
+// sampling is how many of 10,000 requests are sampled where MeshConfig does not say (TT-03).
+const sampling = 100
+
+// tracingOf returns nil where nothing is traced.
+func tracingOf(m model.Mesh) *settings.Tracing {
+	if m.Untraced {
+		return nil
+	}
+	if m.SamplingGiven {
+		return &settings.Tracing{Sampling: uint32(math.Round(100 * m.Config.GetDefaultConfig().GetTracing().GetSampling()))}
+	}
+	return &settings.Tracing{Sampling: sampling}
 }
 
 // configured fills in what the mesh's ConfigMap says beyond identity and policy.
@@ -38,7 +55,6 @@ func configured(s *settings.MeshSettings, m model.Mesh) {
 	default:
 		s.AccessLog.Encoding = settings.AccessLog_ENCODING_TEXT
 	}
-	s.EnableTracing = in.GetEnableTracing()
 	s.ProtocolDetectionTimeout = in.GetProtocolDetectionTimeout()
 	if d := in.GetDefaultConfig(); d != nil {
 		s.DefaultConfig = pack(d)

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	securitybeta "istio.io/api/security/v1beta1"
@@ -11,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/undermesh/undermesh/controller/api"
+	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/compile"
 	"github.com/undermesh/undermesh/controller/model"
 )
@@ -81,6 +83,31 @@ func TestUnknownMeshPublishesNothing(t *testing.T) {
 	c := compile.New(compile.Config{})
 	if d := c.Apply(meshWide()); d.Empty() || c.Held() {
 		t.Error("a directory without a ConfigMap is not served with the defaults")
+	}
+}
+
+// TestMeshTracing: requests are traced, one in a hundred is sampled (TT-03), unless MeshConfig says otherwise (TT-04).
+func TestMeshTracing(t *testing.T) {
+	c := compile.New(compile.Config{})
+	c.Apply(meshWide())
+	for _, x := range []struct {
+		mesh string
+		want *settings.Tracing
+	}{
+		{"", &settings.Tracing{Sampling: 100}},
+		{goodMesh, &settings.Tracing{Sampling: 100}},
+		{goodMesh + "enableTracing: true\n", &settings.Tracing{Sampling: 100}},
+		{goodMesh + "defaultConfig: {tracing: {sampling: 12.34}}\n", &settings.Tracing{Sampling: 1234}},
+		{goodMesh + "defaultConfig: {tracing: {sampling: 0}}\n", &settings.Tracing{}},
+		{goodMesh + "enableTracing: false\n", nil},
+	} {
+		if x.mesh != "" {
+			c.Apply([]model.Event{meshEvent(x.mesh)})
+		}
+		got := find(t, c, api.MeshSettingsType, api.MeshSettingsName).Message.(*settings.MeshSettings).GetTracing()
+		if !proto.Equal(got, x.want) {
+			t.Errorf("%q: %v, want %v", x.mesh, got, x.want)
+		}
 	}
 }
 

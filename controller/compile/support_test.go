@@ -47,6 +47,7 @@ type sample struct {
 // elsewhere are fields whose effect is not on what nodes get, with the test that proves it.
 var elsewhere = map[string]string{
 	"MeshConfig certificates[].dnsNames[]": "MT-21, controller/ca", "MeshConfig certificates[].secretName": "MT-21, controller/ca",
+	"MeshConfig enableTracing": "TestMeshTracing: it is true where it does not stand",
 }
 
 func meta(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: "foo", Name: name} }

@@ -119,6 +119,8 @@ func ParseMesh(cm *corev1.ConfigMap, base Mesh) (Mesh, []validate.Finding) {
 	out.RegistryOnly = in.Given("outboundTrafficPolicy.mode") &&
 		in.Config.GetOutboundTrafficPolicy().GetMode() == meshv1alpha1.MeshConfig_OutboundTrafficPolicy_REGISTRY_ONLY
 	out.LogEncodingGiven = in.Given("accessLogEncoding")
+	out.Untraced = in.Given("enableTracing") && !in.Config.GetEnableTracing()
+	out.SamplingGiven = in.Given("defaultConfig.tracing.sampling")
 	return out, append(found, ineffective(cm, in.Config)...)
 }
 
@@ -144,5 +146,6 @@ func ineffective(cm *corev1.ConfigMap, mesh *meshv1alpha1.MeshConfig) []validate
 
 func (m Mesh) equal(o Mesh) bool {
 	return m.TrustDomain == o.TrustDomain && slices.Equal(m.TrustDomainAliases, o.TrustDomainAliases) && m.RootNamespace == o.RootNamespace &&
-		m.RegistryOnly == o.RegistryOnly && m.LogEncodingGiven == o.LogEncodingGiven && proto.Equal(m.Config, o.Config)
+		m.RegistryOnly == o.RegistryOnly && m.LogEncodingGiven == o.LogEncodingGiven &&
+		m.Untraced == o.Untraced && m.SamplingGiven == o.SamplingGiven && proto.Equal(m.Config, o.Config)
 }

@@ -139,6 +139,10 @@ type Mesh struct {
 	Config *meshv1alpha1.MeshConfig
 	// LogEncodingGiven: accessLogEncoding stands in the ConfigMap, whose zero is TEXT.
 	LogEncodingGiven bool
+	// Untraced: enableTracing is false; where it does not stand it is true.
+	Untraced bool
+	// SamplingGiven: defaultConfig.tracing.sampling stands in the ConfigMap, whose zero is not its default.
+	SamplingGiven bool
 }
 
 func olderThan(aTime, bTime time.Time, a, b Name) bool {

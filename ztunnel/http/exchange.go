@@ -44,6 +44,9 @@ type exchange struct {
 	aborted  bool // the answer was broken off
 	heard    int  // status that the host gave, or that its engine would have given for it; 0: none
 	hinted   bool // a host has sent an informational answer: as with Envoy no other is asked then
+	span     span // its step of a trace
+	contexts contexts
+	legged   bool // it carries the step of a leg
 
 	unanswered string // what the caller's engine is told of a workload that has not answered; "": nothing
 

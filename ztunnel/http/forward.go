@@ -287,9 +287,11 @@ func (x *exchange) exchange() *failure {
 	x.in.UpstreamLocal = x.entry.UpstreamLocal
 	if x.f.Direction == Outbound {
 		x.req.Del(head.XForwardedClientCert, head.Names[head.XForwardedClientCert])
-		if leg := up.conn().Leg; leg != nil {
+		leg := up.conn().Leg
+		if leg != nil {
 			x.destination(leg)
 		}
+		x.leg(leg != nil)
 	}
 	if c := x.g.aim(up); c != noCause {
 		return &failure{cause: c}

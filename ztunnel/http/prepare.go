@@ -75,6 +75,7 @@ func (x *exchange) sanitise() {
 		x.idBuf = x.e.appendID(x.idBuf[:0])
 		req.Add(head.XRequestID, head.Names[head.XRequestID], x.idBuf)
 	}
+	x.trace()
 }
 
 // destination does the part of the proxy of the workload that is called: it tells who calls, if that was proved, and nobody else.

@@ -58,8 +58,18 @@ func (s *session) serveRequests(life context.Context) error {
 	s.line.Path = "http"
 	f := &requests{s: s, life: life}
 	return s.serveHTTP(s.client, &http.Flow{
-		Source: s.src, Destination: s.dst, Direction: http.Outbound, Upstreams: f, Workload: s.pod.tenant, Record: f.record,
+		Source: s.src, Destination: s.dst, Direction: http.Outbound, Upstreams: f, Workload: s.pod.tenant, Trace: s.p.trace, Record: f.record,
 	})
+}
+
+// trace is how requests are traced by now.
+func (p *Proxy) trace() http.Trace {
+	if snap := p.cfg.Snapshot(); snap != nil {
+		if t := snap.Mesh().GetTracing(); t != nil {
+			return http.Trace{On: true, Sample: t.GetSampling()}
+		}
+	}
+	return http.Trace{}
 }
 
 // serveHTTP gives a client's connection to the engine, which closes it.

@@ -54,7 +54,7 @@ func (s *session) serveLeg(up net.Conn, r *way) error {
 // serveInbound carries a connection of HTTP to a, an application of dest; peer is who the client is, nil for nobody.
 func (s *session) serveInbound(c net.Conn, dest *Pod, a *arrivals, peer *http.Peer) error {
 	a.cluster = a.in.Cluster()
-	err := s.serveHTTP(c, &http.Flow{Source: s.src, Destination: a.target, Direction: http.Inbound, Upstreams: a, Workload: s.pod.tenant, Record: a.record,
+	err := s.serveHTTP(c, &http.Flow{Source: s.src, Destination: a.target, Direction: http.Inbound, Upstreams: a, Workload: s.pod.tenant, Trace: s.p.trace, Record: a.record,
 		Secure: peer != nil, Peer: peer, Listener: dest.tenant.Listener(http.Inbound, a.target.Port())})
 	a.in.Close(a.cluster)
 	if unused := a.take(); unused != nil {

@@ -224,7 +224,7 @@ func (x AccessLog_Encoding) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AccessLog_Encoding.Descriptor instead.
 func (AccessLog_Encoding) EnumDescriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{2, 0}
+	return file_settings_proto_rawDescGZIP(), []int{3, 0}
 }
 
 // Values as ServiceEntry has them.
@@ -285,7 +285,7 @@ func (x ServiceSettings_Resolution) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ServiceSettings_Resolution.Descriptor instead.
 func (ServiceSettings_Resolution) EnumDescriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{7, 0}
+	return file_settings_proto_rawDescGZIP(), []int{8, 0}
 }
 
 type ClientTls_Mode int32
@@ -341,7 +341,7 @@ func (x ClientTls_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ClientTls_Mode.Descriptor instead.
 func (ClientTls_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{8, 0}
+	return file_settings_proto_rawDescGZIP(), []int{9, 0}
 }
 
 type ConnectionPool_H2Upgrade int32
@@ -391,7 +391,7 @@ func (x ConnectionPool_H2Upgrade) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ConnectionPool_H2Upgrade.Descriptor instead.
 func (ConnectionPool_H2Upgrade) EnumDescriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{16, 0}
+	return file_settings_proto_rawDescGZIP(), []int{17, 0}
 }
 
 // MeshSettings holds what is equal for the whole mesh. One resource, named "mesh".
@@ -411,8 +411,8 @@ type MeshSettings struct {
 	SameNode        SameNode             `protobuf:"varint,8,opt,name=same_node,json=sameNode,proto3,enum=undermesh.v1.SameNode" json:"same_node,omitempty"`
 	// What MeshConfig says of the access log; absent when there is no MeshConfig.
 	AccessLog *AccessLog `protobuf:"bytes,9,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
-	// MeshConfig.enableTracing.
-	EnableTracing bool `protobuf:"varint,10,opt,name=enable_tracing,json=enableTracing,proto3" json:"enable_tracing,omitempty"`
+	// Absent: nothing is traced, and trace contexts go on as they come.
+	Tracing *Tracing `protobuf:"bytes,41,opt,name=tracing,proto3" json:"tracing,omitempty"`
 	// MeshConfig.defaultConfig, an istio.mesh.v1alpha1.ProxyConfig; absent when it is not given.
 	DefaultConfig *anypb.Any `protobuf:"bytes,11,opt,name=default_config,json=defaultConfig,proto3" json:"default_config,omitempty"`
 	// MeshConfig.extensionProviders, istio.mesh.v1alpha1.MeshConfig.ExtensionProvider each. Names are unique.
@@ -521,11 +521,11 @@ func (x *MeshSettings) GetAccessLog() *AccessLog {
 	return nil
 }
 
-func (x *MeshSettings) GetEnableTracing() bool {
+func (x *MeshSettings) GetTracing() *Tracing {
 	if x != nil {
-		return x.EnableTracing
+		return x.Tracing
 	}
-	return false
+	return nil
 }
 
 func (x *MeshSettings) GetDefaultConfig() *anypb.Any {
@@ -636,6 +636,52 @@ func (x *CallDefaults) GetH2Upgrade() bool {
 	return false
 }
 
+// Tracing says how requests are traced (TT-02…05).
+type Tracing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of 10,000 requests that come without a decision, so many are sampled.
+	Sampling      uint32 `protobuf:"varint,1,opt,name=sampling,proto3" json:"sampling,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tracing) Reset() {
+	*x = Tracing{}
+	mi := &file_settings_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tracing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tracing) ProtoMessage() {}
+
+func (x *Tracing) ProtoReflect() protoreflect.Message {
+	mi := &file_settings_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tracing.ProtoReflect.Descriptor instead.
+func (*Tracing) Descriptor() ([]byte, []int) {
+	return file_settings_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Tracing) GetSampling() uint32 {
+	if x != nil {
+		return x.Sampling
+	}
+	return 0
+}
+
 // AccessLog is the mesh-wide access log (AL-01, AL-07…09).
 type AccessLog struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -650,7 +696,7 @@ type AccessLog struct {
 
 func (x *AccessLog) Reset() {
 	*x = AccessLog{}
-	mi := &file_settings_proto_msgTypes[2]
+	mi := &file_settings_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -662,7 +708,7 @@ func (x *AccessLog) String() string {
 func (*AccessLog) ProtoMessage() {}
 
 func (x *AccessLog) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[2]
+	mi := &file_settings_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -675,7 +721,7 @@ func (x *AccessLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
 func (*AccessLog) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{2}
+	return file_settings_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *AccessLog) GetFile() string {
@@ -711,7 +757,7 @@ type DefaultProviders struct {
 
 func (x *DefaultProviders) Reset() {
 	*x = DefaultProviders{}
-	mi := &file_settings_proto_msgTypes[3]
+	mi := &file_settings_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -723,7 +769,7 @@ func (x *DefaultProviders) String() string {
 func (*DefaultProviders) ProtoMessage() {}
 
 func (x *DefaultProviders) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[3]
+	mi := &file_settings_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -736,7 +782,7 @@ func (x *DefaultProviders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DefaultProviders.ProtoReflect.Descriptor instead.
 func (*DefaultProviders) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{3}
+	return file_settings_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DefaultProviders) GetTracing() []string {
@@ -770,7 +816,7 @@ type SettingsRef struct {
 
 func (x *SettingsRef) Reset() {
 	*x = SettingsRef{}
-	mi := &file_settings_proto_msgTypes[4]
+	mi := &file_settings_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +828,7 @@ func (x *SettingsRef) String() string {
 func (*SettingsRef) ProtoMessage() {}
 
 func (x *SettingsRef) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[4]
+	mi := &file_settings_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +841,7 @@ func (x *SettingsRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettingsRef.ProtoReflect.Descriptor instead.
 func (*SettingsRef) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{4}
+	return file_settings_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SettingsRef) GetName() string {
@@ -824,7 +870,7 @@ type WorkloadSettings struct {
 
 func (x *WorkloadSettings) Reset() {
 	*x = WorkloadSettings{}
-	mi := &file_settings_proto_msgTypes[5]
+	mi := &file_settings_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +882,7 @@ func (x *WorkloadSettings) String() string {
 func (*WorkloadSettings) ProtoMessage() {}
 
 func (x *WorkloadSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[5]
+	mi := &file_settings_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +895,7 @@ func (x *WorkloadSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadSettings.ProtoReflect.Descriptor instead.
 func (*WorkloadSettings) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{5}
+	return file_settings_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WorkloadSettings) GetTunnelPort() uint32 {
@@ -912,7 +958,7 @@ type WorkloadState struct {
 
 func (x *WorkloadState) Reset() {
 	*x = WorkloadState{}
-	mi := &file_settings_proto_msgTypes[6]
+	mi := &file_settings_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +970,7 @@ func (x *WorkloadState) String() string {
 func (*WorkloadState) ProtoMessage() {}
 
 func (x *WorkloadState) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[6]
+	mi := &file_settings_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +983,7 @@ func (x *WorkloadState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadState.ProtoReflect.Descriptor instead.
 func (*WorkloadState) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{6}
+	return file_settings_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WorkloadState) GetServingTerminating() bool {
@@ -987,7 +1033,7 @@ type ServiceSettings struct {
 
 func (x *ServiceSettings) Reset() {
 	*x = ServiceSettings{}
-	mi := &file_settings_proto_msgTypes[7]
+	mi := &file_settings_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1045,7 @@ func (x *ServiceSettings) String() string {
 func (*ServiceSettings) ProtoMessage() {}
 
 func (x *ServiceSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[7]
+	mi := &file_settings_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1058,7 @@ func (x *ServiceSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSettings.ProtoReflect.Descriptor instead.
 func (*ServiceSettings) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{7}
+	return file_settings_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ServiceSettings) GetClientIpAffinity() *durationpb.Duration {
@@ -1091,7 +1137,7 @@ type ClientTls struct {
 
 func (x *ClientTls) Reset() {
 	*x = ClientTls{}
-	mi := &file_settings_proto_msgTypes[8]
+	mi := &file_settings_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1149,7 @@ func (x *ClientTls) String() string {
 func (*ClientTls) ProtoMessage() {}
 
 func (x *ClientTls) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[8]
+	mi := &file_settings_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1162,7 @@ func (x *ClientTls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTls.ProtoReflect.Descriptor instead.
 func (*ClientTls) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{8}
+	return file_settings_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ClientTls) GetMode() ClientTls_Mode {
@@ -1198,7 +1244,7 @@ type ClientTlsPolicy struct {
 
 func (x *ClientTlsPolicy) Reset() {
 	*x = ClientTlsPolicy{}
-	mi := &file_settings_proto_msgTypes[9]
+	mi := &file_settings_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1256,7 @@ func (x *ClientTlsPolicy) String() string {
 func (*ClientTlsPolicy) ProtoMessage() {}
 
 func (x *ClientTlsPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[9]
+	mi := &file_settings_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1269,7 @@ func (x *ClientTlsPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTlsPolicy.ProtoReflect.Descriptor instead.
 func (*ClientTlsPolicy) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{9}
+	return file_settings_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ClientTlsPolicy) GetHost() *ClientTls {
@@ -1274,7 +1320,7 @@ type CallRule struct {
 
 func (x *CallRule) Reset() {
 	*x = CallRule{}
-	mi := &file_settings_proto_msgTypes[10]
+	mi := &file_settings_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1332,7 @@ func (x *CallRule) String() string {
 func (*CallRule) ProtoMessage() {}
 
 func (x *CallRule) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[10]
+	mi := &file_settings_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1345,7 @@ func (x *CallRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallRule.ProtoReflect.Descriptor instead.
 func (*CallRule) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{10}
+	return file_settings_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CallRule) GetNamespace() string {
@@ -1379,7 +1425,7 @@ type Subset struct {
 
 func (x *Subset) Reset() {
 	*x = Subset{}
-	mi := &file_settings_proto_msgTypes[11]
+	mi := &file_settings_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1437,7 @@ func (x *Subset) String() string {
 func (*Subset) ProtoMessage() {}
 
 func (x *Subset) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[11]
+	mi := &file_settings_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1450,7 @@ func (x *Subset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subset.ProtoReflect.Descriptor instead.
 func (*Subset) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{11}
+	return file_settings_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Subset) GetName() string {
@@ -1440,7 +1486,7 @@ type CallPolicies struct {
 
 func (x *CallPolicies) Reset() {
 	*x = CallPolicies{}
-	mi := &file_settings_proto_msgTypes[12]
+	mi := &file_settings_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1498,7 @@ func (x *CallPolicies) String() string {
 func (*CallPolicies) ProtoMessage() {}
 
 func (x *CallPolicies) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[12]
+	mi := &file_settings_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1511,7 @@ func (x *CallPolicies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallPolicies.ProtoReflect.Descriptor instead.
 func (*CallPolicies) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{12}
+	return file_settings_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CallPolicies) GetHost() *CallPolicy {
@@ -1500,7 +1546,7 @@ type CallPolicy struct {
 
 func (x *CallPolicy) Reset() {
 	*x = CallPolicy{}
-	mi := &file_settings_proto_msgTypes[13]
+	mi := &file_settings_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1512,7 +1558,7 @@ func (x *CallPolicy) String() string {
 func (*CallPolicy) ProtoMessage() {}
 
 func (x *CallPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[13]
+	mi := &file_settings_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1525,7 +1571,7 @@ func (x *CallPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallPolicy.ProtoReflect.Descriptor instead.
 func (*CallPolicy) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{13}
+	return file_settings_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CallPolicy) GetBalancing() *Balancing {
@@ -1585,7 +1631,7 @@ type Balancing struct {
 
 func (x *Balancing) Reset() {
 	*x = Balancing{}
-	mi := &file_settings_proto_msgTypes[14]
+	mi := &file_settings_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1643,7 @@ func (x *Balancing) String() string {
 func (*Balancing) ProtoMessage() {}
 
 func (x *Balancing) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[14]
+	mi := &file_settings_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1656,7 @@ func (x *Balancing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Balancing.ProtoReflect.Descriptor instead.
 func (*Balancing) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{14}
+	return file_settings_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Balancing) GetCluster() *anypb.Any {
@@ -1652,7 +1698,7 @@ type LocalityPolicy struct {
 
 func (x *LocalityPolicy) Reset() {
 	*x = LocalityPolicy{}
-	mi := &file_settings_proto_msgTypes[15]
+	mi := &file_settings_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1710,7 @@ func (x *LocalityPolicy) String() string {
 func (*LocalityPolicy) ProtoMessage() {}
 
 func (x *LocalityPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[15]
+	mi := &file_settings_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1723,7 @@ func (x *LocalityPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalityPolicy.ProtoReflect.Descriptor instead.
 func (*LocalityPolicy) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{15}
+	return file_settings_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LocalityPolicy) GetDisabled() bool {
@@ -1735,7 +1781,7 @@ type ConnectionPool struct {
 
 func (x *ConnectionPool) Reset() {
 	*x = ConnectionPool{}
-	mi := &file_settings_proto_msgTypes[16]
+	mi := &file_settings_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1793,7 @@ func (x *ConnectionPool) String() string {
 func (*ConnectionPool) ProtoMessage() {}
 
 func (x *ConnectionPool) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[16]
+	mi := &file_settings_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1806,7 @@ func (x *ConnectionPool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionPool.ProtoReflect.Descriptor instead.
 func (*ConnectionPool) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{16}
+	return file_settings_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ConnectionPool) GetCluster() *anypb.Any {
@@ -1818,7 +1864,7 @@ type Tunnel struct {
 
 func (x *Tunnel) Reset() {
 	*x = Tunnel{}
-	mi := &file_settings_proto_msgTypes[17]
+	mi := &file_settings_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +1876,7 @@ func (x *Tunnel) String() string {
 func (*Tunnel) ProtoMessage() {}
 
 func (x *Tunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[17]
+	mi := &file_settings_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +1889,7 @@ func (x *Tunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tunnel.ProtoReflect.Descriptor instead.
 func (*Tunnel) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{17}
+	return file_settings_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Tunnel) GetProtocol() string {
@@ -1891,7 +1937,7 @@ type RouteRule struct {
 
 func (x *RouteRule) Reset() {
 	*x = RouteRule{}
-	mi := &file_settings_proto_msgTypes[18]
+	mi := &file_settings_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +1949,7 @@ func (x *RouteRule) String() string {
 func (*RouteRule) ProtoMessage() {}
 
 func (x *RouteRule) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[18]
+	mi := &file_settings_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +1962,7 @@ func (x *RouteRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteRule.ProtoReflect.Descriptor instead.
 func (*RouteRule) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{18}
+	return file_settings_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RouteRule) GetNamespace() string {
@@ -1996,7 +2042,7 @@ type CallerMatch struct {
 
 func (x *CallerMatch) Reset() {
 	*x = CallerMatch{}
-	mi := &file_settings_proto_msgTypes[19]
+	mi := &file_settings_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2054,7 @@ func (x *CallerMatch) String() string {
 func (*CallerMatch) ProtoMessage() {}
 
 func (x *CallerMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[19]
+	mi := &file_settings_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2067,7 @@ func (x *CallerMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallerMatch.ProtoReflect.Descriptor instead.
 func (*CallerMatch) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{19}
+	return file_settings_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CallerMatch) GetLabels() map[string]string {
@@ -2061,7 +2107,7 @@ type HttpRule struct {
 
 func (x *HttpRule) Reset() {
 	*x = HttpRule{}
-	mi := &file_settings_proto_msgTypes[20]
+	mi := &file_settings_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2119,7 @@ func (x *HttpRule) String() string {
 func (*HttpRule) ProtoMessage() {}
 
 func (x *HttpRule) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[20]
+	mi := &file_settings_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2132,7 @@ func (x *HttpRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpRule.ProtoReflect.Descriptor instead.
 func (*HttpRule) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{20}
+	return file_settings_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HttpRule) GetCaller() *CallerMatch {
@@ -2129,7 +2175,7 @@ type StreamRule struct {
 
 func (x *StreamRule) Reset() {
 	*x = StreamRule{}
-	mi := &file_settings_proto_msgTypes[21]
+	mi := &file_settings_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2187,7 @@ func (x *StreamRule) String() string {
 func (*StreamRule) ProtoMessage() {}
 
 func (x *StreamRule) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[21]
+	mi := &file_settings_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2200,7 @@ func (x *StreamRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamRule.ProtoReflect.Descriptor instead.
 func (*StreamRule) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{21}
+	return file_settings_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StreamRule) GetMatches() []*StreamMatch {
@@ -2186,7 +2232,7 @@ type StreamMatch struct {
 
 func (x *StreamMatch) Reset() {
 	*x = StreamMatch{}
-	mi := &file_settings_proto_msgTypes[22]
+	mi := &file_settings_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2244,7 @@ func (x *StreamMatch) String() string {
 func (*StreamMatch) ProtoMessage() {}
 
 func (x *StreamMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[22]
+	mi := &file_settings_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2257,7 @@ func (x *StreamMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamMatch.ProtoReflect.Descriptor instead.
 func (*StreamMatch) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{22}
+	return file_settings_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StreamMatch) GetCaller() *CallerMatch {
@@ -2254,7 +2300,7 @@ type StreamDestination struct {
 
 func (x *StreamDestination) Reset() {
 	*x = StreamDestination{}
-	mi := &file_settings_proto_msgTypes[23]
+	mi := &file_settings_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2312,7 @@ func (x *StreamDestination) String() string {
 func (*StreamDestination) ProtoMessage() {}
 
 func (x *StreamDestination) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[23]
+	mi := &file_settings_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2325,7 @@ func (x *StreamDestination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamDestination.ProtoReflect.Descriptor instead.
 func (*StreamDestination) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{23}
+	return file_settings_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StreamDestination) GetCluster() string {
@@ -2311,7 +2357,7 @@ type JsonWebKeySet struct {
 
 func (x *JsonWebKeySet) Reset() {
 	*x = JsonWebKeySet{}
-	mi := &file_settings_proto_msgTypes[24]
+	mi := &file_settings_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2369,7 @@ func (x *JsonWebKeySet) String() string {
 func (*JsonWebKeySet) ProtoMessage() {}
 
 func (x *JsonWebKeySet) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[24]
+	mi := &file_settings_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2382,7 @@ func (x *JsonWebKeySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JsonWebKeySet.ProtoReflect.Descriptor instead.
 func (*JsonWebKeySet) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{24}
+	return file_settings_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *JsonWebKeySet) GetSource() string {
@@ -2374,7 +2420,7 @@ type Scope struct {
 
 func (x *Scope) Reset() {
 	*x = Scope{}
-	mi := &file_settings_proto_msgTypes[25]
+	mi := &file_settings_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2432,7 @@ func (x *Scope) String() string {
 func (*Scope) ProtoMessage() {}
 
 func (x *Scope) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[25]
+	mi := &file_settings_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2445,7 @@ func (x *Scope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scope.ProtoReflect.Descriptor instead.
 func (*Scope) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{25}
+	return file_settings_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Scope) GetEgress() []*Egress {
@@ -2430,7 +2476,7 @@ type Egress struct {
 
 func (x *Egress) Reset() {
 	*x = Egress{}
-	mi := &file_settings_proto_msgTypes[26]
+	mi := &file_settings_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2488,7 @@ func (x *Egress) String() string {
 func (*Egress) ProtoMessage() {}
 
 func (x *Egress) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[26]
+	mi := &file_settings_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2501,7 @@ func (x *Egress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Egress.ProtoReflect.Descriptor instead.
 func (*Egress) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{26}
+	return file_settings_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Egress) GetPort() uint32 {
@@ -2485,7 +2531,7 @@ type CredentialRequest struct {
 
 func (x *CredentialRequest) Reset() {
 	*x = CredentialRequest{}
-	mi := &file_settings_proto_msgTypes[27]
+	mi := &file_settings_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2543,7 @@ func (x *CredentialRequest) String() string {
 func (*CredentialRequest) ProtoMessage() {}
 
 func (x *CredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[27]
+	mi := &file_settings_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2556,7 @@ func (x *CredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialRequest.ProtoReflect.Descriptor instead.
 func (*CredentialRequest) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{27}
+	return file_settings_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CredentialRequest) GetRef() *CredentialRef {
@@ -2541,7 +2587,7 @@ type CredentialRef struct {
 
 func (x *CredentialRef) Reset() {
 	*x = CredentialRef{}
-	mi := &file_settings_proto_msgTypes[28]
+	mi := &file_settings_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2599,7 @@ func (x *CredentialRef) String() string {
 func (*CredentialRef) ProtoMessage() {}
 
 func (x *CredentialRef) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[28]
+	mi := &file_settings_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2612,7 @@ func (x *CredentialRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialRef.ProtoReflect.Descriptor instead.
 func (*CredentialRef) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{28}
+	return file_settings_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CredentialRef) GetNamespace() string {
@@ -2614,7 +2660,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_settings_proto_msgTypes[29]
+	mi := &file_settings_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2626,7 +2672,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[29]
+	mi := &file_settings_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2639,7 +2685,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{29}
+	return file_settings_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Credential) GetRef() *CredentialRef {
@@ -2695,7 +2741,7 @@ type LocalityPolicy_Distribute struct {
 
 func (x *LocalityPolicy_Distribute) Reset() {
 	*x = LocalityPolicy_Distribute{}
-	mi := &file_settings_proto_msgTypes[39]
+	mi := &file_settings_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2707,7 +2753,7 @@ func (x *LocalityPolicy_Distribute) String() string {
 func (*LocalityPolicy_Distribute) ProtoMessage() {}
 
 func (x *LocalityPolicy_Distribute) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[39]
+	mi := &file_settings_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2720,7 +2766,7 @@ func (x *LocalityPolicy_Distribute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalityPolicy_Distribute.ProtoReflect.Descriptor instead.
 func (*LocalityPolicy_Distribute) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{15, 1}
+	return file_settings_proto_rawDescGZIP(), []int{16, 1}
 }
 
 func (x *LocalityPolicy_Distribute) GetFrom() string {
@@ -2747,7 +2793,7 @@ type LocalityPolicy_ZoneAware struct {
 
 func (x *LocalityPolicy_ZoneAware) Reset() {
 	*x = LocalityPolicy_ZoneAware{}
-	mi := &file_settings_proto_msgTypes[40]
+	mi := &file_settings_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2759,7 +2805,7 @@ func (x *LocalityPolicy_ZoneAware) String() string {
 func (*LocalityPolicy_ZoneAware) ProtoMessage() {}
 
 func (x *LocalityPolicy_ZoneAware) ProtoReflect() protoreflect.Message {
-	mi := &file_settings_proto_msgTypes[40]
+	mi := &file_settings_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2772,7 +2818,7 @@ func (x *LocalityPolicy_ZoneAware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalityPolicy_ZoneAware.ProtoReflect.Descriptor instead.
 func (*LocalityPolicy_ZoneAware) Descriptor() ([]byte, []int) {
-	return file_settings_proto_rawDescGZIP(), []int{15, 2}
+	return file_settings_proto_rawDescGZIP(), []int{16, 2}
 }
 
 func (x *LocalityPolicy_ZoneAware) GetMinClusterSize() uint64 {
@@ -2786,7 +2832,7 @@ var File_settings_proto protoreflect.FileDescriptor
 
 const file_settings_proto_rawDesc = "" +
 	"\n" +
-	"\x0esettings.proto\x12\fundermesh.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xde\x06\n" +
+	"\x0esettings.proto\x12\fundermesh.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xee\x06\n" +
 	"\fMeshSettings\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x120\n" +
 	"\x14trust_domain_aliases\x18\x02 \x03(\tR\x12trustDomainAliases\x12%\n" +
@@ -2799,20 +2845,22 @@ const file_settings_proto_rawDesc = "" +
 	"\x11workload_cert_ttl\x18\a \x01(\v2\x19.google.protobuf.DurationR\x0fworkloadCertTtl\x123\n" +
 	"\tsame_node\x18\b \x01(\x0e2\x16.undermesh.v1.SameNodeR\bsameNode\x126\n" +
 	"\n" +
-	"access_log\x18\t \x01(\v2\x17.undermesh.v1.AccessLogR\taccessLog\x12%\n" +
-	"\x0eenable_tracing\x18\n" +
-	" \x01(\bR\renableTracing\x12;\n" +
+	"access_log\x18\t \x01(\v2\x17.undermesh.v1.AccessLogR\taccessLog\x12/\n" +
+	"\atracing\x18) \x01(\v2\x15.undermesh.v1.TracingR\atracing\x12;\n" +
 	"\x0edefault_config\x18\v \x01(\v2\x14.google.protobuf.AnyR\rdefaultConfig\x12E\n" +
 	"\x13extension_providers\x18\f \x03(\v2\x14.google.protobuf.AnyR\x12extensionProviders\x12K\n" +
 	"\x11default_providers\x18\r \x01(\v2\x1e.undermesh.v1.DefaultProvidersR\x10defaultProviders\x12W\n" +
 	"\x1aprotocol_detection_timeout\x18( \x01(\v2\x19.google.protobuf.DurationR\x18protocolDetectionTimeout\x12?\n" +
-	"\rcall_defaults\x18\x0e \x01(\v2\x1a.undermesh.v1.CallDefaultsR\fcallDefaults\"\xdc\x01\n" +
+	"\rcall_defaults\x18\x0e \x01(\v2\x1a.undermesh.v1.CallDefaultsR\fcallDefaultsJ\x04\b\n" +
+	"\x10\v\"\xdc\x01\n" +
 	"\fCallDefaults\x12B\n" +
 	"\x0fconnect_timeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0econnectTimeout\x127\n" +
 	"\fretry_policy\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\vretryPolicy\x120\n" +
 	"\x06policy\x18\x03 \x01(\v2\x18.undermesh.v1.CallPolicyR\x06policy\x12\x1d\n" +
 	"\n" +
-	"h2_upgrade\x18\x04 \x01(\bR\th2Upgrade\"\xc1\x01\n" +
+	"h2_upgrade\x18\x04 \x01(\bR\th2Upgrade\"%\n" +
+	"\aTracing\x12\x1a\n" +
+	"\bsampling\x18\x01 \x01(\rR\bsampling\"\xc1\x01\n" +
 	"\tAccessLog\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12<\n" +
 	"\bencoding\x18\x02 \x01(\x0e2 .undermesh.v1.AccessLog.EncodingR\bencoding\x12\x16\n" +
@@ -3062,7 +3110,7 @@ func file_settings_proto_rawDescGZIP() []byte {
 }
 
 var file_settings_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_settings_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_settings_proto_goTypes = []any{
 	(OutboundPolicy)(0),               // 0: undermesh.v1.OutboundPolicy
 	(SameNode)(0),                     // 1: undermesh.v1.SameNode
@@ -3073,127 +3121,129 @@ var file_settings_proto_goTypes = []any{
 	(ConnectionPool_H2Upgrade)(0),     // 6: undermesh.v1.ConnectionPool.H2Upgrade
 	(*MeshSettings)(nil),              // 7: undermesh.v1.MeshSettings
 	(*CallDefaults)(nil),              // 8: undermesh.v1.CallDefaults
-	(*AccessLog)(nil),                 // 9: undermesh.v1.AccessLog
-	(*DefaultProviders)(nil),          // 10: undermesh.v1.DefaultProviders
-	(*SettingsRef)(nil),               // 11: undermesh.v1.SettingsRef
-	(*WorkloadSettings)(nil),          // 12: undermesh.v1.WorkloadSettings
-	(*WorkloadState)(nil),             // 13: undermesh.v1.WorkloadState
-	(*ServiceSettings)(nil),           // 14: undermesh.v1.ServiceSettings
-	(*ClientTls)(nil),                 // 15: undermesh.v1.ClientTls
-	(*ClientTlsPolicy)(nil),           // 16: undermesh.v1.ClientTlsPolicy
-	(*CallRule)(nil),                  // 17: undermesh.v1.CallRule
-	(*Subset)(nil),                    // 18: undermesh.v1.Subset
-	(*CallPolicies)(nil),              // 19: undermesh.v1.CallPolicies
-	(*CallPolicy)(nil),                // 20: undermesh.v1.CallPolicy
-	(*Balancing)(nil),                 // 21: undermesh.v1.Balancing
-	(*LocalityPolicy)(nil),            // 22: undermesh.v1.LocalityPolicy
-	(*ConnectionPool)(nil),            // 23: undermesh.v1.ConnectionPool
-	(*Tunnel)(nil),                    // 24: undermesh.v1.Tunnel
-	(*RouteRule)(nil),                 // 25: undermesh.v1.RouteRule
-	(*CallerMatch)(nil),               // 26: undermesh.v1.CallerMatch
-	(*HttpRule)(nil),                  // 27: undermesh.v1.HttpRule
-	(*StreamRule)(nil),                // 28: undermesh.v1.StreamRule
-	(*StreamMatch)(nil),               // 29: undermesh.v1.StreamMatch
-	(*StreamDestination)(nil),         // 30: undermesh.v1.StreamDestination
-	(*JsonWebKeySet)(nil),             // 31: undermesh.v1.JsonWebKeySet
-	(*Scope)(nil),                     // 32: undermesh.v1.Scope
-	(*Egress)(nil),                    // 33: undermesh.v1.Egress
-	(*CredentialRequest)(nil),         // 34: undermesh.v1.CredentialRequest
-	(*CredentialRef)(nil),             // 35: undermesh.v1.CredentialRef
-	(*Credential)(nil),                // 36: undermesh.v1.Credential
-	nil,                               // 37: undermesh.v1.WorkloadSettings.PortMtlsEntry
-	nil,                               // 38: undermesh.v1.WorkloadState.LabelsEntry
-	nil,                               // 39: undermesh.v1.WorkloadState.WeightsEntry
-	nil,                               // 40: undermesh.v1.ServiceSettings.AppProtocolsEntry
-	nil,                               // 41: undermesh.v1.ClientTlsPolicy.PortsEntry
-	nil,                               // 42: undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	nil,                               // 43: undermesh.v1.Subset.LabelsEntry
-	nil,                               // 44: undermesh.v1.CallPolicies.PortsEntry
-	nil,                               // 45: undermesh.v1.LocalityPolicy.FailoverEntry
-	(*LocalityPolicy_Distribute)(nil), // 46: undermesh.v1.LocalityPolicy.Distribute
-	(*LocalityPolicy_ZoneAware)(nil),  // 47: undermesh.v1.LocalityPolicy.ZoneAware
-	nil,                               // 48: undermesh.v1.LocalityPolicy.Distribute.ToEntry
-	nil,                               // 49: undermesh.v1.CallerMatch.LabelsEntry
-	(*durationpb.Duration)(nil),       // 50: google.protobuf.Duration
-	(*anypb.Any)(nil),                 // 51: google.protobuf.Any
-	(*timestamppb.Timestamp)(nil),     // 52: google.protobuf.Timestamp
+	(*Tracing)(nil),                   // 9: undermesh.v1.Tracing
+	(*AccessLog)(nil),                 // 10: undermesh.v1.AccessLog
+	(*DefaultProviders)(nil),          // 11: undermesh.v1.DefaultProviders
+	(*SettingsRef)(nil),               // 12: undermesh.v1.SettingsRef
+	(*WorkloadSettings)(nil),          // 13: undermesh.v1.WorkloadSettings
+	(*WorkloadState)(nil),             // 14: undermesh.v1.WorkloadState
+	(*ServiceSettings)(nil),           // 15: undermesh.v1.ServiceSettings
+	(*ClientTls)(nil),                 // 16: undermesh.v1.ClientTls
+	(*ClientTlsPolicy)(nil),           // 17: undermesh.v1.ClientTlsPolicy
+	(*CallRule)(nil),                  // 18: undermesh.v1.CallRule
+	(*Subset)(nil),                    // 19: undermesh.v1.Subset
+	(*CallPolicies)(nil),              // 20: undermesh.v1.CallPolicies
+	(*CallPolicy)(nil),                // 21: undermesh.v1.CallPolicy
+	(*Balancing)(nil),                 // 22: undermesh.v1.Balancing
+	(*LocalityPolicy)(nil),            // 23: undermesh.v1.LocalityPolicy
+	(*ConnectionPool)(nil),            // 24: undermesh.v1.ConnectionPool
+	(*Tunnel)(nil),                    // 25: undermesh.v1.Tunnel
+	(*RouteRule)(nil),                 // 26: undermesh.v1.RouteRule
+	(*CallerMatch)(nil),               // 27: undermesh.v1.CallerMatch
+	(*HttpRule)(nil),                  // 28: undermesh.v1.HttpRule
+	(*StreamRule)(nil),                // 29: undermesh.v1.StreamRule
+	(*StreamMatch)(nil),               // 30: undermesh.v1.StreamMatch
+	(*StreamDestination)(nil),         // 31: undermesh.v1.StreamDestination
+	(*JsonWebKeySet)(nil),             // 32: undermesh.v1.JsonWebKeySet
+	(*Scope)(nil),                     // 33: undermesh.v1.Scope
+	(*Egress)(nil),                    // 34: undermesh.v1.Egress
+	(*CredentialRequest)(nil),         // 35: undermesh.v1.CredentialRequest
+	(*CredentialRef)(nil),             // 36: undermesh.v1.CredentialRef
+	(*Credential)(nil),                // 37: undermesh.v1.Credential
+	nil,                               // 38: undermesh.v1.WorkloadSettings.PortMtlsEntry
+	nil,                               // 39: undermesh.v1.WorkloadState.LabelsEntry
+	nil,                               // 40: undermesh.v1.WorkloadState.WeightsEntry
+	nil,                               // 41: undermesh.v1.ServiceSettings.AppProtocolsEntry
+	nil,                               // 42: undermesh.v1.ClientTlsPolicy.PortsEntry
+	nil,                               // 43: undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	nil,                               // 44: undermesh.v1.Subset.LabelsEntry
+	nil,                               // 45: undermesh.v1.CallPolicies.PortsEntry
+	nil,                               // 46: undermesh.v1.LocalityPolicy.FailoverEntry
+	(*LocalityPolicy_Distribute)(nil), // 47: undermesh.v1.LocalityPolicy.Distribute
+	(*LocalityPolicy_ZoneAware)(nil),  // 48: undermesh.v1.LocalityPolicy.ZoneAware
+	nil,                               // 49: undermesh.v1.LocalityPolicy.Distribute.ToEntry
+	nil,                               // 50: undermesh.v1.CallerMatch.LabelsEntry
+	(*durationpb.Duration)(nil),       // 51: google.protobuf.Duration
+	(*anypb.Any)(nil),                 // 52: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil),     // 53: google.protobuf.Timestamp
 }
 var file_settings_proto_depIdxs = []int32{
 	0,  // 0: undermesh.v1.MeshSettings.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	50, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
+	51, // 1: undermesh.v1.MeshSettings.workload_cert_ttl:type_name -> google.protobuf.Duration
 	1,  // 2: undermesh.v1.MeshSettings.same_node:type_name -> undermesh.v1.SameNode
-	9,  // 3: undermesh.v1.MeshSettings.access_log:type_name -> undermesh.v1.AccessLog
-	51, // 4: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
-	51, // 5: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
-	10, // 6: undermesh.v1.MeshSettings.default_providers:type_name -> undermesh.v1.DefaultProviders
-	50, // 7: undermesh.v1.MeshSettings.protocol_detection_timeout:type_name -> google.protobuf.Duration
-	8,  // 8: undermesh.v1.MeshSettings.call_defaults:type_name -> undermesh.v1.CallDefaults
-	50, // 9: undermesh.v1.CallDefaults.connect_timeout:type_name -> google.protobuf.Duration
-	51, // 10: undermesh.v1.CallDefaults.retry_policy:type_name -> google.protobuf.Any
-	20, // 11: undermesh.v1.CallDefaults.policy:type_name -> undermesh.v1.CallPolicy
-	3,  // 12: undermesh.v1.AccessLog.encoding:type_name -> undermesh.v1.AccessLog.Encoding
-	1,  // 13: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
-	2,  // 14: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
-	37, // 15: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
-	38, // 16: undermesh.v1.WorkloadState.labels:type_name -> undermesh.v1.WorkloadState.LabelsEntry
-	39, // 17: undermesh.v1.WorkloadState.weights:type_name -> undermesh.v1.WorkloadState.WeightsEntry
-	50, // 18: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
-	40, // 19: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
-	4,  // 20: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
-	52, // 21: undermesh.v1.ServiceSettings.created:type_name -> google.protobuf.Timestamp
-	5,  // 22: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
-	15, // 23: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
-	41, // 24: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
-	42, // 25: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
-	52, // 26: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
-	16, // 27: undermesh.v1.CallRule.tls:type_name -> undermesh.v1.ClientTlsPolicy
-	19, // 28: undermesh.v1.CallRule.policies:type_name -> undermesh.v1.CallPolicies
-	18, // 29: undermesh.v1.CallRule.subsets:type_name -> undermesh.v1.Subset
-	43, // 30: undermesh.v1.Subset.labels:type_name -> undermesh.v1.Subset.LabelsEntry
-	19, // 31: undermesh.v1.Subset.policies:type_name -> undermesh.v1.CallPolicies
-	20, // 32: undermesh.v1.CallPolicies.host:type_name -> undermesh.v1.CallPolicy
-	44, // 33: undermesh.v1.CallPolicies.ports:type_name -> undermesh.v1.CallPolicies.PortsEntry
-	21, // 34: undermesh.v1.CallPolicy.balancing:type_name -> undermesh.v1.Balancing
-	23, // 35: undermesh.v1.CallPolicy.connection_pool:type_name -> undermesh.v1.ConnectionPool
-	51, // 36: undermesh.v1.CallPolicy.outlier_detection:type_name -> google.protobuf.Any
-	24, // 37: undermesh.v1.CallPolicy.tunnel:type_name -> undermesh.v1.Tunnel
-	51, // 38: undermesh.v1.CallPolicy.retry_budget:type_name -> google.protobuf.Any
-	51, // 39: undermesh.v1.Balancing.cluster:type_name -> google.protobuf.Any
-	51, // 40: undermesh.v1.Balancing.hash_policy:type_name -> google.protobuf.Any
-	22, // 41: undermesh.v1.Balancing.locality:type_name -> undermesh.v1.LocalityPolicy
-	46, // 42: undermesh.v1.LocalityPolicy.distribute:type_name -> undermesh.v1.LocalityPolicy.Distribute
-	45, // 43: undermesh.v1.LocalityPolicy.failover:type_name -> undermesh.v1.LocalityPolicy.FailoverEntry
-	47, // 44: undermesh.v1.LocalityPolicy.zone_aware:type_name -> undermesh.v1.LocalityPolicy.ZoneAware
-	51, // 45: undermesh.v1.ConnectionPool.cluster:type_name -> google.protobuf.Any
-	51, // 46: undermesh.v1.ConnectionPool.http:type_name -> google.protobuf.Any
-	51, // 47: undermesh.v1.ConnectionPool.http2:type_name -> google.protobuf.Any
-	6,  // 48: undermesh.v1.ConnectionPool.h2_upgrade:type_name -> undermesh.v1.ConnectionPool.H2Upgrade
-	50, // 49: undermesh.v1.ConnectionPool.tcp_idle_timeout:type_name -> google.protobuf.Duration
-	52, // 50: undermesh.v1.RouteRule.created:type_name -> google.protobuf.Timestamp
-	27, // 51: undermesh.v1.RouteRule.http:type_name -> undermesh.v1.HttpRule
-	28, // 52: undermesh.v1.RouteRule.tcp:type_name -> undermesh.v1.StreamRule
-	28, // 53: undermesh.v1.RouteRule.tls:type_name -> undermesh.v1.StreamRule
-	49, // 54: undermesh.v1.CallerMatch.labels:type_name -> undermesh.v1.CallerMatch.LabelsEntry
-	26, // 55: undermesh.v1.HttpRule.caller:type_name -> undermesh.v1.CallerMatch
-	51, // 56: undermesh.v1.HttpRule.route:type_name -> google.protobuf.Any
-	29, // 57: undermesh.v1.StreamRule.matches:type_name -> undermesh.v1.StreamMatch
-	30, // 58: undermesh.v1.StreamRule.destinations:type_name -> undermesh.v1.StreamDestination
-	26, // 59: undermesh.v1.StreamMatch.caller:type_name -> undermesh.v1.CallerMatch
-	52, // 60: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
-	33, // 61: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
-	0,  // 62: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
-	35, // 63: undermesh.v1.CredentialRequest.ref:type_name -> undermesh.v1.CredentialRef
-	35, // 64: undermesh.v1.Credential.ref:type_name -> undermesh.v1.CredentialRef
-	2,  // 65: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
-	15, // 66: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
-	16, // 67: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
-	20, // 68: undermesh.v1.CallPolicies.PortsEntry.value:type_name -> undermesh.v1.CallPolicy
-	48, // 69: undermesh.v1.LocalityPolicy.Distribute.to:type_name -> undermesh.v1.LocalityPolicy.Distribute.ToEntry
-	70, // [70:70] is the sub-list for method output_type
-	70, // [70:70] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	10, // 3: undermesh.v1.MeshSettings.access_log:type_name -> undermesh.v1.AccessLog
+	9,  // 4: undermesh.v1.MeshSettings.tracing:type_name -> undermesh.v1.Tracing
+	52, // 5: undermesh.v1.MeshSettings.default_config:type_name -> google.protobuf.Any
+	52, // 6: undermesh.v1.MeshSettings.extension_providers:type_name -> google.protobuf.Any
+	11, // 7: undermesh.v1.MeshSettings.default_providers:type_name -> undermesh.v1.DefaultProviders
+	51, // 8: undermesh.v1.MeshSettings.protocol_detection_timeout:type_name -> google.protobuf.Duration
+	8,  // 9: undermesh.v1.MeshSettings.call_defaults:type_name -> undermesh.v1.CallDefaults
+	51, // 10: undermesh.v1.CallDefaults.connect_timeout:type_name -> google.protobuf.Duration
+	52, // 11: undermesh.v1.CallDefaults.retry_policy:type_name -> google.protobuf.Any
+	21, // 12: undermesh.v1.CallDefaults.policy:type_name -> undermesh.v1.CallPolicy
+	3,  // 13: undermesh.v1.AccessLog.encoding:type_name -> undermesh.v1.AccessLog.Encoding
+	1,  // 14: undermesh.v1.WorkloadSettings.same_node:type_name -> undermesh.v1.SameNode
+	2,  // 15: undermesh.v1.WorkloadSettings.mtls:type_name -> undermesh.v1.MtlsMode
+	38, // 16: undermesh.v1.WorkloadSettings.port_mtls:type_name -> undermesh.v1.WorkloadSettings.PortMtlsEntry
+	39, // 17: undermesh.v1.WorkloadState.labels:type_name -> undermesh.v1.WorkloadState.LabelsEntry
+	40, // 18: undermesh.v1.WorkloadState.weights:type_name -> undermesh.v1.WorkloadState.WeightsEntry
+	51, // 19: undermesh.v1.ServiceSettings.client_ip_affinity:type_name -> google.protobuf.Duration
+	41, // 20: undermesh.v1.ServiceSettings.app_protocols:type_name -> undermesh.v1.ServiceSettings.AppProtocolsEntry
+	4,  // 21: undermesh.v1.ServiceSettings.resolution:type_name -> undermesh.v1.ServiceSettings.Resolution
+	53, // 22: undermesh.v1.ServiceSettings.created:type_name -> google.protobuf.Timestamp
+	5,  // 23: undermesh.v1.ClientTls.mode:type_name -> undermesh.v1.ClientTls.Mode
+	16, // 24: undermesh.v1.ClientTlsPolicy.host:type_name -> undermesh.v1.ClientTls
+	42, // 25: undermesh.v1.ClientTlsPolicy.ports:type_name -> undermesh.v1.ClientTlsPolicy.PortsEntry
+	43, // 26: undermesh.v1.ClientTlsPolicy.subsets:type_name -> undermesh.v1.ClientTlsPolicy.SubsetsEntry
+	53, // 27: undermesh.v1.CallRule.created:type_name -> google.protobuf.Timestamp
+	17, // 28: undermesh.v1.CallRule.tls:type_name -> undermesh.v1.ClientTlsPolicy
+	20, // 29: undermesh.v1.CallRule.policies:type_name -> undermesh.v1.CallPolicies
+	19, // 30: undermesh.v1.CallRule.subsets:type_name -> undermesh.v1.Subset
+	44, // 31: undermesh.v1.Subset.labels:type_name -> undermesh.v1.Subset.LabelsEntry
+	20, // 32: undermesh.v1.Subset.policies:type_name -> undermesh.v1.CallPolicies
+	21, // 33: undermesh.v1.CallPolicies.host:type_name -> undermesh.v1.CallPolicy
+	45, // 34: undermesh.v1.CallPolicies.ports:type_name -> undermesh.v1.CallPolicies.PortsEntry
+	22, // 35: undermesh.v1.CallPolicy.balancing:type_name -> undermesh.v1.Balancing
+	24, // 36: undermesh.v1.CallPolicy.connection_pool:type_name -> undermesh.v1.ConnectionPool
+	52, // 37: undermesh.v1.CallPolicy.outlier_detection:type_name -> google.protobuf.Any
+	25, // 38: undermesh.v1.CallPolicy.tunnel:type_name -> undermesh.v1.Tunnel
+	52, // 39: undermesh.v1.CallPolicy.retry_budget:type_name -> google.protobuf.Any
+	52, // 40: undermesh.v1.Balancing.cluster:type_name -> google.protobuf.Any
+	52, // 41: undermesh.v1.Balancing.hash_policy:type_name -> google.protobuf.Any
+	23, // 42: undermesh.v1.Balancing.locality:type_name -> undermesh.v1.LocalityPolicy
+	47, // 43: undermesh.v1.LocalityPolicy.distribute:type_name -> undermesh.v1.LocalityPolicy.Distribute
+	46, // 44: undermesh.v1.LocalityPolicy.failover:type_name -> undermesh.v1.LocalityPolicy.FailoverEntry
+	48, // 45: undermesh.v1.LocalityPolicy.zone_aware:type_name -> undermesh.v1.LocalityPolicy.ZoneAware
+	52, // 46: undermesh.v1.ConnectionPool.cluster:type_name -> google.protobuf.Any
+	52, // 47: undermesh.v1.ConnectionPool.http:type_name -> google.protobuf.Any
+	52, // 48: undermesh.v1.ConnectionPool.http2:type_name -> google.protobuf.Any
+	6,  // 49: undermesh.v1.ConnectionPool.h2_upgrade:type_name -> undermesh.v1.ConnectionPool.H2Upgrade
+	51, // 50: undermesh.v1.ConnectionPool.tcp_idle_timeout:type_name -> google.protobuf.Duration
+	53, // 51: undermesh.v1.RouteRule.created:type_name -> google.protobuf.Timestamp
+	28, // 52: undermesh.v1.RouteRule.http:type_name -> undermesh.v1.HttpRule
+	29, // 53: undermesh.v1.RouteRule.tcp:type_name -> undermesh.v1.StreamRule
+	29, // 54: undermesh.v1.RouteRule.tls:type_name -> undermesh.v1.StreamRule
+	50, // 55: undermesh.v1.CallerMatch.labels:type_name -> undermesh.v1.CallerMatch.LabelsEntry
+	27, // 56: undermesh.v1.HttpRule.caller:type_name -> undermesh.v1.CallerMatch
+	52, // 57: undermesh.v1.HttpRule.route:type_name -> google.protobuf.Any
+	30, // 58: undermesh.v1.StreamRule.matches:type_name -> undermesh.v1.StreamMatch
+	31, // 59: undermesh.v1.StreamRule.destinations:type_name -> undermesh.v1.StreamDestination
+	27, // 60: undermesh.v1.StreamMatch.caller:type_name -> undermesh.v1.CallerMatch
+	53, // 61: undermesh.v1.JsonWebKeySet.fetched:type_name -> google.protobuf.Timestamp
+	34, // 62: undermesh.v1.Scope.egress:type_name -> undermesh.v1.Egress
+	0,  // 63: undermesh.v1.Scope.outbound_policy:type_name -> undermesh.v1.OutboundPolicy
+	36, // 64: undermesh.v1.CredentialRequest.ref:type_name -> undermesh.v1.CredentialRef
+	36, // 65: undermesh.v1.Credential.ref:type_name -> undermesh.v1.CredentialRef
+	2,  // 66: undermesh.v1.WorkloadSettings.PortMtlsEntry.value:type_name -> undermesh.v1.MtlsMode
+	16, // 67: undermesh.v1.ClientTlsPolicy.PortsEntry.value:type_name -> undermesh.v1.ClientTls
+	17, // 68: undermesh.v1.ClientTlsPolicy.SubsetsEntry.value:type_name -> undermesh.v1.ClientTlsPolicy
+	21, // 69: undermesh.v1.CallPolicies.PortsEntry.value:type_name -> undermesh.v1.CallPolicy
+	49, // 70: undermesh.v1.LocalityPolicy.Distribute.to:type_name -> undermesh.v1.LocalityPolicy.Distribute.ToEntry
+	71, // [71:71] is the sub-list for method output_type
+	71, // [71:71] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_settings_proto_init() }
@@ -3201,14 +3251,14 @@ func file_settings_proto_init() {
 	if File_settings_proto != nil {
 		return
 	}
-	file_settings_proto_msgTypes[25].OneofWrappers = []any{}
+	file_settings_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_settings_proto_rawDesc), len(file_settings_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -15,7 +15,7 @@ var meshConfig = slices.Concat(pool("defaultTrafficPolicy", ""), outliers("defau
 	{"accessLogEncoding", Enforced, "", "AL-07", ""},
 	{"disableEnvoyListenerLog", Accepted, Policy, "AL-01", ""},
 	{"enableEnvoyAccessLogService", Accepted, Policy, "AL-10", ""},
-	{"enableTracing", Carried, Policy, "TT-04", ""},
+	{"enableTracing", Carried, Policy, "TT-04", "trace contexts are made and continued; no span is reported yet"},
 	{"enablePrometheusMerge", Accepted, Policy, "ME-07", ""},
 	{"defaultProviders", Carried, Policy, "TT-14", ""},
 	{"extensionProviders", Carried, Policy, "TT-14 EX-04", ""},
@@ -29,6 +29,7 @@ var meshConfig = slices.Concat(pool("defaultTrafficPolicy", ""), outliers("defau
 
 	{"defaultConfig", Unused, "", "IN-28", noSidecar},
 	{"defaultConfig.tracing", Carried, Policy, "TT-04 TT-08 TT-09 TT-17", ""},
+	{"defaultConfig.tracing.sampling", Enforced, "", "TT-04", ""},
 	{"defaultConfig.tracingServiceName", Carried, Policy, "TT-07", ""},
 	{"defaultConfig.zipkinAddress", Carried, Policy, "TT-16", ""},
 	{"defaultConfig.extraStatTags", Carried, Policy, "ME-14", ""},

@@ -33,6 +33,11 @@ const (
 	GRPCMessage
 	GRPCTimeout
 	AccessControlRequestMethod
+	B3
+	XB3TraceID
+	XB3SpanID
+	XB3ParentSpanID
+	XB3Sampled
 	XRequestID
 	XForwardedFor
 	XForwardedProto
@@ -64,6 +69,7 @@ var Names = [NumIDs]string{
 	Server: "server", Via: "via", Location: "location", Origin: "origin", UserAgent: "user-agent",
 	Authorization: "authorization", Traceparent: "traceparent", Tracestate: "tracestate", GRPCStatus: "grpc-status",
 	GRPCMessage: "grpc-message", GRPCTimeout: "grpc-timeout", AccessControlRequestMethod: "access-control-request-method",
+	B3: "b3", XB3TraceID: "x-b3-traceid", XB3SpanID: "x-b3-spanid", XB3ParentSpanID: "x-b3-parentspanid", XB3Sampled: "x-b3-sampled",
 	XRequestID: "x-request-id", XForwardedFor: "x-forwarded-for", XForwardedProto: "x-forwarded-proto",
 	XForwardedHost: "x-forwarded-host", XForwardedClientCert: "x-forwarded-client-cert",
 	XEnvoyAttemptCount: "x-envoy-attempt-count", XEnvoyDecoratorOperation: "x-envoy-decorator-operation",
