@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -281,6 +282,7 @@ func (n *memNet) dial(from netip.Addr, to netip.AddrPort) (net.Conn, error) {
 func (n *memNet) forget(addr netip.Addr) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.pairs = slices.DeleteFunc(n.pairs, func(c *memConn) bool { return c.local.Addr() == addr || c.remote.Addr() == addr })
 	for at := range n.at {
 		if at.Addr() == addr {
 			delete(n.at, at)
