@@ -175,7 +175,11 @@ func (w *world) weigh(ctx context.Context, t *trial) {
 	if len(t.shape.parts) < 2 && t.shape.abort == 0 {
 		return
 	}
-	w.repeat(ctx, t, trials/4) // nodes that did not need certificates of each other get them, which may take longer than a rule allows
+	// Nodes that did not need certificates of each other get them, which may take longer than a rule allows; who failed meanwhile returns.
+	w.repeat(ctx, t, trials/4)
+	if !pause(ctx, returned/3) {
+		return
+	}
 	list := w.repeat(ctx, t, trials)
 	aborted, went := 0, map[called]map[string]int{} // by version
 	for _, r := range list {
