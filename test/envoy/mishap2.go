@@ -20,7 +20,7 @@ const atHead = "at head: "
 
 // steps2 are mishaps that only HTTP/2 has; over HTTP/1.1 they are as closes.
 func steps2() map[mishap][]step {
-	out := map[mishap][]step{}
+	out := heads2()
 	for name, list := range map[string][]step{
 		"GOAWAY with": {goAway(0, http2.ErrCodeNo), good}, "GOAWAY with, end": {goAway(0, http2.ErrCodeNo), over},
 		"GOAWAY with INTERNAL, end": {goAway(0, http2.ErrCodeInternal), over}, "GOAWAY with CALM": {goAway(0, http2.ErrCodeEnhanceYourCalm), good},
@@ -49,28 +49,6 @@ func steps2() map[mishap][]step {
 		"PRIORITY": {raw2(http2.FramePriority, 0, 0, "\x00\x00\x00\x00\x01"), good}, "unknown frame": {raw2(0xbb, 0, 0, "x"), good},
 		"padding":          {raw2(http2.FrameHeaders, 0xc, 0, "\x03\x88\x00\x00\x00"), raw2(http2.FrameData, 9, 0, "\x02ab\x00\x00")},
 		"padding too long": {raw2(http2.FrameHeaders, 0xc, 0, "\x30\x88\x00\x00\x00")}, "priority of HEADERS": {raw2(http2.FrameHeaders, 0x25, 0, "\x00\x00\x00\x00\x01\x88")},
-
-		"no status": {heads(true, "x-a", "1")}, "status abc": {heads(true, ":status", "abc")}, "status 20": {heads(true, ":status", "20")}, "status 099": {heads(true, ":status", "099")},
-		"status 2000": {heads(true, ":status", "2000")}, "status 600": {heads(true, ":status", "600")}, "status 999": {heads(true, ":status", "999")},
-		"status 101": {heads(false, ":status", "101"), good}, "status twice": {heads(true, ":status", "200", ":status", "200")},
-		"status late": {heads(true, "x-a", "1", ":status", "200")}, "status empty": {heads(true, ":status", "")},
-		":path": {heads(true, ":status", "200", ":path", "/")}, ":odd": {heads(true, ":status", "200", ":odd", "1")},
-		"upper": {heads(true, ":status", "200", "X-A", "1")}, "connection": {heads(true, ":status", "200", "connection", "close")},
-		"keep-alive": {heads(true, ":status", "200", "keep-alive", "5")}, "upgrade": {heads(true, ":status", "200", "upgrade", "x")},
-		"transfer-encoding": {heads(false, ":status", "200", "transfer-encoding", "chunked"), rest}, "te": {heads(true, ":status", "200", "te", "trailers")},
-		"no name": {heads(true, ":status", "200", "", "1")}, "blank in name": {heads(true, ":status", "200", "x a", "1")}, "NUL": {heads(true, ":status", "200", "x-a", "1\x002")},
-		"LF": {heads(true, ":status", "200", "x-a", "1\n2")}, "CR": {heads(true, ":status", "200", "x-a", "1\r2")}, "8 bit": {heads(true, ":status", "200", "x-a", "\xff\xfe")},
-		"blanks": {heads(true, ":status", "200", "x-a", "  1 ")}, "control": {heads(true, ":status", "200", "x-a", "1\x012")},
-		"many fields": {heads(true, append([]string{":status", "200"}, strings.Split(strings.Repeat("a,b,", 120)+"a,b", ",")...)...)},
-		"large head":  {heads(true, ":status", "200", "x-a", strings.Repeat("h", 70<<10))}, "empty cookie": {heads(true, ":status", "200", "set-cookie", "", "set-cookie", "a=b")},
-
-		"length 5, end": {heads(true, ":status", "200", "content-length", "5")}, "length 5, some": {heads(false, ":status", "200", "content-length", "5"), rest},
-		"length 1, some": {heads(false, ":status", "200", "content-length", "1"), rest}, "length x": {heads(false, ":status", "200", "content-length", "x"), rest},
-		"length -1": {heads(false, ":status", "200", "content-length", "-1"), rest}, "length twice": {heads(false, ":status", "200", "content-length", "4", "content-length", "4"), rest},
-		"length differs": {heads(false, ":status", "200", "content-length", "4", "content-length", "5"), rest}, "length of 204": {heads(true, ":status", "204", "content-length", "4")},
-		"length of 304": {heads(true, ":status", "304", "content-length", "4")}, "body of 204": {heads(false, ":status", "204"), rest}, "body of 304": {heads(false, ":status", "304"), rest},
-		"length 0 of 204": {heads(true, ":status", "204", "content-length", "0")}, "length 0": {heads(true, ":status", "200", "content-length", "0")}, "no DATA": {heads(false, ":status", "200"), raw2(http2.FrameData, 1, 0, "")},
-		"length of trailers": {heads(false, ":status", "200", "content-length", "9"), data("some"), heads(true, "x-after", "1")},
 
 		"trailers": {part, heads(true, "x-after", "1")}, "trailers alone": {heads(false, ":status", "200"), heads(true, "x-after", "1")},
 		"trailers open": {part, heads(false, "x-after", "1")}, "trailers with :status": {part, heads(true, ":status", "200")},
@@ -106,6 +84,33 @@ func steps2() map[mishap][]step {
 		out[mishap(fmt.Sprintf("GOAWAY with, %d", code))] = []step{goAway(0, code), over}
 	}
 	return out
+}
+
+// heads2 are those of them that are odd heads.
+func heads2() map[mishap][]step {
+	return map[mishap][]step{
+		"no status": {heads(true, "x-a", "1")}, "status abc": {heads(true, ":status", "abc")}, "status 20": {heads(true, ":status", "20")}, "status 099": {heads(true, ":status", "099")},
+		"status 2000": {heads(true, ":status", "2000")}, "status 600": {heads(true, ":status", "600")}, "status 999": {heads(true, ":status", "999")},
+		"status 101": {heads(false, ":status", "101"), good}, "status twice": {heads(true, ":status", "200", ":status", "200")},
+		"status late": {heads(true, "x-a", "1", ":status", "200")}, "status empty": {heads(true, ":status", "")},
+		":path": {heads(true, ":status", "200", ":path", "/")}, ":odd": {heads(true, ":status", "200", ":odd", "1")},
+		"upper": {heads(true, ":status", "200", "X-A", "1")}, "connection": {heads(true, ":status", "200", "connection", "close")},
+		"keep-alive": {heads(true, ":status", "200", "keep-alive", "5")}, "upgrade": {heads(true, ":status", "200", "upgrade", "x")},
+		"transfer-encoding": {heads(false, ":status", "200", "transfer-encoding", "chunked"), rest}, "te": {heads(true, ":status", "200", "te", "trailers")},
+		"no name": {heads(true, ":status", "200", "", "1")}, "blank in name": {heads(true, ":status", "200", "x a", "1")}, "NUL": {heads(true, ":status", "200", "x-a", "1\x002")},
+		"LF": {heads(true, ":status", "200", "x-a", "1\n2")}, "CR": {heads(true, ":status", "200", "x-a", "1\r2")}, "8 bit": {heads(true, ":status", "200", "x-a", "\xff\xfe")},
+		"blanks": {heads(true, ":status", "200", "x-a", "  1 ")}, "control": {heads(true, ":status", "200", "x-a", "1\x012")},
+		"many fields": {heads(true, append([]string{":status", "200"}, strings.Split(strings.Repeat("a,b,", 120)+"a,b", ",")...)...)},
+		"large head":  {heads(true, ":status", "200", "x-a", strings.Repeat("h", 70<<10))}, "empty cookie": {heads(true, ":status", "200", "set-cookie", "", "set-cookie", "a=b")},
+
+		"length 5, end": {heads(true, ":status", "200", "content-length", "5")}, "length 5, some": {heads(false, ":status", "200", "content-length", "5"), rest},
+		"length 1, some": {heads(false, ":status", "200", "content-length", "1"), rest}, "length x": {heads(false, ":status", "200", "content-length", "x"), rest},
+		"length -1": {heads(false, ":status", "200", "content-length", "-1"), rest}, "length twice": {heads(false, ":status", "200", "content-length", "4", "content-length", "4"), rest},
+		"length differs": {heads(false, ":status", "200", "content-length", "4", "content-length", "5"), rest}, "length of 204": {heads(true, ":status", "204", "content-length", "4")},
+		"length of 304": {heads(true, ":status", "304", "content-length", "4")}, "body of 204": {heads(false, ":status", "204"), rest}, "body of 304": {heads(false, ":status", "304"), rest},
+		"length 0 of 204": {heads(true, ":status", "204", "content-length", "0")}, "length 0": {heads(true, ":status", "200", "content-length", "0")}, "no DATA": {heads(false, ":status", "200"), raw2(http2.FrameData, 1, 0, "")},
+		"length of trailers": {heads(false, ":status", "200", "content-length", "9"), data("some"), heads(true, "x-after", "1")},
+	}
 }
 
 // mishaps2 are the names of steps2: those that happen at the head of a request, or the others.
@@ -148,10 +153,11 @@ func goAway(distance int, code http2.ErrCode) step {
 // raw2 is a frame of the stream at this distance; -1: of the connection.
 func raw2(typ http2.FrameType, flags http2.Flags, distance int, payload string) step {
 	return func(_ said, w *wire2, stream uint32) error {
-		if distance < 0 {
-			stream, distance = 0, 0
+		id := uint32(0)
+		if distance >= 0 {
+			id = stream + uint32(distance)
 		}
-		return w.raw(typ, flags, stream+uint32(distance), payload)
+		return w.raw(typ, flags, id, payload)
 	}
 }
 
