@@ -87,6 +87,7 @@ func TestRequestsAge(t *testing.T) {
 				if got := c.ask(t, reviewsVIP, "reviews"); !strings.HasPrefix(got, "200") {
 					t.Fatal(got)
 				}
+				synctest.Wait() // its connection is in the pool again
 			}
 		}
 		ask()
