@@ -45,7 +45,7 @@ func TestLongBody(t *testing.T) {
 	for _, loopback := range []bool{false, true} {
 		t.Run(fmt.Sprint("loopback ", loopback), func(t *testing.T) {
 			begin := func(t *testing.T, host func(net.Conn)) *world {
-				w := newWorld(t, func(c *Config) { c.Limits.StreamIdle = 300 * time.Millisecond })
+				w := newWorld(t, func(c *Config) { c.Limits.StreamIdle = 1500 * time.Millisecond })
 				w.loopback = loopback
 				w.routes("a", `{"match":{"prefix":"/"},"route":{"cluster":"up","timeout":"0s"}}`)
 				w.cluster("up", nil, host)
