@@ -94,10 +94,7 @@ func (s *Server) Run(ctx context.Context) error {
 	<-s.c.done
 	stop()
 	s.mu.Lock()
-	if !s.final {
-		s.final = true
-		close(s.left)
-	}
+	s.leftLocked()
 	s.mu.Unlock()
 	s.handlers.Wait()
 	switch err := s.c.err(); {
@@ -121,9 +118,13 @@ func (s *Server) Drain() {
 	}
 	s.drained = true
 	s.mu.Unlock()
-	// the highest id first, so that streams that are under way are not lost; the answer to the PING shows that the
-	// peer has read it (RFC 9113 §6.8)
-	s.c.postOrEnd(frame.AppendPing(frame.AppendGoAway(nil, frame.MaxStreamID, frame.CodeNo, "draining"), 0, pingDrain))
+	// the highest id first, so that streams that are under way are not lost
+	s.announce(frame.MaxStreamID, "draining")
+}
+
+// announce sends a GOAWAY; the answer to the PING behind it shows that the peer has read it (RFC 9113 §6.8).
+func (s *Server) announce(last uint32, why string) {
+	s.c.postOrEnd(frame.AppendPing(frame.AppendGoAway(nil, last, frame.CodeNo, why), 0, pingDrain))
 }
 
 // Depart is Drain, and tells the peer that nobody will answer at this address any more: the pod behind it is being deleted.
@@ -135,7 +136,7 @@ func (s *Server) Depart() {
 	last := c.promised
 	c.mu.Unlock()
 	s.mu.Unlock()
-	c.postOrEnd(frame.AppendPing(frame.AppendGoAway(nil, last, frame.CodeNo, departed), 0, pingDrain))
+	s.announce(last, departed)
 }
 
 // departed is the debug data of the GOAWAY of Depart. To others it is a text.
@@ -144,14 +145,22 @@ const departed = "undermesh: pod deleted"
 // Left is closed when the peer has heard of a drain and opens nothing here any more, or the connection has ended.
 func (s *Server) Left() <-chan struct{} { return s.left }
 
-func (s *Server) lastGoAway() {
-	s.mu.Lock()
-	if !s.drained || s.final {
-		s.mu.Unlock()
-		return
+// leftLocked closes left; false when it was closed before.
+func (s *Server) leftLocked() bool {
+	if s.final {
+		return false
 	}
 	s.final = true
 	close(s.left)
+	return true
+}
+
+func (s *Server) lastGoAway() {
+	s.mu.Lock()
+	if !s.drained || !s.leftLocked() {
+		s.mu.Unlock()
+		return
+	}
 	c := s.c
 	c.mu.Lock()
 	last := c.lastID
