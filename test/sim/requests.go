@@ -223,27 +223,16 @@ func (w *world) finish(list []*request, err error) {
 
 // serveHTTP is the application of a pod on one port: it answers each request with a body that the request's number says.
 func (w *world) serveHTTP(p *pod, port uint16, l net.Listener) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		w.apps.Go(func() {
-			defer c.Close()
-			mc := c.(*memnet.Conn) //nolint:forcetypeassert // memnet's
-			stop := context.AfterFunc(w.traffic, func() { _ = mc.SetLinger(0); _ = mc.Close() })
-			defer stop()
-			in := bufio.NewReader(mc)
-			for {
-				if again, err := w.answer(p, port, mc, in); err != nil || !again {
-					if err != nil {
-						_ = mc.SetLinger(0)
-					}
-					return
-				}
+	w.accept(l, func(c *memnet.Conn) error {
+		stop := context.AfterFunc(w.traffic, func() { _ = c.SetLinger(0); _ = c.Close() })
+		defer stop()
+		in := bufio.NewReader(c)
+		for {
+			if again, err := w.answer(p, port, c, in); err != nil || !again {
+				return err
 			}
-		})
-	}
+		}
+	})
 }
 
 // answer serves one request.

@@ -197,6 +197,11 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // serveApp is the application of a pod on one port: it answers each byte with one.
 func (w *world) serveApp(p *pod, port uint16, l net.Listener) {
+	w.accept(l, func(c *memnet.Conn) error { return w.echo(p, port, c) })
+}
+
+// accept gives each connection to serve, and resets those that it ends with an error.
+func (w *world) accept(l net.Listener, serve func(*memnet.Conn) error) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -205,7 +210,7 @@ func (w *world) serveApp(p *pod, port uint16, l net.Listener) {
 		w.apps.Go(func() {
 			defer c.Close()
 			mc := c.(*memnet.Conn) //nolint:forcetypeassert // memnet's
-			if err := w.echo(p, port, mc); err != nil {
+			if err := serve(mc); err != nil {
 				_ = mc.SetLinger(0)
 			}
 		})
