@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/undermesh/undermesh/cmd/controller/app"
+	"github.com/undermesh/undermesh/cmd/internal/memory"
 )
 
 func main() {
@@ -26,7 +27,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	app.TuneMemory()
+	memory.Tune()
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: opts.LogLevel}))
 	if err := app.Run(ctx, opts, log); err != nil {
 		log.Error("controller ended", "err", err)

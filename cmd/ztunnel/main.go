@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/undermesh/undermesh/cmd/internal/memory"
 	"github.com/undermesh/undermesh/ztunnel/drain"
 )
 
 func main() {
+	memory.Tune()
 	args, worker := os.Args[1:], false
 	if len(args) > 0 && args[0] == "worker" {
 		args, worker = args[1:], true

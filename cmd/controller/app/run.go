@@ -8,8 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
-	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,35 +25,6 @@ import (
 	"github.com/undermesh/undermesh/controller/watch"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 )
-
-// gcPercent is how much the heap grows between two collections. The mesh's state is most of it and lives long: Go's own
-// default keeps as much garbage as state, which at 100,000 pods is 0.7 GB.
-const gcPercent = 50
-
-// memoryLimit is the file that says how much memory the container may use, in bytes (cgroup v2).
-const memoryLimit = "/sys/fs/cgroup/memory.max"
-
-// TuneMemory sets the garbage collector for a process that is the controller and nothing else: a heap that grows less, and
-// that is collected more often before a limit of the container is reached. GOGC and GOMEMLIMIT override it.
-func TuneMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
-	if raw, err := os.ReadFile(memoryLimit); err == nil && os.Getenv("GOMEMLIMIT") == "" {
-		if limit, ok := softLimit(string(raw)); ok {
-			debug.SetMemoryLimit(limit)
-		}
-	}
-}
-
-// softLimit leaves a tenth of the container's memory to what the runtime does not count; ok is false without a limit.
-func softLimit(text string) (limit int64, ok bool) {
-	n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64) // else "max"
-	if err != nil || n <= 0 {
-		return 0, false
-	}
-	return n - n/10, true
-}
 
 // Run assembles the controller from the flags and serves until ctx ends.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
