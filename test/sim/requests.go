@@ -69,6 +69,10 @@ func (r *request) String() string {
 	return fmt.Sprintf("request %d %s %s%s (%s, %q) of %s to %s", r.id, r.method, r.authority, r.path, r.user, r.act, r.from, r.to)
 }
 
+func (r *request) doneLocked() bool { return r.done }
+
+func (r *request) stateLocked() string { return r.String() }
+
 // senderLocked is who p may take for the sender.
 func (r *request) senderLocked(p *pod) account {
 	if !r.captured || r.plain[p.host] {

@@ -248,31 +248,11 @@ func (w *world) amounts(t *trial, what string, n int, low, high float64) {
 	}
 }
 
-// awaitRequests waits until every request has ended.
+// awaitRequests waits until every request has ended, and its copies.
 func (w *world) awaitRequests(ctx context.Context) error {
-	deadline := time.Now().Add(hangLimit)
-	for {
-		w.mu.Lock()
-		open := w.openRequests
-		var one *request
-		for _, r := range w.requests {
-			if !r.done && (one == nil || r.id < one.id) {
-				one = r
-			}
-		}
-		w.mu.Unlock()
-		switch {
-		case open == 0:
-			pause(ctx, settled)
-			return nil
-		case time.Now().After(deadline):
-			w.violate("recovery", "%d requests hang, the first is %v", open, one)
-			return nil
-		}
-		if !pause(ctx, 100*time.Millisecond) {
-			return context.Cause(ctx)
-		}
-	}
+	err := awaitEnds(ctx, w, "requests", w.requests, &w.openRequests)
+	pause(ctx, settled)
+	return err
 }
 
 // returned is how long after the last error hosts may be ejected.

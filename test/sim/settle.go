@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"math"
 	"net/netip"
 	"time"
 
@@ -51,7 +52,7 @@ func (w *world) settle(ctx context.Context) error {
 		w.violate("recovery", "%s to %s port %d: allowed %t, and %s after the last fault %v ended with %v, %d bytes", p.from, p.to, p.port, p.want,
 			Recovery, p.last, p.last.err, p.last.echoed)
 	}
-	return w.awaitStreams(ctx)
+	return awaitEnds(ctx, w, "connections", w.streams, &w.open)
 }
 
 // pairs draws pairs of living pods.
@@ -102,24 +103,33 @@ func (w *world) isDone(s *stream) bool {
 	return s.done
 }
 
-// awaitStreams waits until every connection has ended.
-func (w *world) awaitStreams(ctx context.Context) error {
+// ender is something that a world waits for.
+type ender interface {
+	doneLocked() bool
+	// stateLocked says how far it got.
+	stateLocked() string
+}
+
+// awaitEnds waits until all of a kind have ended, of which open counts the others, and reports the first of those that hang.
+func awaitEnds[T ender](ctx context.Context, w *world, what string, all map[uint64]T, open *int) error {
 	deadline := time.Now().Add(hangLimit)
 	for {
 		w.mu.Lock()
-		open := w.open
-		var one *stream
-		for _, s := range w.streams {
-			if !s.done && (one == nil || s.id < one.id) {
-				one = s
+		left, late, first := *open, time.Now().After(deadline), ""
+		if left > 0 && late {
+			id := uint64(math.MaxUint64)
+			for i, x := range all {
+				if !x.doneLocked() && i < id {
+					id, first = i, x.stateLocked()
+				}
 			}
 		}
 		w.mu.Unlock()
 		switch {
-		case open == 0:
+		case left == 0:
 			return nil
-		case time.Now().After(deadline):
-			w.violate("recovery", "%d connections hang, the first is %v, %d of %d bytes came back", open, one, one.echoed, one.total())
+		case late:
+			w.violate("recovery", "%d %s hang, the first is %s", left, what, first)
 			return nil
 		}
 		if !pause(ctx, 100*time.Millisecond) {

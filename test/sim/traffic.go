@@ -74,6 +74,12 @@ func (s *stream) String() string {
 	return fmt.Sprintf("stream %d %s (%s) -> %s", s.id, s.from, s.src, s.to)
 }
 
+func (s *stream) doneLocked() bool { return s.done }
+
+func (s *stream) stateLocked() string {
+	return fmt.Sprintf("%v, %d of %d bytes came back", s, s.echoed, s.total())
+}
+
 // body is what one direction of a stream consists of after the header.
 func body(id uint64, direction byte) *rand.ChaCha8 {
 	var seed [32]byte
