@@ -26,8 +26,8 @@ const (
 type span struct{ id, parent uint64 }
 
 // trace makes the request a step of the trace that it belongs to, in all forms in which it carries that, or begins one in B3's
-// fields (TT-02). A decision whether to sample is kept, and made where there is none (TT-05). What is no context counts for nothing
-// and goes away when a trace is begun.
+// fields (TT-02). A decision whether to sample is kept, and made once where there is none (TT-05). What is no context counts for
+// nothing and goes away when a trace is begun.
 func (x *exchange) trace() {
 	x.span, x.contexts, x.legged = span{}, 0, false
 	if x.f.Trace == nil {
@@ -55,22 +55,44 @@ func (x *exchange) trace() {
 		x.valueBuf = appendHex(appendHex(x.valueBuf[:0], x.e.spanID(), 16), x.span.id, 16)
 		req.Set(head.XB3TraceID, head.Names[head.XB3TraceID], x.valueBuf)
 	}
-	if x.contexts&inB3Fields != 0 && !isDecision(req.Get(head.XB3Sampled)) {
-		flags, _ := req.Find("x-b3-flags")
-		decision := one.decision
-		if decision == 0 {
-			decision = x.e.sample(how)
-		}
-		if decision == 'd' || string(flags) == "1" { // to debug is to sample
-			decision = '1'
-		}
+	x.sampling(one, how)
+	x.step(x.span)
+}
+
+// sampling writes whether to sample into B3's forms of the context, where they do not say it: as another form says, or as is drawn, once.
+func (x *exchange) sampling(one b3, how Trace) {
+	req := x.req
+	fields := x.contexts&inB3Fields != 0 && !isDecision(req.Get(head.XB3Sampled))
+	single := x.contexts&inB3 != 0 && one.decision == 0
+	if !fields && !single {
+		return
+	}
+	decision := x.sampled(one.decision)
+	if decision == 0 {
+		decision = x.e.sample(how)
+	}
+	if fields {
 		req.Set(head.XB3Sampled, head.Names[head.XB3Sampled], append(x.valueBuf[:0], decision))
 	}
-	if x.contexts&inB3 != 0 && one.decision == 0 {
-		x.valueBuf = append(append(append(append(x.valueBuf[:0], one.trace...), '-'), one.span...), '-', x.e.sample(how))
+	if single {
+		x.valueBuf = append(append(append(append(x.valueBuf[:0], one.trace...), '-'), one.span...), '-', decision)
 		req.Set(head.B3, head.Names[head.B3], x.valueBuf)
 	}
-	x.step(x.span)
+}
+
+// sampled is what was decided before the request came here, '0' or '1'; 0: nothing. inOne is what B3's one field says.
+func (x *exchange) sampled(inOne byte) byte {
+	if v := x.req.Get(head.XB3Sampled); isDecision(v) {
+		return v[0]
+	}
+	if flags, _ := x.req.Find("x-b3-flags"); inOne == 'd' || string(flags) == "1" { // to debug is to sample
+		return '1'
+	}
+	if inOne != 0 || x.contexts&inTraceparent == 0 {
+		return inOne
+	}
+	flags, _ := head.Unhex(x.req.Get(head.Traceparent)[54])
+	return '0' + byte(flags&1)
 }
 
 // leg makes what goes to a workload of this node a step of its own where the engine does that workload's part too.

@@ -118,6 +118,46 @@ func TestTT05Sampling(t *testing.T) {
 	}
 }
 
+// TestTT05OneDecision: all forms of one request say the same, what one of them says or what is drawn.
+func TestTT05OneDecision(t *testing.T) {
+	said := func(fields ...string) string {
+		own, _ := traced(t, Outbound, &Trace{On: true, Sample: 5000}, append(fields, "x-b3-traceid", traceID, "x-b3-spanid", someID)...)
+		out := own["x-b3-sampled"]
+		if one := own["b3"]; one != "" {
+			out += one[49:52]
+		}
+		return out
+	}
+	seen := map[string]int{}
+	for range 200 {
+		seen[said("b3", traceID+"-"+someID)]++
+	}
+	if len(seen) != 2 || seen["1-1-"]+seen["0-0-"] != 200 {
+		t.Errorf("without a decision: %v, want both 0 or both 1, by chance", seen)
+	}
+	for _, c := range []struct {
+		want   string
+		fields []string
+	}{
+		{"1-1-", []string{"b3", traceID + "-" + someID + "-1"}},
+		{"0-0-", []string{"b3", traceID + "-" + someID + "-0"}},
+		{"1-d-", []string{"b3", traceID + "-" + someID + "-d"}},
+		{"1-1-", []string{"b3", traceID + "-" + someID, "x-b3-sampled", "1"}},
+		{"0-0-", []string{"b3", traceID + "-" + someID, "x-b3-sampled", "0"}},
+		{"1-1-", []string{"b3", traceID + "-" + someID, "x-b3-flags", "1"}},
+		{"1-1-", []string{"b3", traceID + "-" + someID, "traceparent", "00-" + traceID + "-" + someID + "-01"}},
+		{"0-0-", []string{"b3", traceID + "-" + someID, "traceparent", "00-" + traceID + "-" + someID + "-00"}},
+		{"1", []string{"traceparent", "00-" + traceID + "-" + someID + "-03"}},
+		{"0", []string{"traceparent", "00-" + traceID + "-" + someID + "-02"}},
+	} {
+		for range 10 {
+			if got := said(c.fields...); got != c.want {
+				t.Errorf("%q: %s, want %s", c.fields, got, c.want)
+			}
+		}
+	}
+}
+
 func TestContextsThatAreNone(t *testing.T) {
 	for _, v := range []string{"", "x", "00-" + traceID + "-" + someID + "-0", "ff-" + traceID + "-" + someID + "-00", "00-" + strings.Repeat("0", 32) + "-" + someID + "-00",
 		"00-" + traceID + "-" + strings.Repeat("0", 16) + "-00", "00-" + traceID + "-" + someID + "-00-x", "00-" + traceID + "_" + someID + "-00", "00-" + traceID + "-" + someID + "-0g"} {
