@@ -153,7 +153,12 @@ func (s *Snapshot) Endpoints(svc *Service) []*Workload {
 	if svc == nil {
 		return nil
 	}
-	m := s.members.at(name{svc.GetNamespace(), svc.GetHostname()})
+	return s.Members(svc.GetNamespace(), svc.GetHostname())
+}
+
+// Members is Endpoints for a service by its name, which need not have arrived.
+func (s *Snapshot) Members(namespace, hostname string) []*Workload {
+	m := s.members.at(name{namespace, hostname})
 	if m == nil {
 		return nil
 	}

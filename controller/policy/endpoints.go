@@ -49,6 +49,40 @@ func (c Caller) Endpoints(spec ClusterSpec) []ClusterEndpoint {
 	return spec.place(out, &p)
 }
 
+// Peers are the members of the service, the first by its name, that the caller is behind; nil when where they are means nothing to
+// the cluster. The slice is the snapshot's: another one as soon as a member has changed.
+func (c Caller) Peers(spec ClusterSpec) []*client.Workload {
+	if spec.Cluster.GetCommonLbConfig().GetZoneAwareLbConfig() == nil || c.Workload.GetLocality() == nil || len(c.Workload.GetServices()) == 0 {
+		return nil
+	}
+	namespace, host, _ := strings.Cut(slices.Min(slices.Collect(maps.Keys(c.Workload.GetServices()))), "/")
+	return c.Snapshot.Members(namespace, host)
+}
+
+// Clients are those that share the endpoints of a cluster with zone aware balancing with the caller, and call as it does: the ready
+// pods of its Deployment, or whatever has made it, in its region. The caller is one of them. Without such balancing, or when it is
+// not known where the caller is, there is none.
+func (c Caller) Clients(spec ClusterSpec) []*client.Workload {
+	peers := c.Peers(spec)
+	if peers == nil {
+		return nil
+	}
+	out := []*client.Workload{c.Workload}
+	for _, w := range peers {
+		if w.GetUid() != c.Workload.GetUid() && alike(w, c.Workload) {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+// alike reports whether a ready pod of the caller's owner is in its region.
+func alike(w, caller *client.Workload) bool {
+	return w.GetStatus() == workloadapi.WorkloadStatus_HEALTHY && w.GetNamespace() == caller.GetNamespace() &&
+		w.GetWorkloadType() == caller.GetWorkloadType() && w.GetWorkloadName() == caller.GetWorkloadName() &&
+		w.GetLocality().GetRegion() == caller.GetLocality().GetRegion()
+}
+
 // Has reports whether a workload behind the service is in the subset.
 func (s ClusterSpec) Has(w *client.Workload) bool { return hasLabels(w.Labels, s.Labels) }
 

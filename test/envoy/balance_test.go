@@ -60,6 +60,31 @@ var balanced = []struct {
 		{Locality: ours.Locality{Zone: "a"}, LocalityWeight: 70, Draining: true}, {Locality: ours.Locality{Zone: "a"}, LocalityWeight: 70},
 		{Locality: ours.Locality{Zone: "b"}, LocalityWeight: 20}, {Locality: ours.Locality{Zone: "c"}, LocalityWeight: 0},
 		{Locality: ours.Locality{Zone: "d"}, LocalityWeight: 10, Weight: 3}, {Locality: ours.Locality{Zone: "d"}, LocalityWeight: 10}}},
+	{"zones with enough here", zoneAware, false, inZones("aaaaabc")},
+	{"zones with too little here", zoneAware, false, inZones("aabbbccc")},
+	{"zones with nothing here", zoneAware, false, inZones("bbbccc")},
+	{"zones with one endpoint down", zoneAware, false, append(inZones("aaabbbb"), ours.Endpoint{Draining: true, Locality: ours.Locality{Zone: "c"}})},
+	{"zones of a small cluster", zoneAware, false, inZones("aabbb")},
+	{"zones of a small cluster that is large enough", `{"commonLbConfig": {"zoneAwareLbConfig": {"minClusterSize": 3}}}`, false, inZones("aabbb")},
+	{"zones and a panic", zoneAware, false, append([]ours.Endpoint{{Draining: true, Locality: ours.Locality{Zone: "a"}}, {Draining: true, Locality: ours.Locality{Zone: "a"}},
+		{Draining: true, Locality: ours.Locality{Zone: "a"}}, {Draining: true, Locality: ours.Locality{Zone: "a"}}}, inZones("aab")...)},
+}
+
+const zoneAware = `{"commonLbConfig": {"zoneAwareLbConfig": {}}}`
+
+// inZones has an endpoint in each of the zones.
+func inZones(zones string) []ours.Endpoint {
+	var out []ours.Endpoint
+	for _, z := range zones {
+		out = append(out, ours.Endpoint{Locality: ours.Locality{Zone: string(z)}})
+	}
+	return out
+}
+
+// clients is what the bootstrap says of the local cluster.
+func clients() ours.Origin {
+	a, b := ours.Locality{Zone: "a"}, ours.Locality{Zone: "b"}
+	return ours.NewOrigin(a, []ours.Locality{a, a, a, b})
 }
 
 // message is the cluster as Envoy is served it: its endpoints in groups of priority and locality. Draining stands for unhealthy
@@ -145,7 +170,7 @@ func TestEnvoyBalancesAlike(t *testing.T) {
 		for i := range hosts {
 			hosts[i].Healthy, hosts[i].Draining = !hosts[i].Draining, false
 		}
-		worlds[c.name] = ours.New(ours.Config{Clock: clock.System(), Rand: rand.Uint64}, spec, ours.NewHosts(hosts))
+		worlds[c.name] = ours.New(ours.Config{Clock: clock.System(), Rand: rand.Uint64}, spec, ours.NewHostsFrom(clients(), hosts))
 	}
 	dir := t.TempDir()
 	path := dir + "/in"

@@ -67,8 +67,10 @@ func Require(t testing.TB) string {
 	return path
 }
 
+// bootstrapText has three clients of Envoy's kind in its own zone a, and one in zone b.
 const bootstrapText = `{
- "node": {"id": "oracle", "cluster": "oracle"},
+ "node": {"id": "oracle", "cluster": "oracle", "locality": {"zone": "a"}},
+ "cluster_manager": {"local_cluster_name": "clients"},
  "admin": {"address": {"pipe": {"path": %q}}},
  "dynamic_resources": {
   "ads_config": {"api_type": "DELTA_GRPC", "transport_api_version": "V3", "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}]},
@@ -78,7 +80,14 @@ const bootstrapText = `{
   "name": "xds", "type": "STATIC", "connect_timeout": "1s",
   "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {"http2_protocol_options": {}}}},
-  "load_assignment": {"cluster_name": "xds", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": %q}}}}]}]}}]}
+  "load_assignment": {"cluster_name": "xds", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": %q}}}}]}]}},
+  {"name": "clients", "type": "STATIC", "load_assignment": {"cluster_name": "clients", "endpoints": [
+   {"locality": {"zone": "a"}, "lb_endpoints": [
+    {"endpoint": {"address": {"socket_address": {"address": "127.2.0.1", "port_value": 1}}}},
+    {"endpoint": {"address": {"socket_address": {"address": "127.2.0.2", "port_value": 1}}}},
+    {"endpoint": {"address": {"socket_address": {"address": "127.2.0.3", "port_value": 1}}}}]},
+   {"locality": {"zone": "b"}, "lb_endpoints": [
+    {"endpoint": {"address": {"socket_address": {"address": "127.2.0.4", "port_value": 1}}}}]}]}}]}
 }`
 
 // Start runs Envoy with the resources and waits until it serves them. What they refer to must be among them, or it waits in

@@ -74,6 +74,7 @@ func (c *Cluster) init(spec *Spec, hosts *Hosts) {
 		hosts = NewHosts(nil)
 	}
 	v := hosts.view(spec)
+	c.sized(v)
 	c.state.Store(&state{spec: spec, hosts: hosts, slots: make([]atomic.Pointer[Host], len(hosts.list)), view: v, turns: c.newTurns(nil, v)})
 	c.nextWeigh.Store(math.MaxInt64)
 	if spec.slowStart() != nil {
@@ -218,6 +219,14 @@ func (c *Cluster) rebuildLocked(st *state) {
 	}
 	next.turns = c.newTurns(st.turns, next.view)
 	c.state.Store(&next)
+	c.sized(next.view)
+}
+
+// sized counts a view that is too small for zone aware balancing.
+func (c *Cluster) sized(v *view) {
+	if v.small {
+		c.stats.inc(LbZoneTooSmall)
+	}
 }
 
 // host returns the host of an endpoint, which is made when it is used first.

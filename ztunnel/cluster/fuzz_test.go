@@ -42,7 +42,7 @@ func FuzzCompile(f *testing.F) {
 			return
 		}
 		w := newWorld(t, `{}`)
-		w.Update(s, cluster.NewHosts(append([]cluster.Endpoint{}, hosts...)))
+		w.Update(s, cluster.NewHostsFrom(from("aab"), append([]cluster.Endpoint{}, hosts...)))
 		h, why := w.Pick(cluster.PickInput{Hash: w.rand(), HasHash: true, Original: hosts[0].Addr})
 		if why != cluster.Picked {
 			t.Fatalf("no host: %v", why)

@@ -36,16 +36,21 @@ func (e *Endpoint) weight() uint64 { return uint64(min(max(e.Weight, 1), maxWeig
 // Hosts is an immutable list of endpoints with what choosing among them needs. One is to be shared by all clusters of a node
 // that have the same endpoints. Safe for concurrent use.
 type Hosts struct {
-	list  []Endpoint // by priority, locality, key
-	byKey map[string]int
+	list   []Endpoint // by priority, locality, key
+	byKey  map[string]int
+	origin Origin
 
 	mu     sync.Mutex // protects below
 	views  map[*Spec]*view
 	tables map[tableKey]*table
 }
 
-// NewHosts makes a list of the endpoints, of which it takes possession. Of endpoints with one key the last counts.
-func NewHosts(list []Endpoint) *Hosts {
+// NewHosts makes a list of the endpoints, of which it takes possession, for callers that know of no place. Of endpoints with one
+// key the last counts.
+func NewHosts(list []Endpoint) *Hosts { return NewHostsFrom(Origin{}, list) }
+
+// NewHostsFrom is NewHosts for callers of the origin.
+func NewHostsFrom(o Origin, list []Endpoint) *Hosts {
 	slices.SortStableFunc(list, func(a, b Endpoint) int {
 		return cmp.Or(cmp.Compare(a.Priority, b.Priority), a.Locality.compare(b.Locality), cmp.Compare(a.Key, b.Key))
 	})
@@ -66,7 +71,7 @@ func NewHosts(list []Endpoint) *Hosts {
 			last[list[i].Key] = i
 		}
 	}
-	return &Hosts{list: list, byKey: last}
+	return &Hosts{list: list, byKey: last, origin: o}
 }
 
 func (l Locality) compare(m Locality) int {

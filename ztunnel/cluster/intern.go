@@ -17,9 +17,10 @@ type Lists struct {
 	all  map[uint64]weak.Pointer[Hosts]
 }
 
-// Hosts returns the hosts of the endpoints, of which it takes possession. Their Values must be comparable.
-func (l *Lists) Hosts(list []Endpoint) *Hosts {
-	h := NewHosts(list)
+// Hosts returns the hosts of the endpoints, of which it takes possession, for callers of the origin. Their Values must be
+// comparable.
+func (l *Lists) Hosts(o Origin, list []Endpoint) *Hosts {
+	h := NewHostsFrom(o, list)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.all == nil {
@@ -27,7 +28,7 @@ func (l *Lists) Hosts(list []Endpoint) *Hosts {
 	}
 	key := h.sum(l.seed)
 	if old := l.all[key].Value(); old != nil {
-		if slices.Equal(old.list, h.list) {
+		if slices.Equal(old.list, h.list) && old.origin.equal(h.origin) {
 			return old
 		}
 		return h // another list of the same sum is kept already
@@ -50,9 +51,15 @@ func (h *Hosts) sum(seed maphash.Seed) uint64 {
 	var m maphash.Hash
 	m.SetSeed(seed)
 	var n [16]byte
+	_, _ = m.WriteString(h.origin.Local.Zone) // never an error
+	_, _ = m.WriteString(h.origin.Local.SubZone)
+	for _, p := range h.origin.places {
+		binary.LittleEndian.PutUint64(n[:], p.count)
+		_, _ = m.Write(n[:8])
+	}
 	for i := range h.list {
 		e := &h.list[i]
-		_, _ = m.WriteString(e.Key) // never an error
+		_, _ = m.WriteString(e.Key)
 		flags := e.Weight << 2
 		if e.Healthy {
 			flags |= 1

@@ -46,6 +46,7 @@ func TestEveryStatisticMoves(t *testing.T) {
 	}
 	m.connections()
 	m.balance()
+	m.zones()
 	m.ejections()
 	for s := range counted {
 		m.moved[s.String()] = true
@@ -131,6 +132,18 @@ func (m *moving) balance() {
 		m.world(`{}`), m.world(`{}`, endpoints(2, unhealthy(0, 1))...), m.world(`{"type": "ORIGINAL_DST", "lbPolicy": "CLUSTER_PROVIDED"}`),
 	} {
 		_, _ = w.Pick(cluster.PickInput{})
+		m.look(w)
+	}
+}
+
+// zones are kept to, all, in part, and not because the cluster is small.
+func (m *moving) zones() {
+	for size, clients := range map[int]string{5: "ab", 7: "ab", 8: "aaab"} { // small; half and more endpoints in a; fewer than clients
+		w := m.world(`{"commonLbConfig": {"zoneAwareLbConfig": {}}}`, endpoints(size)...)
+		w.Update(w.Spec(), cluster.NewHostsFrom(from(clients), endpoints(size, inZones("abaabbab"))))
+		for range 50 {
+			_, _ = w.Pick(cluster.PickInput{})
+		}
 		m.look(w)
 	}
 }

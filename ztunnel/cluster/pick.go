@@ -108,6 +108,9 @@ func (c *Cluster) choose(st *state, in *PickInput, attempt int) (uint32, bool) {
 			p = l.place.at(c.cfg.Rand() % l.place.total())
 		}
 		m, turn = &l.places[p], l.turns+1+int(p)
+		if l.zone != nil {
+			c.took(l.zone, p)
+		}
 	}
 	if len(m.list) == 0 {
 		return 0, false

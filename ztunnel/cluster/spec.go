@@ -77,8 +77,7 @@ const (
 
 // Compile reads a cluster. An error names the cluster and the field that is wrong, or that is not supported: nothing is skipped
 // that would change where a request goes or what protects it. Fields that only concern how Envoy gets its endpoints or names its
-// statistics (eds_cluster_config, dns_*, alt_stat_name, metadata …) are without meaning here. Zone aware balancing has the effect
-// that it has in an Envoy that is not told where the other clients are: none.
+// statistics (eds_cluster_config, dns_*, alt_stat_name, metadata …) are without meaning here.
 func Compile(c *clusterv3.Cluster) (*Spec, error) {
 	s := &Spec{Name: c.GetName()}
 	if s.Name == "" {

@@ -12,10 +12,11 @@ import (
 
 // balanceSpec is how hosts are chosen.
 type balanceSpec struct {
-	panicPercent     float64 // of healthy hosts, below which all hosts of a priority count; default 50
-	overprovisioning uint32  // percent; default 140
-	byLocality       bool    // localities are chosen by their weights
-	weightedHealth   bool    // the health of a priority is that of its weights, not of its number of hosts
+	panicPercent     float64   // of healthy hosts, below which all hosts of a priority count; default 50
+	overprovisioning uint32    // percent; default 140
+	byLocality       bool      // localities are chosen by their weights
+	zone             *zoneSpec // nil: places count for nothing by themselves
+	weightedHealth   bool      // the health of a priority is that of its weights, not of its number of hosts
 	hashHostname     bool
 
 	choices    uint32  // LeastRequest: hosts that are compared; default 2
@@ -52,6 +53,7 @@ func (p *parser) balance(c *clusterv3.Cluster, policy Policy) balanceSpec {
 		panicPercent:     p.percent("common_lb_config.healthy_panic_threshold", cc.GetHealthyPanicThreshold(), defaultPanicPercent),
 		overprovisioning: defaultOverprovisioning,
 		byLocality:       cc.GetLocalityWeightedLbConfig() != nil,
+		zone:             p.zoneAware(cc.GetZoneAwareLbConfig()),
 		hashHostname:     cc.GetConsistentHashingLbConfig().GetUseHostnameForHashing(),
 		choices:          defaultChoices, activeBias: 1,
 		ringMin: defaultRingMin, ringMax: defaultRingMax, tableSize: defaultTableSize,

@@ -36,6 +36,8 @@ func TestCompileRefuses(t *testing.T) {
 		`{"cleanupInterval": "0s"}`:                                                     "cleanup_interval",
 		`{"commonLbConfig": {"healthyPanicThreshold": {"value": 101}}}`:                 "healthy_panic_threshold",
 		`{"commonLbConfig": {"overrideHostStatus": {"statuses": ["HEALTHY"]}}}`:         "override_host_status",
+		`{"commonLbConfig": {"zoneAwareLbConfig": {"routingEnabled": {"value": 50}}}}`:  "routing_enabled",
+		`{"commonLbConfig": {"zoneAwareLbConfig": {"failTrafficOnPanic": true}}}`:       "fail_traffic_on_panic",
 		`{"commonLbConfig": {"consistentHashingLbConfig": {"hashBalanceFactor": 150}}}`: "hash_balance_factor",
 		`{"lbPolicy": "RING_HASH", "ringHashLbConfig": {"minimumRingSize": "2000", "maximumRingSize": "1000"}}`:     "ring_hash_lb_config",
 		`{"lbPolicy": "RING_HASH", "ringHashLbConfig": {"minimumRingSize": "8388609"}}`:                             "minimum_ring_size",

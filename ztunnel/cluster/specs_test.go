@@ -17,6 +17,7 @@ var specs = map[string]string{
 	"ring":     `{"lbPolicy": "RING_HASH", "ringHashLbConfig": {"minimumRingSize": "2048"}}`,
 	"maglev":   `{"lbPolicy": "MAGLEV", "maglevLbConfig": {"tableSize": "251"}}`,
 	"least":    `{"lbPolicy": "LEAST_REQUEST", "leastRequestLbConfig": {"choiceCount": 3, "slowStartConfig": {"slowStartWindow": "10s"}}}`,
+	"zones":    `{"commonLbConfig": {"zoneAwareLbConfig": {"routingEnabled": {"value": 100}, "minClusterSize": 2}}}`,
 	"random":   `{"lbPolicy": "RANDOM", "commonLbConfig": {"localityWeightedLbConfig": {}}}`,
 	"original": `{"type": "ORIGINAL_DST", "lbPolicy": "CLUSTER_PROVIDED"}`,
 	"dns": `{"type": "STRICT_DNS", "loadAssignment": {"clusterName": "a", "endpoints": [{"lbEndpoints": [{"endpoint":

@@ -47,6 +47,10 @@ const (
 	RetryOrShadowAbandoned
 	MembershipChange
 	LbHealthyPanic
+	LbZoneTooSmall
+	LbZoneDirect
+	LbZoneSampled
+	LbZoneCross
 	OriginalDstInvalid
 	EjectionsTotal
 	EjectionsEnforced
@@ -77,6 +81,8 @@ var statNames = [numStats]string{
 	RqRetryBackoffExponential: "upstream_rq_retry_backoff_exponential",
 	RetryOrShadowAbandoned:    "retry_or_shadow_abandoned",
 	MembershipChange:          "membership_change", LbHealthyPanic: "lb_healthy_panic", OriginalDstInvalid: "original_dst_host_invalid",
+	LbZoneTooSmall: "lb_zone_cluster_too_small", LbZoneDirect: "lb_zone_routing_all_directly", LbZoneSampled: "lb_zone_routing_sampled",
+	LbZoneCross:    "lb_zone_routing_cross_zone",
 	EjectionsTotal: "outlier_detection.ejections_total", EjectionsEnforced: "outlier_detection.ejections_enforced_total",
 	EjectionsOverflow:       "outlier_detection.ejections_overflow",
 	EjectionsConsecutive5xx: "outlier_detection.ejections_consecutive_5xx", EjectionsSuccessRate: "outlier_detection.ejections_success_rate",

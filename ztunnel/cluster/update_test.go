@@ -207,7 +207,7 @@ func TestMemoryOfManySources(t *testing.T) {
 		var clusters []*cluster.Cluster
 		before := heap()
 		for range sources {
-			c := cluster.New(cluster.Config{Clock: clock.System(), Rand: rand.Uint64}, spec, lists.Hosts(endpoints(size)))
+			c := cluster.New(cluster.Config{Clock: clock.System(), Rand: rand.Uint64}, spec, lists.Hosts(cluster.Origin{}, endpoints(size)))
 			for range 10 { // of which each uses ten
 				c.Pick(cluster.PickInput{})
 			}
@@ -264,8 +264,10 @@ func BenchmarkPool(b *testing.B) {
 // Equal lists are one, lists that differ anywhere are not, and what nobody has any more is forgotten.
 func TestLists(t *testing.T) {
 	var l cluster.Lists
-	a := l.Hosts(endpoints(100))
-	if l.Hosts(endpoints(100)) != a {
+	here := cluster.Locality{Region: "r", Zone: "a"}
+	from := func(places ...cluster.Locality) cluster.Origin { return cluster.NewOrigin(here, places) }
+	a := l.Hosts(from(here), endpoints(100))
+	if l.Hosts(from(here), endpoints(100)) != a {
 		t.Error("equal lists are two")
 	}
 	for name, change := range map[string]func(*cluster.Endpoint){
@@ -278,8 +280,16 @@ func TestLists(t *testing.T) {
 	} {
 		list := endpoints(100)
 		change(&list[50])
-		if l.Hosts(list) == a {
+		if l.Hosts(from(here), list) == a {
 			t.Errorf("lists that differ by %s are one", name)
+		}
+	}
+	there := cluster.Locality{Region: "r", Zone: "b"}
+	for name, o := range map[string]cluster.Origin{
+		"nowhere": {}, "another place": cluster.NewOrigin(there, []cluster.Locality{here}), "more clients": from(here, here), "clients elsewhere": from(here, there),
+	} {
+		if l.Hosts(o, endpoints(100)) == a {
+			t.Errorf("lists of origins that differ are one: %s", name)
 		}
 	}
 	runtime.KeepAlive(a)

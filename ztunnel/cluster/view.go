@@ -12,6 +12,7 @@ type view struct {
 	only   int      // the level that has all the load, else -1
 	// What statistics say.
 	total, healthy int
+	small          bool // there are too few endpoints for zone aware balancing
 }
 
 // level is one priority.
@@ -22,6 +23,7 @@ type level struct {
 	all       members   // what is available, or everybody in a panic
 	places    []members // by locality; nil: localities do not count
 	place     members   // the indexes of places, by the weights of the localities
+	zone      *zoned    // places are weighted by it; nil: they are not
 	table     *table    // of the hash policies
 	turns     int       // index of the first of its turns: one for the level, one for each place
 }
@@ -169,7 +171,7 @@ func (b viewer) build() *view {
 	turns := 0
 	for i := range v.levels {
 		l := &v.levels[i]
-		b.fill(l)
+		b.fill(v, i)
 		l.turns = turns
 		turns += 1 + len(l.places)
 	}
@@ -267,8 +269,9 @@ func onlyOne(loads []uint32) int {
 	return -1
 }
 
-// fill replaces the level's endpoints by those that are available, and adds what the policy chooses by.
-func (b viewer) fill(l *level) {
+// fill replaces the endpoints of the i-th level by those that are available, and adds what the policy chooses by.
+func (b viewer) fill(v *view, i int) {
+	l := &v.levels[i]
 	everybody := l.all.list
 	in := everybody
 	if !l.panicking {
@@ -284,8 +287,12 @@ func (b viewer) fill(l *level) {
 		b.fillTable(l, everybody)
 	default:
 		l.all = newMembers(in, b.weight)
-		if b.spec.balance.byLocality && !l.panicking {
+		switch {
+		case l.panicking || len(in) == 0:
+		case b.spec.balance.byLocality:
 			b.fillPlaces(l, everybody, in)
+		case b.spec.balance.zone != nil && i == 0: // of the first alone, as in Envoy
+			b.fillZones(l, in, v)
 		}
 	}
 	if b.spec.Policy == RingHash || b.spec.Policy == Maglev {

@@ -16,6 +16,7 @@ import (
 	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/cluster"
 	"github.com/undermesh/undermesh/ztunnel/http/route"
+	"github.com/undermesh/undermesh/ztunnel/proxy/calls"
 )
 
 // listed is how many endpoints of a cluster a Decision has.
@@ -79,9 +80,8 @@ func (d *decider) endpoints(spec policy.ClusterSpec, compiled *cluster.Spec, has
 		out := Endpoint{Workload: e.Workload.GetNamespace() + "/" + e.Workload.GetName(), Priority: e.Priority, Health: healthy,
 			Locality: placeOf(e.Locality), Address: onPort(e.Workload.GetHostname(), e.Port)}
 		host := cluster.Endpoint{Key: e.Key, Hostname: e.Workload.GetHostname(), Weight: e.Weight, LocalityWeight: e.LocalityWeight,
-			Priority: e.Priority, Healthy: e.Healthy, Draining: e.Draining,
-			Locality: cluster.Locality{Region: e.Locality.GetRegion(), Zone: e.Locality.GetZone(), SubZone: e.Locality.GetSubzone()}}
-		if a := addrOf(e.Workload, d.caller.Workload); a.IsValid() {
+			Priority: e.Priority, Healthy: e.Healthy, Draining: e.Draining, Locality: calls.PlaceOf(e.Locality)}
+		if a := calls.AddrOf(e.Workload, d.caller.Workload); a.IsValid() {
 			host.Addr = netip.AddrPortFrom(a, e.Port)
 			out.Address = host.Addr.String()
 		}
@@ -95,7 +95,7 @@ func (d *decider) endpoints(spec policy.ClusterSpec, compiled *cluster.Spec, has
 		}
 		hosts, byKey[e.Key], workloads[e.Key] = append(hosts, host), out, e.Workload
 	}
-	shares := sharesOf(compiled, hosts, hash)
+	shares := sharesOf(compiled, cluster.NewHostsFrom(calls.OriginOf(d.caller.Clients(spec)), hosts), hash)
 	keys := make([]string, 0, len(byKey))
 	for key := range byKey {
 		keys = append(keys, key)
@@ -135,14 +135,14 @@ func (never) Reset(time.Duration) bool { return true }
 
 // sharesOf balances many requests as the node would, if nothing was under way, and returns in percent where they go. What is kept
 // together by a hash goes to one place.
-func sharesOf(spec *cluster.Spec, hosts []cluster.Endpoint, hash route.Hash) map[string]float64 {
+func sharesOf(spec *cluster.Spec, hosts *cluster.Hosts, hash route.Hash) map[string]float64 {
 	out := map[string]float64{}
-	times := min(max(1000, 50*len(hosts)), 20_000)
+	times := min(max(1000, 50*hosts.Len()), 20_000)
 	in := cluster.PickInput{}
 	if hash.Set && (spec.Policy == cluster.RingHash || spec.Policy == cluster.Maglev) {
 		in.Hash, in.HasHash, times = hash.Value, true, 1
 	}
-	c := cluster.New(cluster.Config{Clock: frozen{}, Rand: rand.New(rand.NewPCG(1, 2)).Uint64}, spec, cluster.NewHosts(hosts))
+	c := cluster.New(cluster.Config{Clock: frozen{}, Rand: rand.New(rand.NewPCG(1, 2)).Uint64}, spec, hosts)
 	counts := map[string]int{}
 	for range times {
 		h, _ := c.Pick(in)
@@ -185,19 +185,6 @@ func (d *decider) way(out *Endpoint, q policy.PathQuery) {
 	if !v.Allow {
 		out.Reason = v.Reason.String()
 	}
-}
-
-// addrOf is the address of w that the caller dials: of its own family if w has one.
-func addrOf(w, caller *client.Workload) netip.Addr {
-	if len(w.Addrs) == 0 {
-		return netip.Addr{}
-	}
-	for _, a := range w.Addrs {
-		if len(caller.Addrs) > 0 && a.Is4() == caller.Addrs[0].Is4() {
-			return a
-		}
-	}
-	return w.Addrs[0]
 }
 
 func placeOf(l *workloadapi.Locality) string {

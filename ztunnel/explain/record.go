@@ -172,6 +172,12 @@ func excerpt(s *client.Snapshot, q Question, d *Decision, rules bool) ([]client.
 			x.service(caller, svc)
 		}
 	}
+	for _, k := range d.Clusters {
+		spec, _ := caller.Cluster(k.Name)
+		for _, w := range caller.Clients(spec) {
+			x.workload(w)
+		}
+	}
 	if at, err := netip.ParseAddrPort(d.Connection.Address); err == nil {
 		x.address(caller, at.Addr())
 	}

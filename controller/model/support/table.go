@@ -76,7 +76,6 @@ const (
 const (
 	notInIstio = "Istio does not act on it either"
 	noInterval = "the budget is of the requests at the moment"
-	noZones    = "the caller's zone is not preferred to others of its region yet; failover between regions counts"
 	ownPings   = "of connections outside tunnels, which have pings of their own"
 	byTunnel   = "of connections that are not HTTP; requests to the host are refused"
 	byConnect  = "CONNECT of HTTP/1.1; with POST, or a proxy whose port is one of HTTP/2, connections are refused"
@@ -126,8 +125,7 @@ func callPolicy(at, rows string) []entry {
 func localities(at, rows string) []entry {
 	return []entry{
 		{at + "localityLbSetting: " + byLocality, Enforced, "", rows + "LB-08 LB-10 LB-11", ""},
-		{at + "zoneAwareLbSetting: " + failover, Enforced, "", rows + "LB-08", ""},
-		{at + "zoneAwareLbSetting", Carried, L7, rows + "LB-08", noZones},
+		{at + "zoneAwareLbSetting: " + failover + " enabled minClusterSize", Enforced, "", rows + "LB-08", ""},
 	}
 }
 

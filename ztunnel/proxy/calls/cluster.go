@@ -8,6 +8,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 
+	"github.com/undermesh/undermesh/controller/api/workloadapi"
 	"github.com/undermesh/undermesh/controller/client"
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/ztunnel/cluster"
@@ -31,6 +32,7 @@ type Cluster struct {
 	caller  *client.Workload
 	spec    policy.ClusterSpec
 	members []*client.Workload
+	peers   []*client.Workload // of the caller, where it matters where they are
 	only    *Endpoint // nil: it may be any
 	gone    bool
 }
@@ -97,7 +99,8 @@ func (t *Table) newCluster(c policy.Caller, name string) *Cluster {
 		t.shared.report("cluster cannot be served", name, err)
 		return nil
 	}
-	e := &Cluster{shared: t.shared, name: name, snap: c.Snapshot, caller: c.Workload, spec: spec, members: c.Snapshot.Endpoints(spec.Service)}
+	e := &Cluster{shared: t.shared, name: name, snap: c.Snapshot, caller: c.Workload, spec: spec,
+		members: c.Snapshot.Endpoints(spec.Service), peers: c.Peers(spec)}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if other := t.clusters[name]; other != nil { // meanwhile
@@ -155,12 +158,12 @@ func (e *Cluster) refresh(c policy.Caller) bool {
 		}
 		e.spec, fresh = spec, true
 	}
-	members := c.Snapshot.Endpoints(e.spec.Service)
+	members, peers := c.Snapshot.Endpoints(e.spec.Service), c.Peers(e.spec)
 	if !held(e.spec) && e.only != nil {
 		e.only, fresh = nil, true
 	}
-	fresh = fresh || !same(members, e.members)
-	e.snap, e.caller, e.members = c.Snapshot, c.Workload, members
+	fresh = fresh || !same(members, e.members) || !same(peers, e.peers)
+	e.snap, e.caller, e.members, e.peers = c.Snapshot, c.Workload, members, peers
 	hosts := e.Hosts()
 	if fresh {
 		hosts = e.hosts(c, e.shared.cfg.Clock.Now())
@@ -192,8 +195,7 @@ func (e *Cluster) hosts(c policy.Caller, now time.Time) *cluster.Hosts {
 		}
 		out := cluster.Endpoint{
 			Key: x.Key, Hostname: x.Workload.GetHostname(), Weight: x.Weight, LocalityWeight: x.LocalityWeight, Priority: x.Priority,
-			Locality: cluster.Locality{Region: x.Locality.GetRegion(), Zone: x.Locality.GetZone(), SubZone: x.Locality.GetSubzone()},
-			Healthy:  x.Healthy, Draining: x.Draining, Value: Endpoint{x.Workload.GetUid(), x.Port},
+			Locality: PlaceOf(x.Locality), Healthy: x.Healthy, Draining: x.Draining, Value: Endpoint{x.Workload.GetUid(), x.Port},
 		}
 		if a := AddrOf(x.Workload, c.Workload); a.IsValid() {
 			out.Addr = netip.AddrPortFrom(a, x.Port)
@@ -207,7 +209,24 @@ func (e *Cluster) hosts(c policy.Caller, now time.Time) *cluster.Hosts {
 		}
 		list = append(list, out)
 	}
-	return e.shared.lists.Hosts(list)
+	return e.shared.lists.Hosts(OriginOf(c.Clients(e.spec)), list)
+}
+
+// OriginOf is where the clients are, the first of which is the caller; the zero value for none.
+func OriginOf(clients []*client.Workload) cluster.Origin {
+	if len(clients) == 0 {
+		return cluster.Origin{}
+	}
+	places := make([]cluster.Locality, 0, len(clients))
+	for _, w := range clients {
+		places = append(places, PlaceOf(w.GetLocality()))
+	}
+	return cluster.NewOrigin(places[0], places)
+}
+
+// PlaceOf is a locality as clusters know it.
+func PlaceOf(l *workloadapi.Locality) cluster.Locality {
+	return cluster.Locality{Region: l.GetRegion(), Zone: l.GetZone(), SubZone: l.GetSubzone()}
 }
 
 func slowStart(c *clusterv3.Cluster) bool {
