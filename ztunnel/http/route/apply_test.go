@@ -195,6 +195,10 @@ func TestHash(t *testing.T) {
 	} else if again := hash(cookie, "cookie: a=b; u="+h.Cookie[0][3:19]); again.Value != h.Value || again.Cookie != nil {
 		t.Errorf("the cookie leads to %+v", again)
 	}
+	with := `{"cookie":{"name":"u","ttl":"60s","path":"/","attributes":[{"name":"SameSite","value":"Strict"},{"name":"Secure"}]}}`
+	if h := hash(with); len(h.Cookie) != 1 || !strings.HasSuffix(h.Cookie[0], `"; Max-Age=60; Path=/; SameSite=Strict; Secure; HttpOnly`) {
+		t.Errorf("with attributes: %+v", h)
+	}
 	if h := hash(`{"cookie":{"name":"u"}}`); h.Set {
 		t.Error("a cookie is made without a ttl")
 	}

@@ -72,7 +72,7 @@ func newHashPolicy(m *route.RouteAction_HashPolicy) (hashPolicy, error) {
 }
 
 func (p *hashPolicy) setCookie(c *route.RouteAction_HashPolicy_Cookie) error {
-	if err := only(c, "name", "ttl", "path"); err != nil {
+	if err := only(c, "name", "ttl", "path", "attributes"); err != nil {
 		return err
 	}
 	p.kind, p.key = hashCookie, c.GetName()
@@ -92,6 +92,16 @@ func (p *hashPolicy) setCookie(c *route.RouteAction_HashPolicy_Cookie) error {
 	}
 	if c.GetPath() != "" {
 		p.attrs += "; Path=" + c.GetPath()
+	}
+	for i, a := range c.GetAttributes() {
+		one := a.GetName()
+		if a.GetValue() != "" {
+			one += "=" + a.GetValue()
+		}
+		if a.GetName() == "" || strings.ContainsAny(one, ";,") || hasControl(one) {
+			return fmt.Errorf("attributes[%d]: %q is no attribute of a cookie", i, one)
+		}
+		p.attrs += "; " + one
 	}
 	p.attrs += "; HttpOnly"
 	return nil
