@@ -14,6 +14,7 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/undermesh/undermesh/controller/api/settings"
+	"github.com/undermesh/undermesh/controller/validate"
 )
 
 type keepalive = networking.ConnectionPoolSettings_TCPSettings_TcpKeepalive
@@ -133,7 +134,7 @@ func warmup(in *networking.LoadBalancerSettings) *cluster.Cluster_SlowStartConfi
 	}
 	out := &cluster.Cluster_SlowStartConfig{SlowStartWindow: w.GetDuration(), MinWeightPercent: &typev3.Percent{Value: 10},
 		Aggression: &core.RuntimeDouble{DefaultValue: 1, RuntimeKey: "upstream.slow_start.aggression"}}
-	if a := w.GetAggression(); a != nil {
+	if a := w.GetAggression(); a != nil && validate.Aggression(a.GetValue()) {
 		out.Aggression.DefaultValue = a.GetValue()
 	}
 	if p := w.GetMinimumPercent(); p != nil {
@@ -148,7 +149,7 @@ const defaultRing = 1024
 func consistentHash(c *cluster.Cluster, in *networking.LoadBalancerSettings_ConsistentHashLB) {
 	if m := in.GetMaglev(); m != nil {
 		c.LbPolicy, c.LbConfig = cluster.Cluster_MAGLEV, nil
-		if m.GetTableSize() != 0 {
+		if validate.TableSize(m.GetTableSize()) == nil {
 			c.LbConfig = &cluster.Cluster_MaglevLbConfig_{MaglevLbConfig: &cluster.Cluster_MaglevLbConfig{TableSize: wrapperspb.UInt64(m.GetTableSize())}}
 		}
 		return
@@ -161,11 +162,14 @@ func consistentHash(c *cluster.Cluster, in *networking.LoadBalancerSettings_Cons
 		size = old
 	}
 	c.LbPolicy = cluster.Cluster_RING_HASH
-	c.LbConfig = &cluster.Cluster_RingHashLbConfig_{RingHashLbConfig: &cluster.Cluster_RingHashLbConfig{MinimumRingSize: wrapperspb.UInt64(size)}}
+	c.LbConfig = &cluster.Cluster_RingHashLbConfig_{RingHashLbConfig: &cluster.Cluster_RingHashLbConfig{MinimumRingSize: wrapperspb.UInt64(min(size, validate.MostRing))}}
 }
 
-// hashPolicy says what of a request is hashed; nil when the rule does not.
+// hashPolicy says what of a request is hashed; nil when the rule does not, or names what cannot be: then chance decides.
 func hashPolicy(in *networking.LoadBalancerSettings_ConsistentHashLB) *route.RouteAction_HashPolicy {
+	if !validate.Hashes(in) {
+		return nil
+	}
 	switch k := in.GetHashKey().(type) {
 	case *networking.LoadBalancerSettings_ConsistentHashLB_HttpHeaderName:
 		return &route.RouteAction_HashPolicy{PolicySpecifier: &route.RouteAction_HashPolicy_Header_{

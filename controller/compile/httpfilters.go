@@ -2,7 +2,6 @@ package compile
 
 import (
 	"math"
-	"net/http"
 	"strconv"
 	"strings"
 
@@ -72,7 +71,7 @@ func retryOn(text string) (conditions string, statuses []uint32) {
 		code, err := strconv.Atoi(name)
 		switch {
 		case name == "":
-		case err == nil && http.StatusText(code) != "":
+		case err == nil && code >= 100 && code <= 599:
 			statuses = append(statuses, uint32(code))
 		default:
 			names = append(names, name)

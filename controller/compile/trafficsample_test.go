@@ -103,6 +103,7 @@ func destinationRuleSample() sample {
 			out.with[lb+"warmup."] = map[string]string{lb + "warmup.duration": "2"}
 			out.with[outlier+"outlierDetectionHttpErrorCodes"] = map[string]string{outlier + "interval": "2"}
 			out.with[lb+"consistentHash.httpCookie"] = map[string]string{lb + "consistentHash.httpCookie.name": "c"}
+			out.with[lb+"consistentHash.httpCookie.attributes[].value"] = map[string]string{lb + "consistentHash.httpCookie.attributes[].name": "a"}
 		}
 	}
 	return out

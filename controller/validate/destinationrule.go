@@ -1,11 +1,14 @@
 package validate
 
 import (
+	"fmt"
+	"math"
 	"math/big"
 	"slices"
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	networking "istio.io/api/networking/v1alpha3"
@@ -169,19 +172,24 @@ func (c *collector) balancer(lb *networking.LoadBalancerSettings, outlier bool, 
 		if m, ok := h.GetHashAlgorithm().(*networking.LoadBalancerSettings_ConsistentHashLB_Maglev); ok {
 			c.maglev(m.Maglev.GetTableSize(), at+".maglev.tableSize")
 		}
+		between(c, h.GetRingHash().GetMinimumRingSize(), 0, MostRing, at+".ringHash.minimumRingSize")
+		between(c, h.GetMinimumRingSize(), 0, MostRing, at+".minimumRingSize") //nolint:staticcheck // still read
 		switch k := h.GetHashKey().(type) {
 		case nil:
 			c.add(Error, at, "httpHeaderName, httpCookie, useSourceIp or httpQueryParameterName is required")
 		case *networking.LoadBalancerSettings_ConsistentHashLB_HttpQueryParameterName:
 			c.must(at+".httpQueryParameterName", filled(k.HttpQueryParameterName))
 		case *networking.LoadBalancerSettings_ConsistentHashLB_HttpHeaderName:
-			c.header(k.HttpHeaderName, at+".httpHeaderName")
+			c.must(at+".httpHeaderName", matchedName(k.HttpHeaderName, true))
 		case *networking.LoadBalancerSettings_ConsistentHashLB_HttpCookie:
-			if k.HttpCookie.GetName() != "" {
-				c.header(k.HttpCookie.GetName(), at+".httpCookie.name")
-			}
-			c.atLeast(k.HttpCookie.GetTtl(), 0, at+".httpCookie.ttl")
+			c.cookie(k.HttpCookie, at+".httpCookie")
 		}
+	}
+	if a := lb.GetWarmup().GetAggression(); a != nil && !Aggression(a.GetValue()) {
+		c.add(Error, at+".warmup.aggression", "%v is not a number from 1", a.GetValue())
+	}
+	if p := lb.GetWarmup().GetMinimumPercent(); p != nil {
+		between(c, p.GetValue(), 0, 100, at+".warmup.minimumPercent")
 	}
 	if lb.GetWarmup() != nil && lb.GetWarmupDurationSecs() != nil { //nolint:staticcheck // still read
 		c.add(Error, at+".warmup", "excludes warmupDurationSecs")
@@ -192,14 +200,79 @@ func (c *collector) balancer(lb *networking.LoadBalancerSettings, outlier bool, 
 	c.locality(lb.GetLocalityLbSetting(), outlier, at+".localityLbSetting")
 }
 
+// Aggression reports whether the weight of who is new can grow so.
+func Aggression(v float64) bool { return v >= 1 && v <= math.MaxFloat64 }
+
+// MostRing is Envoy's bound of a ring's entries.
+const MostRing = 8 << 20
+
+// cookie checks what a cookie that is made is written of.
+func (c *collector) cookie(k *networking.LoadBalancerSettings_ConsistentHashLB_HTTPCookie, at string) {
+	if k.GetName() != "" { // that there is one the walker has checked
+		c.must(at+".name", cookieName(k.GetName()))
+	}
+	c.atLeast(k.GetTtl(), 0, at+".ttl")
+	c.must(at+".path", cookiePart(k.GetPath()))
+	for i, a := range k.GetAttributes() {
+		at := at + indexed(".attributes", i)
+		c.must(at+".name", filled(a.GetName()))
+		c.must(at+".name", cookiePart(a.GetName()))
+		c.must(at+".value", cookiePart(a.GetValue()))
+	}
+}
+
+func cookieName(text string) error {
+	if !httpguts.ValidHeaderFieldName(text) {
+		return fmt.Errorf("%q is not the name of a cookie", text)
+	}
+	return nil
+}
+
+func cookiePart(text string) error {
+	if strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f || r == ';' || r == ',' }) {
+		return fmt.Errorf("%q has a character that ends a part of a cookie", text)
+	}
+	return nil
+}
+
+// Hashes reports whether requests can be hashed by what a rule names.
+func Hashes(h *networking.LoadBalancerSettings_ConsistentHashLB) bool {
+	switch k := h.GetHashKey().(type) {
+	case *networking.LoadBalancerSettings_ConsistentHashLB_HttpHeaderName:
+		return matchedName(k.HttpHeaderName, true) == nil
+	case *networking.LoadBalancerSettings_ConsistentHashLB_HttpQueryParameterName:
+		return k.HttpQueryParameterName != ""
+	case *networking.LoadBalancerSettings_ConsistentHashLB_UseSourceIp:
+		return k.UseSourceIp
+	case *networking.LoadBalancerSettings_ConsistentHashLB_HttpCookie:
+		wrong := func(a *networking.LoadBalancerSettings_ConsistentHashLB_HTTPCookie_Attribute) bool {
+			return a.GetName() == "" || cookiePart(a.GetName()+a.GetValue()) != nil
+		}
+		c := k.HttpCookie
+		return cookieName(c.GetName()) == nil && cookiePart(c.GetPath()) == nil && !slices.ContainsFunc(c.GetAttributes(), wrong)
+	}
+	return false
+}
+
 // maglev checks the size of the table: 0 is the default, 65537.
 func (c *collector) maglev(size uint64, at string) {
-	const most = 5_000_011
-	if size > most {
-		c.add(Error, at, "%d is more than %d", size, most)
-	} else if size != 0 && !new(big.Int).SetUint64(size).ProbablyPrime(0) {
-		c.add(Error, at, "%d is not a prime number", size)
+	if size != 0 {
+		c.must(at, TableSize(size))
 	}
+}
+
+// TableSize is why no table of Maglev can have the size.
+func TableSize(n uint64) error {
+	const least, most = 3, 5_000_011
+	switch {
+	case n < least:
+		return fmt.Errorf("%d is less than %d", n, least)
+	case n > most:
+		return fmt.Errorf("%d is more than %d", n, most)
+	case !new(big.Int).SetUint64(n).ProbablyPrime(0):
+		return fmt.Errorf("%d is not a prime number", n)
+	}
+	return nil
 }
 
 func (c *collector) locality(l *networking.LocalityLoadBalancerSetting, outlier bool, at string) {

@@ -29,6 +29,14 @@ func noBlank(text string) error {
 	return nil
 }
 
+// oneWord refuses white space in what becomes part of the first line of a request, where it ends the part.
+func oneWord(text string) error {
+	if strings.ContainsAny(text, " \t\r\n") {
+		return fmt.Errorf("%q has white space, which no address of a request may have", text)
+	}
+	return nil
+}
+
 // hinted is an error that says what to write instead.
 type hinted struct {
 	error

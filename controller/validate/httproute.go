@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -142,11 +143,11 @@ func (c *collector) headerEdits(h *networking.Headers, at string) {
 	for name, ops := range map[string]*networking.Headers_HeaderOperations{"request": h.GetRequest(), "response": h.GetResponse()} {
 		for _, k := range sortedKeys(ops.GetSet()) {
 			c.headerEdit(k, name == "request", at+"."+name+".set."+k)
-			c.must(at+"."+name+".set."+k, headerValue(ops.GetSet()[k]))
+			c.must(at+"."+name+".set."+k, headerValue(k, ops.GetSet()[k], name == "response"))
 		}
 		for _, k := range sortedKeys(ops.GetAdd()) {
 			c.headerEdit(k, name == "request", at+"."+name+".add."+k)
-			c.must(at+"."+name+".add."+k, headerValue(ops.GetAdd()[k]))
+			c.must(at+"."+name+".add."+k, headerValue(k, ops.GetAdd()[k], name == "response"))
 		}
 		for i, k := range ops.GetRemove() {
 			c.headerEdit(k, false, at+"."+name+indexed(".remove", i))
@@ -155,12 +156,81 @@ func (c *collector) headerEdits(h *networking.Headers, at string) {
 }
 
 // headerValue checks the value of a header that is written: %NAME% stands for what Envoy knows of the request, and %% for %.
-func headerValue(text string) error {
-	if !httpguts.ValidHeaderFieldValue(text) {
+func headerValue(name, text string, response bool) error {
+	switch {
+	case !httpguts.ValidHeaderFieldValue(text):
 		return errors.New("has a character that no header may have")
+	case strings.HasPrefix(name, ":") || strings.EqualFold(name, "host"):
+		return oneWord(text)
 	}
-	if strings.Count(strings.ReplaceAll(text, "%%", ""), "%")%2 != 0 {
-		return hinted{fmt.Errorf("%q has a %% that is not closed", text), "write %% for the character itself"}
+	for {
+		_, rest, found := strings.Cut(text, "%")
+		if !found {
+			return nil
+		}
+		if text, found = strings.CutPrefix(rest, "%"); found {
+			continue
+		}
+		m := operatorForm.FindStringSubmatch(rest)
+		if m == nil {
+			return hinted{fmt.Errorf("%q has a %% that is not closed", "%"+rest), "write %% for the character itself"}
+		}
+		if err := known(m[1], m[2], m[3], response); err != nil {
+			return err
+		}
+		text = rest[len(m[0]):]
+	}
+}
+
+// operatorForm is NAME%, NAME(ARGUMENT)% or NAME(ARGUMENT):LENGTH%.
+var operatorForm = regexp.MustCompile(`^([A-Za-z0-9_.]*)(\([^)]*\))?(:[0-9]+)?%`)
+
+// operators are those without an argument that nodes know. A value with another one would be written by nobody.
+var operators = []string{"DOWNSTREAM_DIRECT_REMOTE_ADDRESS", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT", "DOWNSTREAM_LOCAL_ADDRESS",
+	"DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", "DOWNSTREAM_LOCAL_PORT", "DOWNSTREAM_LOCAL_URI_SAN", "DOWNSTREAM_PEER_URI_SAN",
+	"DOWNSTREAM_REMOTE_ADDRESS", "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", "DOWNSTREAM_REMOTE_PORT", "PROTOCOL", "REQUESTED_SERVER_NAME",
+	"RESPONSE_CODE", "RESPONSE_CODE_DETAILS", "RESPONSE_FLAGS", "ROUTE_NAME", "UPSTREAM_CLUSTER", "UPSTREAM_HOST", "UPSTREAM_LOCAL_ADDRESS",
+	"UPSTREAM_REMOTE_ADDRESS", "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", "UPSTREAM_REMOTE_PORT", "UPSTREAM_REQUEST_ATTEMPT_COUNT"}
+
+// known checks an operator; arg has its brackets and length its colon, or they are empty.
+func known(name, arg, length string, response bool) error {
+	if n, err := strconv.Atoi(strings.TrimPrefix(length, ":")); length != "" && (err != nil || n == 0) {
+		return fmt.Errorf("operator %%%s%%: %s is not the length of a value", name, strings.TrimPrefix(length, ":"))
+	}
+	switch {
+	case name == "RESP" && !response:
+		return errors.New("operator %RESP%: a request knows nothing of its response")
+	case name == "REQ" || name == "RESP":
+		one, other, both := strings.Cut(strings.Trim(arg, "()"), "?")
+		err := matchedName(one, name == "REQ")
+		if err == nil && both {
+			err = matchedName(other, name == "REQ")
+		}
+		if err != nil {
+			return fmt.Errorf("operator %%%s%%: %w", name, err)
+		}
+		return nil
+	case name == "START_TIME":
+		if arg != "" && arg != "()" && arg != "(%s)" {
+			return fmt.Errorf("operator %%START_TIME%%: the format %s is not supported, %%s is", arg)
+		}
+		return nil
+	case !slices.Contains(operators, name):
+		return hinted{fmt.Errorf("operator %%%s%% is not supported", name), "write %% for the character itself"}
+	case arg != "" || length != "":
+		return fmt.Errorf("operator %%%s%% takes no argument", name)
+	}
+	return nil
+}
+
+// matchedName checks the name of a header whose value is looked at: pseudos tells whether what HTTP/2 has beside the headers of a
+// request may be named too.
+func matchedName(name string, pseudos bool) error {
+	if err := headerName(name); err != nil {
+		return err
+	}
+	if strings.HasPrefix(name, ":") && !(pseudos && slices.Contains([]string{":authority", ":method", ":path", ":scheme"}, strings.ToLower(name))) {
+		return fmt.Errorf("%q cannot be looked at here", name)
 	}
 	return nil
 }

@@ -1,7 +1,10 @@
 package validate
 
 import (
+	"errors"
 	"fmt"
+	"math"
+	"regexp/syntax"
 	"slices"
 	"strings"
 
@@ -164,6 +167,8 @@ func (c *collector) weights(sum int64, n int, at string) {
 	switch {
 	case n > 1 && sum == 0:
 		c.add(Error, at, "the sum of the weights is 0: nothing would be sent anywhere")
+	case n > 1 && sum > math.MaxUint32:
+		c.add(Error, at, "the sum of the weights is %d, and must be at most %d", sum, uint32(math.MaxUint32))
 	case n > 1 && sum != 100:
 		c.add(Info, at, "the sum of the weights is %d: they are shares of it, not percent", sum)
 	}
@@ -233,6 +238,9 @@ func (c *collector) redirect(r *networking.HTTPRoute, at string) {
 		if d.GetUri() != "" && d.GetPrefixRewrite() != "" {
 			c.add(Error, at+".redirect.prefixRewrite", "excludes uri")
 		}
+		c.must(at+".redirect.uri", oneWord(d.GetUri()))
+		c.must(at+".redirect.prefixRewrite", oneWord(d.GetPrefixRewrite()))
+		c.must(at+".redirect.authority", oneWord(d.GetAuthority()))
 		if s := d.GetScheme(); s != "" && s != "http" && s != "https" {
 			c.add(Error, at+".redirect.scheme", "%q is neither http nor https", s)
 		}
@@ -250,13 +258,42 @@ func (c *collector) redirect(r *networking.HTTPRoute, at string) {
 		if w.GetUri() == "" && w.GetAuthority() == "" && w.GetUriRegexRewrite() == nil {
 			c.add(Error, at+".rewrite", "is empty")
 		}
+		c.must(at+".rewrite.uri", oneWord(w.GetUri()))
+		c.must(at+".rewrite.authority", oneWord(w.GetAuthority()))
 		if x := w.GetUriRegexRewrite(); x != nil {
+			c.must(at+".rewrite.uriRegexRewrite.rewrite", substitution(x.GetMatch(), x.GetRewrite()))
 			if w.GetUri() != "" {
 				c.add(Error, at+".rewrite.uriRegexRewrite", "excludes uri")
 			}
 			c.regex(x.GetMatch(), at+".rewrite.uriRegexRewrite.match")
 		}
 	}
+}
+
+// substitution checks what takes the place of what a regular expression matches: \0 to \9 are its groups, \\ is a backslash. What is
+// wrong with the expression is said elsewhere.
+func substitution(match, text string) error {
+	if err := oneWord(text); err != nil {
+		return err
+	}
+	groups := 9
+	if re, err := syntax.Parse(match, syntax.Perl); err == nil {
+		groups = re.MaxCap()
+	}
+	for i := 0; i < len(text); i++ {
+		if text[i] != '\\' {
+			continue
+		}
+		i++
+		switch {
+		case i < len(text) && text[i] == '\\':
+		case i == len(text) || text[i] < '0' || text[i] > '9':
+			return hinted{errors.New("has a backslash before what is neither a digit nor a backslash"), `write \\ for the character itself`}
+		case int(text[i]-'0') > groups:
+			return fmt.Errorf("\\%c is a group that match does not have", text[i])
+		}
+	}
+	return nil
 }
 
 func (c *collector) httpMatch(m *networking.HTTPMatchRequest, gateways map[string]bool, at string) {
@@ -272,12 +309,13 @@ func (c *collector) httpMatch(m *networking.HTTPMatchRequest, gateways map[strin
 	for name, headers := range map[string]map[string]*networking.StringMatch{"headers": m.GetHeaders(), "withoutHeaders": m.GetWithoutHeaders()} {
 		for _, k := range sortedKeys(headers) {
 			if !claim(k) {
-				c.header(k, fmt.Sprintf("%s.%s.%s", at, name, k))
+				c.must(fmt.Sprintf("%s.%s.%s", at, name, k), matchedName(k, true))
 			}
 			c.stringMatch(headers[k], fmt.Sprintf("%s.%s.%s", at, name, k), true)
 		}
 	}
 	for _, k := range sortedKeys(m.GetQueryParams()) {
+		c.must(fmt.Sprintf("%s.queryParams.%s", at, k), filled(k))
 		c.stringMatch(m.GetQueryParams()[k], fmt.Sprintf("%s.queryParams.%s", at, k), true)
 	}
 	if m.GetPort() != 0 {
