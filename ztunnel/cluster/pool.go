@@ -210,7 +210,8 @@ func (p *Pool[C]) unreadyLocked(c *PoolConn[C]) {
 }
 
 // Connected brings the connection that MustDial asked for; it carries up to streams requests at a time (HTTP/1.1: 1). The lease
-// that it returns takes the place of l. Returns ErrOverflow if too many requests are under way; the connection stays for others.
+// that it returns takes the place of l. Returns ErrOverflow if too many requests are under way: what it returns beside is good for its
+// Conn only, which stays for others.
 func (l Lease[C]) Connected(conn C, streams int) (Lease[C], error) {
 	p := l.pool
 	c := &PoolConn[C]{Conn: conn, pool: p, limit: max(1, streams), left: -1}
@@ -232,7 +233,10 @@ func (l Lease[C]) Connected(conn C, streams int) (Lease[C], error) {
 	if gone {
 		p.close(conn)
 	}
-	return lease, err
+	if err != nil {
+		return Lease[C]{p, c}, err
+	}
+	return lease, nil
 }
 
 // Failed says that the connection that MustDial asked for could not be made; all who wait in the pool learn it, as in Envoy. With

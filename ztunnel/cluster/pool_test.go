@@ -577,3 +577,21 @@ func TestPoolMakesPlaceEarly(t *testing.T) {
 		}
 	})
 }
+
+// TestPoolTellsThePlace: who made a connection that no request may go over now learns its place all the same, and says what becomes
+// of it.
+func TestPoolTellsThePlace(t *testing.T) {
+	w := newWorld(t, `{"circuitBreakers":{"thresholds":[{"maxRequests":1}]}}`, endpoints(1)...)
+	first, second := newPool(t, w, 4), newPool(t, w, 4)
+	busy := first.must(4)
+	l, err := second.get(t.Context(), 4)
+	if !errors.Is(err, cluster.ErrOverflow) || l.Conn() == nil {
+		t.Fatalf("a lease %+v and error %v, want a place and an overflow", l, err)
+	}
+	busy.Release(true, false)
+	l.Conn().Limit(0)
+	if l, err = second.Acquire(t.Context()); err != nil || !l.MustDial() {
+		t.Errorf("a connection that takes no request is used: %+v, %v", l, err)
+	}
+	l.Failed(nil, false)
+}

@@ -83,10 +83,11 @@ func (x *exchange) connect(h *cluster.Host) *failure {
 				lease.Failed(fail.err(), fail.reason == connectTimedOut)
 				return fail
 			}
-			if lease, err = lease.Connected(x.link(c), 1); err != nil {
+			lease, err = lease.Connected(x.link(c), 1)
+			x.reap(h)
+			if err != nil {
 				return overflow()
 			}
-			x.reap(h)
 		}
 		l := lease.Conn().Conn
 		if l.made.stale() || !x.alive(l) {

@@ -96,11 +96,12 @@ func (x *exchange) connect2(h *cluster.Host) *failure {
 			return fail
 		}
 		l := x.link2(h, c)
-		if lease, err = lease.Connected(l, l.limit); err != nil {
-			return overflow()
-		}
+		lease, err = lease.Connected(l, l.limit)
 		l.put(lease.Conn())
 		x.reap(h)
+		if err != nil {
+			return overflow()
+		}
 	}
 	l := lease.Conn().Conn
 	if l.made.stale() {
