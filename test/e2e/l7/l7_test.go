@@ -64,6 +64,7 @@ func TestEgress(t *testing.T)           { rows.Egress(t, meshed(t)) }
 func TestEG23NoTLS(t *testing.T)        { rows.EG23NoTLS(t, meshed(t)) }
 func TestMT01Certificates(t *testing.T) { rows.MT01Certificates(t, meshed(t)) }
 func TestMT13ClientTLS(t *testing.T)    { rows.MT13ClientTLS(t, meshed(t)) }
+func TestTraceRows(t *testing.T)        { rows.TraceRows(t, meshed(t)) }
 func TestMT29NoNames(t *testing.T)      { rows.MT29NoNames(t, meshed(t)) }
 func TestTCPRows(t *testing.T)          { rows.TCPRows(t, meshed(t)) }
 func TestTLSRows(t *testing.T)          { rows.TLSRows(t, meshed(t)) }

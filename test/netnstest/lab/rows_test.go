@@ -34,7 +34,7 @@ func TestRows(t *testing.T) {
 			{"lookup", rows.SR17LookupPath}, {"mirrors", rows.MirrorRows}, {"balance", rows.BalanceRows}, {"subsets", rows.LB05SubsetPolicy},
 			{"exclusive", rows.LB11Exclusive}, {"timeouts", rows.TimeoutRows}, {"retries", rows.RetryRows}, {"faults", rows.FaultRows}, {"pools", rows.PoolRows},
 			{"outliers", rows.OutlierRows}, {"tcp", rows.TCPRows}, {"tls", rows.TLSRows}, {"certificates", rows.MT01Certificates},
-			{"client", rows.MT13ClientTLS}, {"names", rows.MT29NoNames},
+			{"client", rows.MT13ClientTLS}, {"names", rows.MT29NoNames}, {"traces", rows.TraceRows},
 		},
 	} {
 		all.Go(func() {
