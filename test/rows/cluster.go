@@ -87,8 +87,7 @@ func CircuitBreaking(t *testing.T, w *e2e.World) {
 		{ids: "RS-07", title: "two at once: some of 200 fail", namespace: "foo", resource: breaker, look: trips(w, 2, 200, 4, 110)},
 		{ids: "RS-07", title: "three at once: more of 300 fail", namespace: "foo", resource: breaker, look: trips(w, 3, 300, 60, 264)},
 		{ids: "RS-08", title: "the overflow is counted", namespace: "foo", from: "fortio", resource: breaker, look: func(ctx context.Context, p place) error {
-			const cluster = "outbound|8000||httpbin.foo.svc.cluster.local"
-			before, err := stat(ctx, p, cluster, "upstream_rq_pending_overflow")
+			before, err := statistics(ctx, p, httpbinCluster)
 			if err != nil {
 				return err
 			}
@@ -96,16 +95,41 @@ func CircuitBreaking(t *testing.T, w *e2e.World) {
 			if err != nil {
 				return err
 			}
-			after, err := stat(ctx, p, cluster, "upstream_rq_pending_overflow")
+			after, err := pendingOf(ctx, w, "deployment/fortio-deploy", p.namespace)
 			if err != nil {
 				return err
 			}
-			if r.unavailable == 0 || after-before != r.unavailable {
-				return fmt.Errorf("%w: overflows grew by %d, and %d calls failed", e2e.ErrOther, after-before, r.unavailable)
+			if n := after["upstream_rq_pending_overflow"] - before["upstream_rq_pending_overflow"]; r.unavailable == 0 || n != r.unavailable {
+				return fmt.Errorf("%w: overflows grew by %d, and %d calls failed", e2e.ErrOther, n, r.unavailable)
 			}
 			return nil
 		}},
 	})
+}
+
+// Pending are the statistics that the documents' last command of the task shows, without the cluster's name and in its order.
+var Pending = []string{"circuit_breakers.default.remaining_pending", "circuit_breakers.default.rq_pending_open", "circuit_breakers.high.rq_pending_open",
+	"upstream_rq_pending_active", "upstream_rq_pending_failure_eject", "upstream_rq_pending_overflow", "upstream_rq_pending_total"}
+
+// pendingOf is what that command prints, in our form, and nothing else.
+func pendingOf(ctx context.Context, w *e2e.World, pod, namespace string) (map[string]int, error) {
+	out, err := w.Undermesh(ctx, "stats", pod, "-n", namespace, "--filter", "httpbin.*pending")
+	if err != nil {
+		return nil, err
+	}
+	got, rest := map[string]int{}, out
+	for _, name := range Pending {
+		line, after, _ := strings.Cut(rest, "\n")
+		value, ok := strings.CutPrefix(line, "cluster."+httpbinCluster+"."+name+": ")
+		if got[name], err = strconv.Atoi(value); !ok || err != nil {
+			return nil, fmt.Errorf("stats: want a line of %s, have %q of %q", name, line, out)
+		}
+		rest = after
+	}
+	if rest != "" {
+		return nil, fmt.Errorf("stats: further lines: %q", rest)
+	}
+	return got, nil
 }
 
 // SI14Views: what a sidecar would tell of itself is told of each pod.

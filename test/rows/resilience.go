@@ -3,8 +3,6 @@ package rows
 import (
 	"context"
 	"fmt"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -130,53 +128,6 @@ func FaultRows(t *testing.T, w World) {
 	})
 }
 
-// stat reads a counter of the calls of a pod of a deployment; 0 when there is none yet.
-func stat(ctx context.Context, p place, cluster, name string) (int, error) {
-	pods, err := p.Pods(ctx, p.namespace, "app="+p.deployment)
-	if err != nil {
-		return 0, err
-	}
-	if len(pods) != 1 {
-		return 0, fmt.Errorf("deployment %s has %d pods", p.deployment, len(pods))
-	}
-	out, err := p.Stats(ctx, pods[0], regexp.QuoteMeta(cluster)+`\.`+regexp.QuoteMeta(name))
-	if err != nil {
-		if p.namespace == outside {
-			return 0, fmt.Errorf("%w: %w", e2e.ErrOther, err)
-		}
-		return 0, err
-	}
-	for l := range strings.Lines(out) {
-		if text, ok := strings.CutPrefix(strings.TrimSpace(l), "cluster."+cluster+"."+name+": "); ok {
-			return strconv.Atoi(text)
-		}
-	}
-	return 0, nil
-}
-
-const echoCluster = "outbound|8080||recommendation.tutorial.svc.cluster.local"
-
-// moves wants a counter of the caller's to grow, between two bounds, while questions are asked and answered as they must.
-func moves(name string, least, most int, all ...expect) func(context.Context, place) error {
-	return func(ctx context.Context, p place) error {
-		before, err := stat(ctx, p, echoCluster, name)
-		if err != nil {
-			return err
-		}
-		if err := asks(all...)(ctx, p); err != nil {
-			return err
-		}
-		after, err := stat(ctx, p, echoCluster, name)
-		if err != nil {
-			return err
-		}
-		if n := after - before; n < least || n > most {
-			return fmt.Errorf("%w: %s grew by %d, want %d to %d", e2e.ErrOther, name, n, least, most)
-		}
-		return nil
-	}
-}
-
 func PoolRows(t *testing.T, w World) {
 	all := func(text string) string { return policy("{connectionPool: " + text + "}") }
 	burst := func(path string, w want) expect {
@@ -204,7 +155,7 @@ func PoolRows(t *testing.T, w World) {
 	observeAll(t, w, []row{
 		{ids: "RS-09", title: "503 at once instead of a wait", resource: all("{http: {http1MaxPendingRequests: 1}, tcp: {maxConnections: 1}}"), look: asks(burst("/?delay=500ms", overflow))},
 		{ids: "RS-08", title: "overflows are counted", resource: all("{http: {http1MaxPendingRequests: 1}, tcp: {maxConnections: 1}}"),
-			look: moves("upstream_rq_pending_overflow", 1, 12, burst("/?delay=300ms", overflow))},
+			look: moves(echoCluster, "upstream_rq_pending_overflow", 1, 12, asks(burst("/?delay=300ms", overflow)))},
 		{ids: "RS-10", title: "the limits of a subset are its own", resource: routes("  - match: [{headers: {want: {exact: v1}}}]\n    "+to("v1")+"\n  - "+to("v2")+"\n") + `---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -219,7 +170,7 @@ spec:
 			limited.Headers = map[string]string{"want": "v1"}
 			return asks(limited, burst("/?delay=500ms", v("v2")))(ctx, p)
 		}},
-		{ids: "RS-21", title: "a new connection a request", resource: all("{http: {maxRequestsPerConnection: 1}}"), look: moves("upstream_cx_total", 20, 20, many)},
+		{ids: "RS-21", title: "a new connection a request", resource: all("{http: {maxRequestsPerConnection: 1}}"), look: moves(echoCluster, "upstream_cx_total", 20, 20, asks(many))},
 		{ids: "RS-07", title: "requests at once over HTTP/2", resource: all("{http: {http2MaxRequests: 2, h2UpgradePolicy: UPGRADE}}"), look: asks(burst("/?delay=500ms", overflow))},
 	})
 }

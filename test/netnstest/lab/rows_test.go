@@ -32,7 +32,7 @@ func TestRows(t *testing.T) {
 		"short": {
 			{"protocols", rows.ProtocolRows}, {"matches", rows.MatchRows}, {"seeds", rows.SeedRoutes}, {"routes", rows.RouteRows}, {"filters", rows.FilterRows}, {"hosts", rows.HostRows},
 			{"lookup", rows.SR17LookupPath}, {"mirrors", rows.MirrorRows}, {"balance", rows.BalanceRows}, {"subsets", rows.LB05SubsetPolicy},
-			{"exclusive", rows.LB11Exclusive}, {"timeouts", rows.TimeoutRows}, {"retries", rows.RetryRows}, {"faults", rows.FaultRows}, {"pools", rows.PoolRows},
+			{"exclusive", rows.LB11Exclusive}, {"timeouts", rows.TimeoutRows}, {"retries", rows.RetryRows}, {"faults", rows.FaultRows}, {"pools", rows.PoolRows}, {"overflow", rows.OverflowRows},
 			{"outliers", rows.OutlierRows}, {"tcp", rows.TCPRows}, {"tls", rows.TLSRows}, {"certificates", rows.MT01Certificates},
 			{"client", rows.MT13ClientTLS}, {"names", rows.MT29NoNames}, {"traces", rows.TraceRows},
 		},

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/undermesh/undermesh/test/rows"
 	"github.com/undermesh/undermesh/ztunnel/explain"
 )
 
@@ -48,6 +50,7 @@ func TestSeen(t *testing.T) {
 	w.only(w.client, 3, "200 v2", "-H", "end-user: jason")
 	t.Run("explain says where requests go", w.explained)
 	t.Run("SI-14 statistics of a pod", w.statistics)
+	t.Run("SI-14 what comes to a pod", w.arrivals)
 	t.Run("LB-12 drain", w.drained)
 	t.Run("RS-08 overflow", w.overflow)
 }
@@ -98,6 +101,59 @@ func (w *shop) statistics(t *testing.T) {
 	t.Run("SI-14 control: outside the mesh", func(t *testing.T) {
 		if text, status := w.legacy.admin("GET", "stats"); status != 404 {
 			t.Errorf("%d: %s", status, text)
+		}
+	})
+}
+
+// arrivals: what comes to a pod counts for it by its port, whether it comes from its node, by a tunnel or from outside the mesh.
+func (w *shop) arrivals(t *testing.T) {
+	const cluster, listener = "cluster.inbound|8080||.", "http.inbound_0.0.0.0_8080;."
+	names := []string{cluster + "upstream_rq_total", cluster + "upstream_rq_200", cluster + "upstream_rq_2xx", cluster + "upstream_rq_completed",
+		listener + "downstream_rq_total", listener + "downstream_rq_2xx", listener + "downstream_rq_completed"}
+	count := func(p *Pod) (out []int) {
+		for _, name := range names {
+			out = append(out, p.counted(name))
+		}
+		return out
+	}
+	// grows wants every one of them to grow by n.
+	grows := func(what string, p *Pod, n int, ask func()) {
+		before := count(p)
+		ask()
+		w.Until(5*time.Second, what, func() error {
+			for i, after := range count(p) {
+				if grown := after - before[i]; grown != n || before[i] < 0 {
+					return fmt.Errorf("%s of %s went from %d to %d by %d requests", names[i], p.Name, before[i], after, n)
+				}
+			}
+			return nil
+		})
+	}
+	for user, version := range map[string]string{"bob": "v3", "jason": "v2"} { // on this node, and by a tunnel
+		p := w.versions[version]
+		grows("calls of the mesh", p, 7, func() {
+			if seen := w.spread(w.client, 7, "-H", "end-user: "+user); seen["200 "+version] != 7 {
+				t.Errorf("%v", seen)
+			}
+		})
+		grows("calls from outside", p, 3, func() {
+			for range 3 {
+				if got := w.legacy.Curl(fmt.Sprintf("http://%s:8080/", p.Addr)); got != "200 0" {
+					t.Error(got)
+				}
+			}
+		})
+		for _, name := range []string{cluster + "upstream_cx_total", listener + "downstream_cx_total", listener + "downstream_cx_http1_total"} {
+			if n := p.counted(name); n <= 0 {
+				t.Errorf("%s of %s is %d", name, p.Name, n)
+			}
+		}
+	}
+	t.Run("SI-14 control: without calls to it", func(t *testing.T) {
+		for i, n := range count(w.client) {
+			if n != -1 {
+				t.Errorf("a pod that nobody called counts %d: %s", n, names[i])
+			}
 		}
 	})
 }
@@ -192,6 +248,15 @@ spec:
 	refused := together(w.client, base, 6)
 	if counted := w.client.counted(name) - before; refused < 3 || refused > 5 || counted != refused {
 		t.Errorf("%d of 6 were turned away, and %d counted", refused, counted)
+	}
+	// What the documents' last command of the task shows.
+	text, _ := w.client.admin("GET", "stats?filter="+url.QueryEscape("httpbin.*pending"))
+	var lines []string
+	for l := range strings.Lines(text) {
+		lines = append(lines, strings.TrimRight(strings.TrimPrefix(l, "cluster.outbound|8000||httpbin.foo.svc.cluster.local."), ": 0123456789\n"))
+	}
+	if want := rows.Pending; !slices.Equal(lines, want) {
+		t.Errorf("%q, want %q", lines, want)
 	}
 	t.Run("RS-08 control: outside the mesh", func(t *testing.T) {
 		if refused := together(w.legacy, fmt.Sprintf("http://%s:8000", bin.Addr), 6); refused != 0 {
