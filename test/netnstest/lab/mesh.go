@@ -35,6 +35,9 @@ func (l *Lab) StartController() {
 
 func (l *Lab) rootCert() string { return filepath.Join(l.tmp, "root-cert.pem") }
 
+// publicRoots is the file from which ztunnel takes the roots of servers outside the mesh.
+func (l *Lab) publicRoots() string { return filepath.Join(l.tmp, "public-roots.pem") }
+
 // StartAgent starts the node's agent.
 func (n *Node) StartAgent() {
 	n.lab.T.Helper()
@@ -56,7 +59,7 @@ func (n *Node) pins() string { return "/sys/fs/bpf/" + filepath.Base(n.lab.tmp) 
 // StartZtunnel starts the node's proxy.
 func (n *Node) StartZtunnel() {
 	n.lab.T.Helper()
-	n.Ztunnel = n.lab.start("ztunnel-"+n.Name, n.NS, filepath.Join(n.cgroup, "system/ztunnel"), nil, filepath.Join(n.lab.bin, "ztunnel"), append([]string{
+	n.Ztunnel = n.lab.start("ztunnel-"+n.Name, n.NS, filepath.Join(n.cgroup, "system/ztunnel"), []string{"SSL_CERT_FILE=" + n.lab.publicRoots()}, filepath.Join(n.lab.bin, "ztunnel"), append([]string{
 		"--zds", filepath.Join(n.dir, "zds.sock"), "--xds-addr", xdsAddr, "--xds-root", n.lab.rootCert(), "--token", filepath.Join(n.dir, "token"),
 		"--node-name", n.Name, "--instance-ip", n.Addr.String(), "--ready-addr", ztunnelReady, "--stats-addr", "127.0.0.1:15020", "--drain-timeout", "2s"}, n.lab.flags...)...)
 }
