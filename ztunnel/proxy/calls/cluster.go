@@ -33,7 +33,7 @@ type Cluster struct {
 	spec    policy.ClusterSpec
 	members []*client.Workload
 	peers   []*client.Workload // of the caller, where it matters where they are
-	only    *Endpoint // nil: it may be any
+	only    *Endpoint          // nil: it may be any
 	gone    bool
 }
 

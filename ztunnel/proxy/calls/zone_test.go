@@ -59,7 +59,9 @@ func TestZoneAware(t *testing.T) {
 	mesh := func(text string) string {
 		return "\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: \"" + text + "\"}\n---"
 	}
-	lb := func(text string) string { return dr("trafficPolicy: {loadBalancer: {zoneAwareLbSetting: {" + text + "}}}") }
+	lb := func(text string) string {
+		return dr("trafficPolicy: {loadBalancer: {zoneAwareLbSetting: {" + text + "}}}")
+	}
 	for _, tc := range []struct{ name, pods, more, cluster, want string }{
 		{name: "of the host", more: lb("enabled: true"), want: all},
 		{name: "of the port", more: dr("trafficPolicy: {portLevelSettings: [{port: {number: 80}, loadBalancer: {zoneAwareLbSetting: {enabled: true}}}]}"), want: all},
