@@ -10,6 +10,7 @@ import (
 	"github.com/undermesh/undermesh/controller/policy"
 	"github.com/undermesh/undermesh/ztunnel/clock"
 	"github.com/undermesh/undermesh/ztunnel/cluster"
+	"github.com/undermesh/undermesh/ztunnel/http/h2"
 	"github.com/undermesh/undermesh/ztunnel/proxy/calls"
 	"github.com/undermesh/undermesh/ztunnel/proxy/preamble"
 )
@@ -74,32 +75,50 @@ func (s *session) openHost(e *calls.Cluster, h *cluster.Host) (net.Conn, func(),
 	if err != nil {
 		return nil, nil, err
 	}
-	if t := spec.Tunnel; t != nil && (t.GetProtocol() != "" && t.GetProtocol() != "CONNECT" || e.Cluster.Spec().HTTP.Version == cluster.HTTP2) {
-		return nil, nil, refusedf(reason.PolicyUnenforceable, "a DestinationRule leads the connections of cluster %s through a tunnel by other means than CONNECT of HTTP/1.1", e.Name())
+	t := spec.Tunnel
+	if t == nil {
+		return s.open(r)
+	}
+	if p := t.GetProtocol(); p != "" && p != "CONNECT" && p != "POST" {
+		return nil, nil, refusedf(reason.PolicyUnenforceable, "a DestinationRule leads the connections of cluster %s through a tunnel by %.20q", e.Name(), p)
+	}
+	http2 := e.Cluster.Spec().HTTP.Version == cluster.HTTP2
+	if http2 {
+		r.protocols = []string{"h2"}
 	}
 	up, release, err := s.open(r)
-	if err != nil || spec.Tunnel == nil {
-		return up, release, err
+	if err != nil {
+		return nil, nil, err
 	}
-	through, err := s.through(up, r, spec.Tunnel)
+	through, err := s.through(up, r, t, http2)
 	if err != nil {
 		reset(up)
 		release()
 		return nil, nil, err
 	}
+	if w, ok := through.(*preamble.Stream); ok {
+		release = both(func() { _ = w.Close(); w.Wait() }, release)
+	}
 	return through, release, nil
 }
 
 // through asks the proxy at the other end of up for the target of the tunnel.
-func (s *session) through(up net.Conn, r *way, t *settings.Tunnel) (out net.Conn, err error) {
+func (s *session) through(up net.Conn, r *way, t *settings.Tunnel, http2 bool) (out net.Conn, err error) {
 	if s.leg == r {
 		// Its own side is done here, and what it is asked is HTTP.
 		if declared := declaredBehind(r.snap, r.path.Destination, r.addr.Port()); declared != speaksOther && declared != speaksTLS {
 			return nil, refusedf(reason.PolicyUnenforceable, "the proxy at %s is a workload of the mesh whose port does not declare TCP", r.addr)
 		}
 	}
+	to := preamble.Target{Host: t.GetTargetHost(), Port: uint16(t.GetTargetPort()), POST: t.GetProtocol() == "POST"}
 	err = s.within(up, func() error {
-		out, err = preamble.Connect(up, t.GetTargetHost(), uint16(t.GetTargetPort()))
+		if !http2 {
+			out, err = preamble.Connect(up, to)
+			return err
+		}
+		cfg := h2.Config{Clock: s.p.cfg.Clock, IdleTimeout: -1} // the relay's limits are those of connections
+		stream, err := preamble.Open(up, to, r.path.Originate != nil, cfg)
+		out = stream
 		return err
 	})
 	return out, err

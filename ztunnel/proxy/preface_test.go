@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"bufio"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -11,6 +13,9 @@ import (
 
 	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/client"
+	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/http/h2"
+	"github.com/undermesh/undermesh/ztunnel/http/head"
 )
 
 // listener accepts the connections of a server outside, which the test serves.
@@ -163,11 +168,23 @@ func TestTunnel(t *testing.T) {
 		if took := time.Since(begin); took > 11*time.Second {
 			t.Errorf("a silent proxy was waited for for %s", took)
 		}
-		dialled := w.net.dialled(3128)
 		tunnel.Protocol = "POST"
 		rule()
-		gone("POST", open())
-		w.wantLog("reason=policy_unenforceable", "other means than CONNECT")
+		c, proxy = open(), accepted()
+		const post = "POST / HTTP/1.1\r\nHost: other.example:8443\r\nTransfer-Encoding: chunked\r\n\r\n"
+		want(t, "the proxy is asked by POST", reads(t, proxy, len(post)), post)
+		write(t, proxy, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+		body := fmt.Sprintf("%x\r\n%s\r\n", len(first), first)
+		want(t, "the client's bytes are its body", reads(t, proxy, len(body)), body)
+		write(t, proxy, "6\r\nanswer\r\n0\r\n\r\n")
+		if b, err := io.ReadAll(c); string(b) != "answer" || err != nil {
+			t.Errorf("the answer's body is %q, %v", b, err)
+		}
+		dialled := w.net.dialled(3128)
+		tunnel.Protocol = "GET"
+		rule()
+		gone("GET", open())
+		w.wantLog("reason=policy_unenforceable", "through a tunnel by")
 		tunnel.Protocol = ""
 		rule()
 		c = a.connect("198.51.100.2:3128")
@@ -176,6 +193,46 @@ func TestTunnel(t *testing.T) {
 		want(t, "a request to the host", reads(t, c, 12), "HTTP/1.1 503")
 		if n := w.net.dialled(3128); n != dialled {
 			t.Errorf("%d connections are made that are refused", n-dialled)
+		}
+	})
+}
+
+// TestTunnelOverHTTP2: a proxy whose port declares HTTP/2 is asked over a stream.
+func TestTunnelOverHTTP2(t *testing.T) {
+	external(t, nil, func(t *testing.T, w *world, a *testPod, _ *fakeNames) {
+		set := &settings.ServiceSettings{External: true, AppProtocols: map[uint32]string{3128: "http2"}}
+		w.apply(declared(t, "foo", "db.example", &settings.ServiceSettings{External: true, AppProtocols: map[uint32]string{5432: "tcp"}}, []string{"198.51.100.1/32"}, 5432, 5432, "192.0.2.9")...)
+		w.apply(declared(t, "foo", "proxy.example", set, []string{"198.51.100.2/32"}, 3128, 3128, "192.0.2.1")...)
+		w.apply(client.Resource{Message: &settings.RouteRule{Namespace: "foo", Name: "tcp", Hosts: []string{"db.example"}, Tcp: []*settings.StreamRule{
+			leads("outbound|3128||proxy.example", &settings.StreamMatch{})}}})
+		accepted := w.listener(t, "192.0.2.1:3128")
+		for _, protocol := range []string{"CONNECT", "POST"} {
+			w.apply(ruled("proxy.example", &settings.CallPolicy{Tunnel: &settings.Tunnel{Protocol: protocol, TargetHost: "other.example", TargetPort: 8443}}))
+			c := a.connect("198.51.100.1:5432")
+			write(t, c, "hello")
+			done := make(chan string, 1)
+			server := accepted()
+			conn := h2.NewServer(server, h2.Config{Clock: clock.System()}, func(s *h2.Stream) {
+				s.Go(func(s *h2.Stream) {
+					r := s.Request()
+					asked := fmt.Sprintf("%s %s", r.Method, r.Authority)
+					if err := errors.Join(s.WriteHead(&head.Response{Status: 200, Body: -1}, false), s.Flush()); err != nil {
+						t.Error(err)
+					}
+					b, err := io.ReadAll(s)
+					done <- fmt.Sprintf("%s %s %v", asked, b, err)
+					if err := s.WriteEnd([]byte("answer")); err != nil {
+						t.Error(err)
+					}
+				})
+			})
+			go func() { _ = conn.Serve(t.Context(), nil) }()
+			_ = c.(interface{ CloseWrite() error }).CloseWrite()
+			want(t, "the proxy is asked", <-done, protocol+" other.example:8443 hello <nil>")
+			if b, err := io.ReadAll(c); string(b) != "answer" || err != nil {
+				t.Errorf("%s: the answer is %q, %v", protocol, b, err)
+			}
+			_ = c.Close()
 		}
 	})
 }

@@ -78,7 +78,7 @@ const (
 	noInterval = "the budget is of the requests at the moment"
 	ownPings   = "of connections outside tunnels, which have pings of their own"
 	byTunnel   = "of connections that are not HTTP; requests to the host are refused"
-	byConnect  = "CONNECT of HTTP/1.1; with POST, or a proxy whose port is one of HTTP/2, connections are refused"
+	byConnect  = "by the HTTP that the port of the proxy declares; a proxy of the same node must declare TCP"
 	announced  = "requests to workloads of the mesh that are reached by the tunnel or on the same node are refused"
 )
 

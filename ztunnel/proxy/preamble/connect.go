@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"strconv"
@@ -15,24 +16,41 @@ const (
 	maxInterim = 8        // answers of 1xx before the one that counts
 )
 
-// Connect asks the HTTP/1.1 proxy at the other end of c for host and port, and returns the connection to these once the proxy answers
-// 2xx: c itself, unless bytes of the target came with the answer. Every other answer is an error that says it.
-func Connect(c net.Conn, host string, port uint16) (net.Conn, error) {
-	target := net.JoinHostPort(strings.Trim(host, "[]"), strconv.Itoa(int(port)))
-	if host == "" || port == 0 || strings.ContainsFunc(target, notHost) {
-		return nil, fmt.Errorf("ask proxy for %.200q: it is not a host and a port", target)
+// Target is what a proxy is asked for.
+type Target struct {
+	Host string
+	Port uint16
+	POST bool // the proxy is asked by POST, whose body and answer's body are the bytes of the tunnel, in place of CONNECT
+}
+
+// authority is an error for what is not a host and a port: it would be a request of its own.
+func (t Target) authority() (string, error) {
+	out := net.JoinHostPort(strings.Trim(t.Host, "[]"), strconv.Itoa(int(t.Port)))
+	if t.Host == "" || t.Port == 0 || strings.ContainsFunc(out, notHost) {
+		return "", fmt.Errorf("ask proxy for %.200q: it is not a host and a port", out)
 	}
-	if _, err := fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, target); err != nil {
+	return out, nil
+}
+
+// Connect asks the HTTP/1.1 proxy at the other end of c for the target, and returns the connection to it once the proxy answers
+// 2xx: by CONNECT c itself, unless bytes of the target came with the answer. Every other answer is an error that says it.
+func Connect(c net.Conn, t Target) (net.Conn, error) {
+	target, err := t.authority()
+	if err != nil {
+		return nil, err
+	}
+	format, read := "CONNECT %[1]s HTTP/1.1\r\nHost: %[1]s\r\n\r\n", readAnswer
+	if t.POST {
+		format, read = "POST / HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n", readPosted
+	}
+	if _, err := fmt.Fprintf(c, format, target); err != nil {
 		return nil, fmt.Errorf("ask proxy for %s: %w", target, err)
 	}
-	rest, err := readAnswer(c)
+	out, err := read(c)
 	if err != nil {
 		return nil, fmt.Errorf("ask proxy for %s: %w", target, err)
 	}
-	if len(rest) == 0 {
-		return c, nil
-	}
-	return &begun{Conn: c, first: rest}, nil
+	return out, nil
 }
 
 // notHost is for what no host or address has.
@@ -40,16 +58,41 @@ func notHost(r rune) bool {
 	return r > 'z' || !strings.ContainsRune("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-._:[]", r)
 }
 
-// readAnswer returns what came after the head of an answer of 2xx, whose fields say nothing of a body (RFC 9110 §9.3.6).
-func readAnswer(c io.Reader) ([]byte, error) {
-	in := bufio.NewReaderSize(io.LimitReader(c, maxAnswer), maxAnswer)
+// readAnswer returns the connection behind the head of an answer of 2xx, whose fields say nothing of a body (RFC 9110 §9.3.6).
+func readAnswer(c net.Conn) (net.Conn, error) {
+	in := bufio.NewReaderSize(&io.LimitedReader{R: c, N: maxAnswer}, maxAnswer)
+	if _, err := readHead(in, http.MethodConnect); err != nil { // what Go takes for a body is the target's
+		return nil, err
+	}
+	rest, err := in.Peek(in.Buffered())
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read its answer: %w", err)
+	case len(rest) == 0:
+		return c, nil
+	}
+	return &begun{Conn: c, first: rest}, nil
+}
+
+// readPosted returns the connection whose bytes are the bodies of a POST and of its answer of 2xx.
+func readPosted(c net.Conn) (net.Conn, error) {
+	limit := &io.LimitedReader{R: c, N: maxAnswer}
+	head, err := readHead(bufio.NewReaderSize(limit, maxAnswer), http.MethodPost)
+	if err != nil {
+		return nil, err
+	}
+	limit.N = math.MaxInt64
+	return &posted{Conn: c, in: head.Body}, nil
+}
+
+// readHead reads the head of an answer of 2xx, after those of 1xx.
+func readHead(in *bufio.Reader, method string) (*http.Response, error) {
 	for range maxInterim {
-		head, err := http.ReadResponse(in, &http.Request{Method: http.MethodConnect})
+		head, err := http.ReadResponse(in, &http.Request{Method: method})
 		if err != nil {
 			return nil, fmt.Errorf("read its answer: %w", err)
 		}
-		switch { // the body, which Go takes for one, stays unread: it is the target's
-
+		switch {
 		case head.ProtoMajor != 1 || head.StatusCode == http.StatusSwitchingProtocols:
 			return nil, fmt.Errorf("it answers %.20q %d", head.Proto, head.StatusCode)
 		case head.StatusCode < http.StatusOK:
@@ -57,11 +100,7 @@ func readAnswer(c io.Reader) ([]byte, error) {
 		case head.StatusCode >= http.StatusMultipleChoices:
 			return nil, fmt.Errorf("it answers %.100q", head.Status)
 		}
-		rest, err := in.Peek(in.Buffered())
-		if err != nil {
-			return nil, fmt.Errorf("read its answer: %w", err)
-		}
-		return rest, nil
+		return head, nil
 	}
 	return nil, fmt.Errorf("it answers %d times without an end", maxInterim)
 }
@@ -92,8 +131,5 @@ func (b *begun) CloseWrite() error {
 
 // SetLinger makes the next Close a reset, where the connection can be reset.
 func (b *begun) SetLinger(seconds int) error {
-	if l, ok := b.Conn.(interface{ SetLinger(int) error }); ok {
-		return l.SetLinger(seconds)
-	}
-	return nil
+	return setLinger(b.Conn, seconds)
 }
