@@ -355,3 +355,30 @@ func TestReset2(t *testing.T) {
 		}
 	}
 }
+
+// TestExpectOverHTTP2: a client that waits before it sends the body hears from us, and the host nothing of that.
+func TestExpectOverHTTP2(t *testing.T) {
+	for _, up := range []bool{false, true} {
+		w := newWorld(t)
+		w.loopback = true
+		w.routes("a", toUp)
+		var change func(*clusterv3.Cluster)
+		if up {
+			change = overHTTP2
+		}
+		w.cluster("up", change, standard(func(rw http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(rw, r.Body)
+			_, _ = fmt.Fprintf(rw, "%q", r.Header["Expect"])
+		}))
+		req, _ := http.NewRequest("POST", "http://a/", strings.NewReader("abc"))
+		req.Header.Set("Expect", "100-continue")
+		resp, err := w.standardClient(true).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "abc[]" {
+			t.Errorf("to HTTP2 %v: the host was told %q, %v", up, b, err)
+		}
+		_ = resp.Body.Close()
+	}
+}

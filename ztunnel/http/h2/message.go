@@ -61,7 +61,9 @@ func (c *Conn) request(l *list, r *head.Request, end bool) (reason string) {
 		}
 		r.Body = 0
 	}
-	r.Expect = head.EqualFold(r.Get(head.Expect), "100-continue")
+	if r.Expect = head.EqualFold(r.Get(head.Expect), "100-continue"); r.Expect {
+		r.Del(head.Expect, "expect")
+	}
 	return ""
 }
 
