@@ -2,6 +2,7 @@ package http
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/undermesh/undermesh/ztunnel/clock"
+	"github.com/undermesh/undermesh/ztunnel/http/h1"
 )
 
 // frozen is a clock that stands, and whose timers do not.
@@ -79,4 +81,32 @@ func TestDeadAtOnce(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSpareIsOfOneHost: a connection that was made for one host and is left over is not taken for one to the host that is tried next.
+func TestSpareIsOfOneHost(t *testing.T) {
+	w := newWorld(t)
+	w.routes("a", toUp)
+	c := w.cluster("up", nil, answers(ok))
+	x := w.e.exchange(&w.flow, discard{}, &guard{e: w.e})
+	if _, err := h1.ParseRequest([]byte("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), x.req, h1.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	w.flow.Listener = w.flow.Workload.Listener(Outbound, 80)
+	x.start(w.e.now())
+	x.ctx, x.cluster, x.entry.Cluster = w.ctx, c, c
+	x.entry.VirtualHost = w.Routes(x.req)
+	x.entry.Route = x.entry.VirtualHost.Match(x.req, &x.in)
+	x.body.done.Store(true)
+	x.requested()
+	near, far := w.pair()
+	x.spare = &Conn{Net: near}
+	if fail := x.try(); fail != nil || w.dials != 1 {
+		t.Errorf("%d connections were made: %+v", w.dials, fail)
+	}
+	if _, err := far.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the connection that is left over is still there: %v", err)
+	}
+	x.finish()
+	w.e.put(x)
 }

@@ -230,10 +230,7 @@ func (x *exchange) finish() {
 	if x.g.aim(nil) != noCause {
 		x.keep = false // its connection may have been interrupted
 	}
-	if x.spare != nil {
-		_ = x.spare.Net.Close()
-		x.spare = nil
-	}
+	x.dropSpare()
 	x.doneRetry()
 	e := &x.entry
 	e.Response = x.resp

@@ -208,6 +208,7 @@ func (x *exchange) try() *failure {
 		x.tried = append(x.tried, h)
 	}
 	x.entry.Host = h
+	x.dropSpare()
 	x.head(h)
 	for replays := 0; ; replays++ {
 		if fail := x.connect(h); fail != nil {

@@ -91,6 +91,15 @@ func (x *exchange) otherVersion(h *cluster.Host, c *Conn, want Protocol) bool {
 	return true
 }
 
+// dropSpare closes a connection that was made and is not used after all: one to another host would be taken for one to that which is
+// tried next.
+func (x *exchange) dropSpare() {
+	if x.spare != nil {
+		_ = x.spare.Net.Close()
+		x.spare = nil
+	}
+}
+
 // weeding is how often idle connections are looked through.
 const weeding = 5 * time.Second
 
