@@ -5,24 +5,8 @@
 package http
 
 import (
-	"net"
 	"testing"
 )
-
-// fixed is a host that answers each read with the same text, without allocating.
-func fixed(text string) func(net.Conn) {
-	return func(c net.Conn) {
-		in, out := make([]byte, 4096), []byte(text)
-		for {
-			if _, err := c.Read(in); err != nil {
-				return
-			}
-			if _, err := c.Write(out); err != nil {
-				return
-			}
-		}
-	}
-}
 
 const plainRequest = "GET /a/b?c=d HTTP/1.1\r\nHost: a\r\nUser-Agent: curl/7.73.0-DEV\r\nAccept: */*\r\n\r\n"
 
@@ -74,5 +58,23 @@ func BenchmarkExchange(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		do()
+	}
+}
+
+// BenchmarkBesideACrowd is a request of one workload beside 3,000 connections of another one that are as busy as they can be.
+func BenchmarkBesideACrowd(b *testing.B) {
+	for name, unhindered := range map[string]int{"turns": 0, "none": 1 << 30} {
+		b.Run(name, func(b *testing.B) {
+			w := newWorld(b)
+			do := exchanger(w, true)
+			w.flow.Workload = NewTenant(TenantLimits{Unhindered: unhindered})
+			for range 3000 {
+				c := w.connect()
+				w.wg.Go(func() { c.repeat(plainRequest, func() {}) })
+			}
+			for b.Loop() {
+				do()
+			}
+		})
 	}
 }

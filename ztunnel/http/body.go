@@ -127,6 +127,7 @@ func (b *body) stop(x *exchange) {
 	if !b.pumping {
 		return
 	}
+	x.rest()
 	b.halted.Store(true)
 	if x.up != nil {
 		x.up.interrupt()

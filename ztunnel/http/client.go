@@ -61,6 +61,7 @@ type client struct {
 
 // connect gets a connection to the host and puts it into x.up.
 func (x *exchange) connect(h *cluster.Host) *failure {
+	x.rest()
 	if x.version(h) == HTTP2 {
 		return x.connect2(h)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"time"
 
 	"github.com/undermesh/undermesh/ztunnel/clock"
@@ -14,6 +15,7 @@ type Config struct {
 	Clock      clock.Clock   // default the machine's
 	Random     func() uint64 // request ids, weights, percentages, jitter; safe for concurrent use; default math/rand/v2
 	Limits     Limits
+	Turns      int          // requests that do at once what takes a processor for long: see turns; default one fewer than processors, at least 1
 	ServerName string       // value of the server field that answers get; default "envoy"
 	Log        *slog.Logger // default: nothing is logged
 }
@@ -44,6 +46,9 @@ func (c Config) withDefaults() Config {
 	if c.ServerName == "" {
 		c.ServerName = "envoy"
 	}
+	if c.Turns == 0 {
+		c.Turns = max(1, runtime.GOMAXPROCS(0)-1)
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -71,6 +76,8 @@ func (c Config) withDefaults() Config {
 func (c Config) Validate() error {
 	l := c.Limits
 	switch {
+	case c.Turns < 0 || c.Turns >= someWait:
+		return errors.New("turns is not one of 0 to 2³²-1")
 	case l.HeadBytes < 0:
 		return errors.New("limits.headBytes is negative")
 	case l.HeadFields < 0:

@@ -19,7 +19,7 @@ func (x *exchange) decide() bool {
 	x.entry.VirtualHost = vh
 	r := vh.Match(x.req, &x.in)
 	if x.in.Excess != "" {
-		return x.excess()
+		return x.excess(431)
 	}
 	if r == nil {
 		return x.noRoute()
@@ -61,9 +61,13 @@ func (x *exchange) decide() bool {
 	return false
 }
 
-// excess answers a request that costs more by its route's rules than one may: it is too long for them.
-func (x *exchange) excess() bool {
-	x.reply(431, "", x.in.Excess)
+// excess answers a request that costs more by its route's rules than one may: it, or its answer, is too long for them.
+func (x *exchange) excess(status int) bool {
+	if x.in.Excess == route.Interrupted {
+		x.interrupted(x.g.why())
+		return false
+	}
+	x.reply(status, "", x.in.Excess)
 	return false
 }
 
@@ -116,6 +120,7 @@ func (x *exchange) wait(d time.Duration) bool {
 	if d <= 0 {
 		return true
 	}
+	x.rest()
 	ctx, cancel := context.WithCancel(x.ctx)
 	defer cancel()
 	if x.g.aim(canceler(cancel)) != noCause {

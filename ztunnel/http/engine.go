@@ -20,6 +20,8 @@ type Engine struct {
 	exchanges sync.Pool
 	date      atomic.Pointer[date]
 	draining  atomic.Bool
+	toils     *turns // of requests whose rules cost much
+	crowds    *turns // of workloads with many requests under way
 
 	mu      sync.Mutex // protects below
 	tenants map[*Tenant]int
@@ -33,7 +35,9 @@ func New(cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("check the configuration of the HTTP engine: %w", err)
 	}
 	cfg = cfg.withDefaults()
-	return &Engine{cfg: cfg, epoch: cfg.Clock.Now(), tenants: map[*Tenant]int{}}, nil
+	e := &Engine{cfg: cfg, epoch: cfg.Clock.Now(), tenants: map[*Tenant]int{}}
+	e.toils, e.crowds = newTurns(cfg.Turns, e.now), newTurns(cfg.Turns, e.now)
+	return e, nil
 }
 
 // now is the time since the engine was made, in nanoseconds; never 0.

@@ -48,6 +48,10 @@ type exchange struct {
 	contexts contexts
 	legged   bool // it carries the step of a leg
 
+	turn     *turns // to work, which it has; nil: none
+	turnFrom int64  // since when
+	toils    func() bool
+
 	unanswered string // what the caller's engine is told of a workload that has not answered; "": nothing
 
 	body body
@@ -68,7 +72,7 @@ func (e *Engine) exchange(f *Flow, down downstream, g *guard) *exchange {
 	x, ok := e.exchanges.Get().(*exchange)
 	if !ok {
 		x = &exchange{e: e, upOut: make([]byte, 0, 2<<10), downOut: make([]byte, 0, 2<<10)}
-		x.body.ended = make(chan struct{}, 1)
+		x.body.ended, x.toils = make(chan struct{}, 1), x.toil
 	}
 	x.f, x.g, x.down, x.req = f, g, down, &x.own
 	return x
@@ -77,6 +81,7 @@ func (e *Engine) exchange(f *Flow, down downstream, g *guard) *exchange {
 // put takes an exchange back.
 func (e *Engine) put(x *exchange) {
 	x.body.reset(x)
+	x.rest() // it panicked
 	if x.counted {
 		x.f.Workload.requests.Add(-1)
 	}
@@ -95,7 +100,7 @@ func (e *Engine) put(x *exchange) {
 		return
 	}
 	*x = exchange{
-		e: e, own: x.own, answer: x.answer, in: x.in, body: body{ended: x.body.ended, replay: x.body.replay}, tried: x.tried[:0],
+		e: e, own: x.own, answer: x.answer, in: x.in, body: body{ended: x.body.ended, replay: x.body.replay}, tried: x.tried[:0], toils: x.toils,
 		guard: x.guard, pathBuf: x.pathBuf, upOut: x.upOut[:0], downOut: x.downOut[:0], idBuf: x.idBuf, valueBuf: x.valueBuf,
 	}
 	e.exchanges.Put(x)
@@ -113,7 +118,7 @@ func (x *exchange) start(now int64) {
 	if f.Peer != nil {
 		x.in.PeerURI, x.in.LocalURI = f.Peer.URI, f.Peer.By
 	}
-	x.in.Request, x.in.Attempts = x.req, 0
+	x.in.Request, x.in.Attempts, x.in.Toils = x.req, 0, x.toils
 }
 
 // run takes a request whose head was read to its end.
@@ -194,6 +199,10 @@ func (x *exchange) admit() bool {
 		return false
 	}
 	x.counted = true
+	if t.requests.Load() > int64(t.limits.Unhindered) && !x.takeTurn(x.e.crowds) {
+		x.interrupted(x.g.why())
+		return false
+	}
 	return true
 }
 
@@ -226,6 +235,7 @@ func (x *exchange) lookOut() {
 
 // finish ends the request: what is open is closed, and what is known of it is told.
 func (x *exchange) finish() {
+	x.rest()
 	x.body.stop(x)
 	if x.g.aim(nil) != noCause {
 		x.keep = false // its connection may have been interrupted

@@ -25,7 +25,7 @@ func (x *exchange) forward() {
 		x.setText(head.XEnvoyDecoratorOperation, r.Operation)
 	}
 	if r.Request(x.req, x.target, &x.in); x.in.Excess != "" {
-		x.excess()
+		x.excess(431)
 		return
 	}
 	x.body.keep = x.retry.Enabled() || len(f.Mirrors) > 0

@@ -154,6 +154,14 @@ func (g *guard) aim(t interrupter) cause {
 	return g.cause
 }
 
+// swap is aim for a while; before is what is to be aimed at again.
+func (g *guard) swap(t interrupter) (before interrupter, c cause) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	before, g.target = g.target, t
+	return before, g.cause
+}
+
 // aimIdle is aim for what waits for a request: stopIdle ends it, unless it is the first one, which may be on its way.
 func (g *guard) aimIdle(t interrupter, idle bool) {
 	g.mu.Lock()

@@ -47,6 +47,7 @@ func (x *exchange) prepare() bool {
 	}
 	if req.Expect {
 		req.Expect = false
+		x.rest()
 		if x.down.proceed() != nil {
 			x.g.stop(clientGone)
 		}

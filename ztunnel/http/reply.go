@@ -49,6 +49,7 @@ func (x *exchange) told() {
 
 // send sends an answer of our own. The answer to gRPC is made of it.
 func (x *exchange) send(r *head.Response, body []byte) {
+	x.rest()
 	if x.resp != nil || x.g.why() == clientGone {
 		return
 	}

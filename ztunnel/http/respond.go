@@ -31,8 +31,7 @@ func (x *exchange) answered() (again bool) {
 	if x.dress(resp, now); x.in.Excess != "" {
 		x.body.stop(x)
 		x.dropUpstream() // the rest of its answer is not waited for
-		x.reply(502, "", x.in.Excess)
-		return false
+		return x.excess(502)
 	}
 	x.deliver(resp)
 	return false
@@ -112,6 +111,7 @@ func (x *exchange) grpcStatus(v []byte) {
 
 // deliver sends the answer to the client.
 func (x *exchange) deliver(resp *head.Response) {
+	x.rest()
 	up := x.up
 	x.resp = resp
 	tunnel := x.tunnel && x.turned(resp)

@@ -12,6 +12,7 @@ import (
 type TenantLimits struct {
 	Connections int   // downstream; default 20,000; beyond: closed at once
 	Requests    int   // in flight; default 10,000; beyond: 503, OM
+	Unhindered  int   // in flight, which begin when they come; default 1,024; beyond: new ones wait for a turn (Config.Turns)
 	Bytes       int64 // of heads beyond the first 8 KiB, and of bodies kept for another try; default 64 MiB; beyond: 431, no other try
 	Windows     int64 // of HTTP/2 connections beyond 64 KiB each, in bytes: bodies that wait for who reads slowly; default 64 MiB; the fuller, the smaller are new ones
 	Pieces      int64 // of buffers of 64 KiB, into which bodies are read that come fast; default 64 MiB; beyond: 8 KiB for each
@@ -36,12 +37,13 @@ type Tenant struct {
 }
 
 type tenantCounts struct {
-	connectionsRefused, requestsRefused, mirrorsRefused, panics atomic.Uint64
+	connectionsRefused, requestsRefused, mirrorsRefused, turnsAwaited, panics atomic.Uint64
 }
 
 // TenantStats are counters since the tenant was made, and gauges.
 type TenantStats struct {
 	ConnectionsRefused, RequestsRefused, MirrorsRefused, Panics uint64
+	TurnsAwaited                                                uint64 // times that a request waited for a turn to work
 	ActiveConnections, ActiveRequests, HeldBytes, ActiveMirrors int64
 }
 
@@ -52,6 +54,9 @@ func NewTenant(limits TenantLimits) *Tenant {
 	}
 	if limits.Requests <= 0 {
 		limits.Requests = 10_000
+	}
+	if limits.Unhindered <= 0 {
+		limits.Unhindered = 1024
 	}
 	if limits.Bytes <= 0 {
 		limits.Bytes = 64 << 20
@@ -76,6 +81,7 @@ func (t *Tenant) Stats() TenantStats {
 	c := &t.counts
 	return TenantStats{
 		ConnectionsRefused: c.connectionsRefused.Load(), RequestsRefused: c.requestsRefused.Load(), MirrorsRefused: c.mirrorsRefused.Load(), Panics: c.panics.Load(),
+		TurnsAwaited:      c.turnsAwaited.Load(),
 		ActiveConnections: active, ActiveRequests: t.requests.Load(), HeldBytes: t.bytes.Load(), ActiveMirrors: t.mirrors.Load(),
 	}
 }

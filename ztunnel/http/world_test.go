@@ -324,4 +324,19 @@ func answers(texts ...string) func(net.Conn) {
 	}
 }
 
+// fixed is a host that answers each read with the same text, without allocating.
+func fixed(text string) func(net.Conn) {
+	return func(c net.Conn) {
+		in, out := make([]byte, 4096), []byte(text)
+		for {
+			if _, err := c.Read(in); err != nil {
+				return
+			}
+			if _, err := c.Write(out); err != nil {
+				return
+			}
+		}
+	}
+}
+
 const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -28,6 +28,8 @@ type Input struct {
 	// Excess says why rules cost more than one request may: nothing after that is to be relied upon. "" is no excess. Who writes
 	// rules is not who pays for them: the node does.
 	Excess string
+	// Toils is asked before rules that cost the request more than easySteps in all; false: the request has come to its end. Nil: nobody is.
+	Toils func() bool
 
 	steps   int    // of regular expressions so far
 	route   string // name of the route that is applied
@@ -38,20 +40,27 @@ type Input struct {
 
 // Bounds of what rules may cost for one request.
 const (
-	maxSteps = 1 << 25  // of regular expressions: instructions, each once for each byte; a fraction of a second
-	maxMade  = 64 << 10 // bytes that the operations of one level make, or a rewrite does
+	maxSteps  = 1 << 25  // of regular expressions: instructions, each once for each byte; a fraction of a second
+	easySteps = 1 << 14  // of them, which any request may cost at any time; a tenth of a millisecond
+	maxMade   = 64 << 10 // bytes that the operations of one level make, or a rewrite does
 )
 
 // Texts of Excess.
 const (
 	tooCostly = "route_match_too_costly"
 	tooLong   = "route_made_head_too_large"
+
+	Interrupted = "route_interrupted" // the request has come to its end
 )
 
 // pay accounts for matching v with a pattern. False: there is nothing left to pay with, and it is not to be done.
 func (in *Input) pay(p *pattern, v []byte) bool {
-	if in.steps += p.size * (len(v) + 1); in.steps > maxSteps {
+	switch in.steps += p.size * (len(v) + 1); {
+	case in.Excess != "":
+	case in.steps > maxSteps:
 		in.Excess = tooCostly
+	case in.steps > easySteps && in.Toils != nil && !in.Toils():
+		in.Excess = Interrupted
 	}
 	return in.Excess == ""
 }
