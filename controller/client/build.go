@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"google.golang.org/protobuf/proto"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/securityapi"
@@ -49,6 +50,7 @@ func empty() *Snapshot {
 	return &Snapshot{
 		mesh:       meshDefaults(nil),
 		defaults:   noDefaults(),
+		config:     &meshv1alpha1.ProxyConfig{},
 		workloads:  newPmap[string, *Workload](seed),
 		byIP:       newPmap[ipKey, []*Workload](seed),
 		byName:     newPmap[name, []*Workload](seed),
@@ -110,6 +112,7 @@ func (b *builder) put(p parsed) {
 	case p.mesh != nil:
 		b.setMesh(p.mesh)
 		b.setDefaults(p.defaults)
+		b.setDefaultConfig(p.config)
 	case p.settings != nil:
 		b.s.settings = b.s.settings.set(b.edit, p.name, p.settings)
 		b.refreshUsers(p.name)

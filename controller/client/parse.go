@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"google.golang.org/protobuf/proto"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/securityapi"
@@ -33,7 +34,8 @@ type parsed struct {
 	mesh     *settings.MeshSettings
 	settings *settings.WorkloadSettings
 	scope    *settings.Scope
-	defaults *CallDefaults // set with mesh
+	defaults *CallDefaults             // set with mesh
+	config   *meshv1alpha1.ProxyConfig // set with mesh
 	rule     *CallRule
 	routes   *RouteRule
 	name     string // of settings, scope, rule or routes
@@ -67,7 +69,11 @@ func parse(r Resource) (parsed, error) {
 		if err != nil {
 			return parsed{}, fmt.Errorf("parse mesh settings %q: call_defaults.%w", r.Name, err)
 		}
-		return parsed{mesh: m, defaults: defaults}, nil
+		config, err := parseDefaultConfig(m)
+		if err != nil {
+			return parsed{}, fmt.Errorf("parse mesh settings %q: %w", r.Name, err)
+		}
+		return parsed{mesh: m, defaults: defaults, config: config}, nil
 	case *settings.WorkloadSettings:
 		if r.Name == "" || m == nil {
 			return parsed{}, fmt.Errorf("parse workload settings %q: no name or no content", r.Name)

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+
 	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/controller/api/securityapi"
 	"github.com/undermesh/undermesh/controller/api/settings"
@@ -77,6 +79,7 @@ type Snapshot struct {
 	generation uint64
 	mesh       *settings.MeshSettings
 	defaults   *CallDefaults
+	config     *meshv1alpha1.ProxyConfig
 
 	workloads  pmap[string, *Workload]
 	byIP       pmap[ipKey, []*Workload]  // sorted by preference; host-network workloads are not listed

@@ -3,7 +3,10 @@ package policy
 import (
 	"testing"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -124,5 +127,38 @@ func TestPatternsAndPorts(t *testing.T) {
 			}
 			t.Error("the port has no configuration")
 		})
+	}
+}
+
+// TestHeadersThatRoutesTell: what the mesh says of them, also when it says it later.
+func TestHeadersThatRoutesTell(t *testing.T) {
+	packed := func(m proto.Message) *anypb.Any {
+		out, err := anypb.New(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	rule := client.Resource{Message: &settings.RouteRule{Namespace: "foo", Name: "v", Hosts: []string{"example.com"}, Http: []*settings.HttpRule{{Route: packed(
+		&routev3.Route{Match: everyRequest(), Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: "outbound|80||example.com"}}}})}}}}
+	compose := func(h *meshv1alpha1.ProxyConfig_ProxyHeaders) (c Caller, attempts, host bool, in Inputs) {
+		s, _ := build(t, rule, service(nil), client.Resource{Message: &settings.MeshSettings{DefaultConfig: packed(&meshv1alpha1.ProxyConfig{ProxyHeaders: h})}})
+		c = Caller{Snapshot: s, View: View{Namespace: "foo"}}
+		vh, in := c.VirtualHost(c.Target(80, "example.com", nil))
+		return c, vh.GetIncludeRequestAttemptCount(), vh.GetRoutes()[0].GetRoute().GetAppendXForwardedHost(), in
+	}
+	_, attempts, host, in := compose(nil)
+	if !attempts || host {
+		t.Errorf("by default: %v, %v", attempts, host)
+	}
+	c, attempts, host, _ := compose(&meshv1alpha1.ProxyConfig_ProxyHeaders{
+		AttemptCount:   &meshv1alpha1.ProxyConfig_ProxyHeaders_AttemptCount{Disabled: wrapperspb.Bool(true)},
+		XForwardedHost: &meshv1alpha1.ProxyConfig_ProxyHeaders_XForwardedHost{Enabled: wrapperspb.Bool(true)}})
+	if attempts || !host {
+		t.Errorf("otherwise: %v, %v", attempts, host)
+	}
+	if in.Hold(c) {
+		t.Error("what was composed before is taken for good")
 	}
 }

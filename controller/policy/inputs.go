@@ -48,6 +48,7 @@ type fact struct {
 	labels    map[string]string
 	outbound  settings.OutboundPolicy
 	defaults  *client.CallDefaults
+	headers   headers
 	service   *client.Service
 	routes    []*client.RouteRule
 	calls     []*client.CallRule
@@ -55,7 +56,13 @@ type fact struct {
 
 func (f fact) equal(o fact) bool {
 	return f.question == o.question && f.namespace == o.namespace && maps.Equal(f.labels, o.labels) && f.outbound == o.outbound &&
-		f.defaults == o.defaults && f.service == o.service && slices.Equal(f.routes, o.routes) && slices.Equal(f.calls, o.calls)
+		f.defaults == o.defaults && f.headers == o.headers && f.service == o.service && slices.Equal(f.routes, o.routes) && slices.Equal(f.calls, o.calls)
+}
+
+// headers are those that the mesh has routes tell.
+type headers struct {
+	attempts bool // x-envoy-attempt-count
+	host     bool // x-forwarded-host, where another host is asked for than the client did
 }
 
 // ask is the one place where composing looks into the snapshot.
@@ -69,6 +76,8 @@ func (c Caller) ask(q question) fact {
 		}
 	case askDefaults:
 		f.defaults, f.outbound = c.Snapshot.CallDefaults(), c.View.OutboundPolicy(c.Snapshot.Mesh())
+		of := c.Snapshot.DefaultConfig().GetProxyHeaders()
+		f.headers = headers{attempts: !of.GetAttemptCount().GetDisabled().GetValue(), host: of.GetXForwardedHost().GetEnabled().GetValue()}
 	case askService:
 		f.service = c.exported(q.host)
 	case askRoutes:
@@ -101,6 +110,8 @@ func (c *composer) inputs() Inputs { return Inputs{slices.Collect(maps.Values(c.
 func (c *composer) defaults() *client.CallDefaults {
 	return c.note(question{kind: askDefaults}).defaults
 }
+
+func (c *composer) headers() headers { return c.note(question{kind: askDefaults}).headers }
 
 func (c *composer) outbound() settings.OutboundPolicy {
 	return c.note(question{kind: askDefaults}).outbound

@@ -30,7 +30,7 @@ func (c *composer) virtualHost(t Target) *routev3.VirtualHost {
 	default:
 		return c.rest()
 	}
-	out := &routev3.VirtualHost{Name: t.Host + ":" + portText(t.Port), Domains: c.View.names(t.Host), IncludeRequestAttemptCount: true}
+	out := &routev3.VirtualHost{Name: t.Host + ":" + portText(t.Port), Domains: c.View.names(t.Host), IncludeRequestAttemptCount: c.headers().attempts}
 	if t.Kind == TargetService {
 		out.Domains = c.domains(t.Service)
 	}
@@ -68,7 +68,7 @@ func authorityOf(ip netip.Addr) string {
 
 // rest is the virtual host of what is in no registry or not seen (DESIGN §5: passthrough or BlackHole).
 func (c *composer) rest() *routev3.VirtualHost {
-	out := &routev3.VirtualHost{Name: "allow_any", Domains: []string{"*"}, IncludeRequestAttemptCount: true}
+	out := &routev3.VirtualHost{Name: "allow_any", Domains: []string{"*"}, IncludeRequestAttemptCount: c.headers().attempts}
 	route := &routev3.Route{Name: "allow_any", Match: everyRequest()}
 	if c.outbound() == settings.OutboundPolicy_REGISTRY_ONLY {
 		out.Name, route.Name = "block_all", "block_all"
@@ -167,6 +167,7 @@ func (c *composer) finish(r *client.RouteRule, rule client.HTTPRule, port uint16
 // finishAction returns HOST:PORT of the only destination, "" when there are several.
 func (c *composer) finishAction(action *routev3.RouteAction, rule client.HTTPRule, port uint16) string {
 	single := ""
+	action.AppendXForwardedHost = c.headers().host
 	if action.GetCluster() != "" {
 		name, hash := c.destination(action.GetCluster(), port)
 		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: name}

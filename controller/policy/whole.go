@@ -52,7 +52,7 @@ func (c Caller) RouteConfigs() []*routev3.RouteConfiguration {
 		hosts[port][svc.GetHostname()] = vh
 		if protocol == "" {
 			name := svc.GetHostname() + ":" + portText(port)
-			alone := &routev3.VirtualHost{Name: vh.GetName(), Domains: []string{"*"}, Routes: vh.GetRoutes(), IncludeRequestAttemptCount: true}
+			alone := &routev3.VirtualHost{Name: vh.GetName(), Domains: []string{"*"}, Routes: vh.GetRoutes(), IncludeRequestAttemptCount: vh.GetIncludeRequestAttemptCount()}
 			byName[name] = routeConfig(name, alone)
 		} else {
 			byName[portText(port)] = nil

@@ -312,7 +312,7 @@ func predict(c *route.Config, q call, from, to netip.AddrPort, random, other uin
 func forwarded(r *route.Route, q call, req *head.Request, target route.Target, in *route.Input, origin []byte) Outcome {
 	var resp head.Response
 	resp.Reset(nil)
-	r.Timeouts(req)
+	r.Timeouts(req, false)
 	var cookies []string
 	if target.Cluster == "ring" {
 		cookies = r.Hash(req, in).Cookie

@@ -20,8 +20,9 @@ type Engine struct {
 	exchanges sync.Pool
 	date      atomic.Pointer[date]
 	draining  atomic.Bool
-	toils     *turns // of requests whose rules cost much
-	crowds    *turns // of workloads with many requests under way
+	plain     Headers // of flows that say nothing
+	toils     *turns  // of requests whose rules cost much
+	crowds    *turns  // of workloads with many requests under way
 
 	mu      sync.Mutex // protects below
 	tenants map[*Tenant]int

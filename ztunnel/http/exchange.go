@@ -52,6 +52,8 @@ type exchange struct {
 	turnFrom int64  // since when
 	toils    func() bool
 
+	how *Headers // which fields it gets
+
 	unanswered string // what the caller's engine is told of a workload that has not answered; "": nothing
 
 	body body
@@ -112,6 +114,8 @@ func (x *exchange) start(now int64) {
 	x.random = x.e.cfg.Random()
 	x.entry = Entry{Flow: x.f, Request: x.req, Protocol: x.down.protocol(), Start: x.e.epoch.Add(time.Duration(now)), ServiceTime: -1, GRPCStatus: -1}
 	f := x.f
+	x.how = f.how(x.e)
+	x.in.Quiet = x.how.NoDebug
 	x.in.Random, x.in.Source, x.in.Direct, x.in.Destination, x.in.SNI, x.in.Start = x.random, f.Source, f.Source, f.Destination, f.SNI, x.entry.Start
 	x.in.PeerURI, x.in.LocalURI, x.in.Hostname, x.in.Cluster, x.in.Local = "", "", "", "", false
 	x.in.Upstream, x.in.UpstreamLocal = netip.AddrPort{}, netip.AddrPort{}

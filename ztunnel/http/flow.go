@@ -28,10 +28,11 @@ type Flow struct {
 	Paths               Paths  // how paths are made canonical
 	Peer                *Peer  // Inbound: who the mesh proved the client to be; nil: nobody
 	Upstreams           Upstreams
-	Workload            *Tenant      // whose connection it is
-	Listener            *Listener    // where it is counted; nil: that of Workload for the direction and the port of Destination
-	Trace               func() Trace // asked for each request; nil: trace contexts go on as they come
-	Record              func(*Entry) // at the end of each request, on its goroutine; the Entry is valid during the call only; nil: nobody listens
+	Workload            *Tenant         // whose connection it is
+	Listener            *Listener       // where it is counted; nil: that of Workload for the direction and the port of Destination
+	Trace               func() Trace    // asked for each request; nil: trace contexts go on as they come
+	Headers             func() *Headers // asked for each request, which fields it gets; nil, or returning nil: as the zero Headers say
+	Record              func(*Entry)    // at the end of each request, on its goroutine; the Entry is valid during the call only; nil: nobody listens
 
 	worker int // Serve's: whose connections it may use where a limit of them makes requests wait
 }

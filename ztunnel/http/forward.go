@@ -18,7 +18,7 @@ func (x *exchange) forward() {
 		return
 	}
 	x.entry.Cluster = x.cluster
-	x.times = r.Timeouts(x.req)
+	x.times = r.Timeouts(x.req, x.how.NoDebug)
 	x.retry = r.Retry(x.req, &x.in)
 	x.hash = r.Hash(x.req, &x.in)
 	if r.Propagate && r.Operation != "" && x.f.Direction == Outbound {

@@ -61,7 +61,7 @@ func (x *exchange) copyTo(m *route.Mirror, name string) {
 	y.entry.VirtualHost, y.entry.Route, y.entry.Cluster = x.entry.VirtualHost, x.entry.Route, to
 	y.target, y.cluster = route.Target{Cluster: name}, to
 	y.span, y.contexts, y.legged = x.span, x.contexts, x.legged
-	y.times.Global = x.times.Global
+	y.times.Global, y.times.Quiet = x.times.Global, x.times.Quiet
 	y.times.Expect(y.req, 0)
 	if y.times.Global <= 0 {
 		y.times.Global = mirrorTimeout

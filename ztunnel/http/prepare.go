@@ -61,7 +61,7 @@ func (x *exchange) sanitise() {
 	req := x.req
 	inbound := x.f.Direction == Inbound
 	req.Del(head.XEnvoyInternal, head.Names[head.XEnvoyInternal])
-	req.Del(head.XForwardedClientCert, head.Names[head.XForwardedClientCert])
+	x.cleanCert(x.f.Peer != nil && x.f.Peer.URI != "")
 	if inbound {
 		x.destination(x.f.Peer)
 	}
@@ -72,7 +72,10 @@ func (x *exchange) sanitise() {
 	if len(req.Scheme) == 0 {
 		req.Scheme = req.Get(head.XForwardedProto)
 	}
-	if !req.Has(head.XRequestID) {
+	if x.how.ForwardedPort {
+		x.forwardedPort()
+	}
+	if !req.Has(head.XRequestID) && !x.how.NoRequestID {
 		x.idBuf = x.e.appendID(x.idBuf[:0])
 		req.Add(head.XRequestID, head.Names[head.XRequestID], x.idBuf)
 	}
@@ -91,19 +94,8 @@ func (x *exchange) destination(peer *Peer) {
 		req.Del(head.Other, name)
 	}
 	if peer != nil && peer.URI != "" {
-		x.valueBuf = appendXFCC(x.valueBuf[:0], peer)
-		req.Set(head.XForwardedClientCert, head.Names[head.XForwardedClientCert], x.valueBuf)
+		x.tellCert(peer)
 	}
-}
-
-// appendXFCC appends the element that Envoy writes of a certificate without a subject and DNS names.
-func appendXFCC(dst []byte, p *Peer) []byte {
-	dst = append(dst, "By="...)
-	dst = append(dst, p.By...)
-	dst = append(dst, ";Hash="...)
-	dst = append(dst, p.Hash...)
-	dst = append(dst, `;Subject="";URI=`...)
-	return append(dst, p.URI...)
 }
 
 func (x *exchange) scheme() string {

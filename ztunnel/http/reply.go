@@ -24,7 +24,7 @@ func (x *exchange) reply(status int, body, detail string) {
 	if route := x.entry.Route; route != nil && route.Forward != nil {
 		x.operate(r)
 	}
-	if x.entry.Flags.last() == UpstreamOverflow { // and not another try alone that a breaker refused
+	if x.entry.Flags.last() == UpstreamOverflow && !x.how.NoDebug { // and not another try alone that a breaker refused
 		r.Add(head.XEnvoyOverloaded, head.Names[head.XEnvoyOverloaded], []byte("true"))
 	}
 	if x.unanswered != "" {
@@ -134,15 +134,24 @@ func grpcOf(status int) int {
 
 // ours sets the fields that every answer gets.
 func (x *exchange) ours(f *head.Fields) {
-	name := x.e.cfg.ServerName
-	if x.f.Direction == Inbound {
-		name = "istio-envoy"
+	if !x.how.NoServer {
+		x.valueBuf = append(x.valueBuf[:0], x.server()...)
+		f.Set(head.Server, head.Names[head.Server], x.valueBuf)
 	}
-	x.valueBuf = append(x.valueBuf[:0], name...)
-	f.Set(head.Server, head.Names[head.Server], x.valueBuf)
 	if !f.Has(head.Date) {
 		f.Add(head.Date, head.Names[head.Date], x.e.httpDate(x.e.now()))
 	}
+}
+
+// server is what the field of that name says.
+func (x *exchange) server() string {
+	switch {
+	case x.how.Server != "":
+		return x.how.Server
+	case x.f.Direction == Inbound:
+		return "istio-envoy"
+	}
+	return x.e.cfg.ServerName
 }
 
 func (x *exchange) attemptCount(f *head.Fields) {

@@ -83,8 +83,10 @@ func (x *exchange) dress(resp *head.Response, now int64) {
 		since = now
 	}
 	x.entry.ServiceTime = time.Duration(now - since)
-	x.valueBuf = strconv.AppendInt(x.valueBuf[:0], x.entry.ServiceTime.Milliseconds(), 10)
-	resp.Set(head.XEnvoyUpstreamServiceTime, head.Names[head.XEnvoyUpstreamServiceTime], x.valueBuf)
+	if !x.how.NoDebug {
+		x.valueBuf = strconv.AppendInt(x.valueBuf[:0], x.entry.ServiceTime.Milliseconds(), 10)
+		resp.Set(head.XEnvoyUpstreamServiceTime, head.Names[head.XEnvoyUpstreamServiceTime], x.valueBuf)
+	}
 	vh := x.entry.VirtualHost
 	if vh.AttemptCountOnResponse {
 		x.attemptCount(&resp.Fields)

@@ -58,7 +58,7 @@ func (s *session) serveRequests(life context.Context) error {
 	s.line.Path = "http"
 	f := &requests{s: s, life: life}
 	return s.serveHTTP(s.client, &http.Flow{
-		Source: s.src, Destination: s.dst, Direction: http.Outbound, Upstreams: f, Workload: s.pod.tenant, Trace: s.p.trace, Record: f.record,
+		Source: s.src, Destination: s.dst, Direction: http.Outbound, Upstreams: f, Workload: s.pod.tenant, Trace: s.p.trace, Headers: s.p.headers, Record: f.record,
 	})
 }
 

@@ -54,7 +54,7 @@ func (s *session) serveLeg(up net.Conn, r *way) error {
 // serveInbound carries a connection of HTTP to a, an application of dest; peer is who the client is, nil for nobody.
 func (s *session) serveInbound(c net.Conn, dest *Pod, a *arrivals, peer *http.Peer) error {
 	a.cluster = a.in.Cluster()
-	err := s.serveHTTP(c, &http.Flow{Source: s.src, Destination: a.target, Direction: http.Inbound, Upstreams: a, Workload: s.pod.tenant, Trace: s.p.trace, Record: a.record,
+	err := s.serveHTTP(c, &http.Flow{Source: s.src, Destination: a.target, Direction: http.Inbound, Upstreams: a, Workload: s.pod.tenant, Trace: s.p.trace, Headers: s.p.headers, Record: a.record,
 		Secure: peer != nil, Peer: peer, Listener: dest.tenant.Listener(http.Inbound, a.target.Port())})
 	a.in.Close(a.cluster)
 	if unused := a.take(); unused != nil {
@@ -127,7 +127,7 @@ func (s *session) turnAway(err error) error {
 	if what, derr := s.detectInbound(s.client, s.dst.Port()); derr != nil || !what {
 		return err
 	}
-	_ = s.serveHTTP(s.client, &http.Flow{Source: s.src, Destination: s.dst, Direction: http.Inbound, Upstreams: forbidding{s.p.forbidden}, Workload: s.pod.tenant})
+	_ = s.serveHTTP(s.client, &http.Flow{Source: s.src, Destination: s.dst, Direction: http.Inbound, Upstreams: forbidding{s.p.forbidden}, Workload: s.pod.tenant, Headers: s.p.headers})
 	s.turnedAway = true
 	return err
 }

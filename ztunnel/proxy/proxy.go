@@ -28,6 +28,7 @@ type Proxy struct {
 	serving   hbone.Config // of tunnel servers: their streams end with the pod's connections, not earlier
 	engine    *http.Engine
 	calls     *calls.Shared
+	spoken    atomic.Pointer[spoken]
 	forbidden *route.VirtualHost // answers those that a policy does not let in
 
 	mu       sync.Mutex // protects below

@@ -34,7 +34,12 @@ var meshConfig = slices.Concat(pool("defaultTrafficPolicy", ""), outliers("defau
 	{"defaultConfig.zipkinAddress", Carried, Policy, "TT-16", ""},
 	{"defaultConfig.extraStatTags", Carried, Policy, "ME-14", ""},
 	{"defaultConfig.proxyStatsMatcher", Carried, Policy, "ME-10", ""},
-	{"defaultConfig.proxyHeaders", Carried, L7, "MT-01", ""},
+	{"defaultConfig.proxyHeaders: attemptCount.disabled envoyDebugHeaders.disabled forwardedClientCert requestId.disabled server.disabled server.value " +
+		"xForwardedHost.enabled xForwardedPort.enabled", Enforced, "", "MT-01 MT-02", ""},
+	{"defaultConfig.proxyHeaders.setCurrentClientCertDetails: subject uri dns", Enforced, "", "MT-01", ""},
+	{"defaultConfig.proxyHeaders.setCurrentClientCertDetails", Carried, L7, "MT-01", ""},
+	{"defaultConfig.proxyHeaders.metadataExchangeHeaders.mode", Unused, "", "MT-01", "nothing of a workload is told in such fields"},
+	{"defaultConfig.proxyHeaders.preserveHttp1HeaderCase", Unused, "", "TR-09", "names go on in the case in which they came, but for host"},
 	{"defaultConfig.gatewayTopology", Carried, Gateways, "IG-22 AZ-15", ""},
 	{"defaultConfig.connectionSettings", Carried, L7, "RS-07", ""},
 	{"defaultConfig.envoyAccessLogService", Carried, Policy, "AL-10", ""},

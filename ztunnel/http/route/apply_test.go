@@ -130,7 +130,7 @@ func TestTimeouts(t *testing.T) {
 		if c.fields != "" {
 			add(&req.Fields, []string{c.fields})
 		}
-		if got := v.Match(req, &route.Input{}).Timeouts(req); got != c.want || text(&req.Fields) != c.told {
+		if got := v.Match(req, &route.Input{}).Timeouts(req, false); got != c.want || text(&req.Fields) != c.told {
 			t.Errorf("%s %s: %+v %q, want %+v %q", c.action, c.fields, got, text(&req.Fields), c.want, c.told)
 		}
 	}

@@ -16,7 +16,7 @@
 //	r.CORS.Request(req, …)                 // may answer a preflight
 //	r.Direct, r.Redirect                   // answered here; r.Response changes the answer's head
 //	target := r.Pick(req, in)              // the cluster; "": NC
-//	timeouts := r.Timeouts(req)
+//	timeouts := r.Timeouts(req, false)
 //	retry := r.Retry(req)
 //	r.Request(req, target, in)             // header operations, host and path rewrite
 //	r.HostPicked(req, target, in)          // at each attempt

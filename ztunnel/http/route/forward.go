@@ -240,7 +240,7 @@ func (r *Route) Request(req *head.Request, t Target, in *Input) {
 // HostPicked applies auto_host_rewrite, when the host of a try is known (in.Hostname).
 func (r *Route) HostPicked(req *head.Request, in *Input) {
 	if r.Forward.AutoHost && in.Hostname != "" {
-		r.Forward.authority.set(req, []byte(in.Hostname))
+		r.Forward.authority.set(req, []byte(in.Hostname), in)
 	}
 }
 

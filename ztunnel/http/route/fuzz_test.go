@@ -42,7 +42,7 @@ func FuzzMatch(f *testing.F) {
 			return
 		}
 		target := r.Pick(req, in)
-		r.Timeouts(req)
+		r.Timeouts(req, false)
 		r.Retry(req, in)
 		r.Hash(req, in)
 		r.Request(req, target, in)

@@ -79,7 +79,9 @@ func (w *rewrite) apply(req *head.Request, in *Input) {
 	if len(path) == 0 || path[0] == '?' { // or it would be no target
 		path = slices.Insert(path, 0, '/')
 	}
-	req.Set(head.XEnvoyOriginalPath, head.Names[head.XEnvoyOriginalPath], req.Path)
+	if !in.Quiet {
+		req.Set(head.XEnvoyOriginalPath, head.Names[head.XEnvoyOriginalPath], req.Path)
+	}
 	req.Path = path
 }
 
@@ -121,24 +123,26 @@ func (f *Forward) setAuthority(a *route.RouteAction) error {
 func (h *hostRewrite) apply(req *head.Request, in *Input) {
 	switch {
 	case len(h.literal) > 0:
-		h.set(req, h.literal)
+		h.set(req, h.literal, in)
 	case h.header.text != "":
 		if v, ok := h.header.first(req, &req.Fields, in); ok && len(v) > 0 {
-			h.set(req, bytes.Clone(v))
+			h.set(req, bytes.Clone(v), in)
 		}
 	case h.path != nil:
 		if v := h.path.apply(nil, bare(req.Path), in); len(v) > 0 {
-			h.set(req, v)
+			h.set(req, v, in)
 		}
 	}
 }
 
-func (h *hostRewrite) set(req *head.Request, authority []byte) {
+func (h *hostRewrite) set(req *head.Request, authority []byte, in *Input) {
 	old := req.Authority
 	if h.forward && len(old) > 0 {
 		appendForwardedHost(req, old)
 	}
-	req.Set(head.Other, originalHost, old)
+	if !in.Quiet {
+		req.Set(head.Other, originalHost, old)
+	}
 	req.Authority = authority
 }
 

@@ -29,6 +29,7 @@ type Timeouts struct {
 	PerTry     time.Duration
 	PerTryIdle time.Duration
 	Stream     time.Duration // of the whole, from the first byte; -1 not said: that of the connection manager
+	Quiet      bool          // x-envoy-expected-rq-timeout-ms is not told
 	NoContent  bool          // x-envoy-upstream-rq-timeout-alt-response: a timeout is answered 204, not 504
 
 	grpc bool // grpc-timeout is to say what is expected, too
@@ -66,11 +67,11 @@ func (f *Forward) setTimes(a *route.RouteAction) error {
 }
 
 // Timeouts works out those of a request, takes the fields out of it that ask for others (x-envoy-upstream-rq-timeout-ms and
-// what belongs to it) and tells what is expected in x-envoy-expected-rq-timeout-ms and grpc-timeout. The route must be a Forward.
-func (r *Route) Timeouts(req *head.Request) Timeouts {
+// what belongs to it) and tells what is expected in x-envoy-expected-rq-timeout-ms, unless quiet, and grpc-timeout. The route must be a Forward.
+func (r *Route) Timeouts(req *head.Request, quiet bool) Timeouts {
 	f := r.Forward
 	grpc := IsGRPC(req)
-	out := Timeouts{Stream: f.times.streamOf(req, grpc)}
+	out := Timeouts{Stream: f.times.streamOf(req, grpc), Quiet: quiet}
 	old := grpc && !f.times.streamed && f.times.oldMax >= 0
 	switch {
 	case f.times.streamed:
@@ -113,8 +114,10 @@ func (t *Timeouts) Expect(req *head.Request, elapsed time.Duration) {
 	if t.Global > 0 {
 		expected = max(min(expected, t.Global-elapsed), time.Millisecond)
 	}
-	var buf [20]byte
-	req.Set(head.XEnvoyExpectedRqTimeoutMS, head.Names[head.XEnvoyExpectedRqTimeoutMS], strconv.AppendInt(buf[:0], expected.Milliseconds(), 10))
+	if !t.Quiet {
+		var buf [20]byte
+		req.Set(head.XEnvoyExpectedRqTimeoutMS, head.Names[head.XEnvoyExpectedRqTimeoutMS], strconv.AppendInt(buf[:0], expected.Milliseconds(), 10))
+	}
 	if t.grpc {
 		setGRPCTimeout(req, expected)
 	}

@@ -24,6 +24,7 @@ type Input struct {
 	Response            *head.Response // for operators in response headers; Route.Response sets it
 	Flags, Details      string         // response flags and code details so far; "" none
 	Attempts            int            // tries so far
+	Quiet               bool           // the fields that only tell what was done to the request (x-envoy-original-path, -host) are left out
 	Local               bool           // the response is the proxy's own: %RESPONSE_CODE% has no value yet, as in Envoy
 	// Excess says why rules cost more than one request may: nothing after that is to be relied upon. "" is no excess. Who writes
 	// rules is not who pays for them: the node does.

@@ -1,0 +1,125 @@
+package http
+
+import (
+	"strings"
+	"testing"
+)
+
+const (
+	byHTTPBin = "By=spiffe://cluster.local/ns/foo/sa/httpbin;Hash=0f0f"
+	bySleep   = ";URI=spiffe://cluster.local/ns/foo/sa/sleep"
+)
+
+// TestClientCertModes: what each mode lets a client say, by who it is and on which side of the mesh. The caller's side lets it say nothing.
+func TestClientCertModes(t *testing.T) {
+	peer := &Peer{URI: "spiffe://cluster.local/ns/foo/sa/sleep", By: "spiffe://cluster.local/ns/foo/sa/httpbin", Hash: "0f0f"}
+	const whole = byHTTPBin + `;Subject=""` + bySleep
+	const said = "By=forged,By=forged2"
+	for name, c := range map[string]struct {
+		how                 Headers
+		proved, nobody, leg string
+	}{
+		"SANITIZE_SET, the default":  {proved: whole, leg: whole},
+		"SANITIZE":                   {how: Headers{ClientCert: CertNone}},
+		"FORWARD_ONLY":               {how: Headers{ClientCert: CertForward}, proved: said},
+		"APPEND_FORWARD":             {how: Headers{ClientCert: CertAppend}, proved: said + "," + whole, leg: whole},
+		"ALWAYS_FORWARD_ONLY":        {how: Headers{ClientCert: CertAlways}, proved: said, nobody: said},
+		"without subject":            {how: Headers{Without: CertSubject}, proved: byHTTPBin + bySleep, leg: byHTTPBin + bySleep},
+		"without subject and URI":    {how: Headers{Without: CertSubject | CertURI}, proved: byHTTPBin, leg: byHTTPBin},
+		"APPEND_FORWARD without URI": {how: Headers{ClientCert: CertAppend, Without: CertURI}, proved: said + "," + byHTTPBin + `;Subject=""`, leg: byHTTPBin + `;Subject=""`},
+	} {
+		for _, side := range []struct {
+			name      string
+			direction Direction
+			peer, leg *Peer
+			want      string
+		}{
+			{"proved", Inbound, peer, nil, c.proved}, {"nobody", Inbound, nil, nil, c.nobody}, {"without a name", Inbound, &Peer{}, nil, c.nobody},
+			{"leg", Outbound, nil, peer, c.leg}, {"leg of nobody", Outbound, nil, &Peer{}, ""}, {"outbound", Outbound, nil, nil, ""},
+		} {
+			t.Run(name+"/"+side.name, func(t *testing.T) {
+				inBubble(t, nil, func(t *testing.T, w *world) {
+					w.flow.Headers = func() *Headers { return &c.how }
+					w.flow.Direction, w.flow.Peer, w.leg = side.direction, side.peer, side.leg
+					w.cluster("up", nil, echo)
+					a := w.connect().get("GET / HTTP/1.1", "Host: a", "X-Forwarded-Client-Cert: By=forged", "x-forwarded-client-cert: By=forged2")
+					if got := strings.Join(valuesOf(a.body, "x-forwarded-client-cert"), ","); got != side.want {
+						t.Errorf("the host was told %q, want %q", got, side.want)
+					}
+				})
+			})
+		}
+	}
+}
+
+// valuesOf are those of a field in the text of a request.
+func valuesOf(text, name string) (out []string) {
+	for line := range strings.SplitSeq(text, "\r\n") {
+		if n, v, ok := strings.Cut(line, ": "); ok && strings.EqualFold(n, name) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// TestHeaders: the fields of the proxy's own that a mesh can have left out, changed or added, in requests and answers.
+func TestHeaders(t *testing.T) {
+	const toOther = `{"match":{"prefix":"/"},"route":{"cluster":"up","timeout":"5s","prefixRewrite":"/new","hostRewriteLiteral":"other"}}`
+	mine := "HTTP/1.1 200 OK\r\nServer: mine\r\nx-envoy-upstream-service-time: of the host\r\nContent-Length: 0\r\n\r\n"
+	for name, c := range map[string]struct {
+		how      Headers
+		request  map[string]string // that the host sees
+		response map[string]string
+		none     string // server of an answer of the engine's own
+	}{
+		"default": {Headers{}, map[string]string{"x-request-id": "*", "x-envoy-original-path": "/a", "x-envoy-original-host": "a", "x-envoy-expected-rq-timeout-ms": "5000", "x-forwarded-port": ""},
+			map[string]string{"server": "istio-envoy", "x-envoy-upstream-service-time": "0"}, "istio-envoy"},
+		"request id": {Headers{NoRequestID: true}, map[string]string{"x-request-id": ""}, nil, "istio-envoy"},
+		"debug": {Headers{NoDebug: true}, map[string]string{"x-request-id": "*", "x-envoy-original-path": "", "x-envoy-original-host": "", "x-envoy-expected-rq-timeout-ms": ""},
+			map[string]string{"server": "istio-envoy", "x-envoy-upstream-service-time": "of the host"}, "istio-envoy"},
+		"no server": {Headers{NoServer: true}, nil, map[string]string{"server": "mine"}, ""},
+		"server":    {Headers{Server: "other"}, nil, map[string]string{"server": "other"}, "other"},
+		"port":      {Headers{ForwardedPort: true}, map[string]string{"x-forwarded-port": "80"}, nil, "istio-envoy"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, nil, func(t *testing.T, w *world) {
+				w.flow.Direction = Inbound
+				w.flow.Headers = func() *Headers { return &c.how }
+				w.routes("a", toOther)
+				saw := make(chan string, 1)
+				w.cluster("up", nil, seen(saw, mine))
+				a := w.connect().get("GET /a HTTP/1.1", "Host: a")
+				text := <-saw
+				for name, want := range c.request {
+					if got := strings.Join(valuesOf(text, name), ","); got != want && (want != "*" || got == "") {
+						t.Errorf("the host was told %s: %q, want %q", name, got, want)
+					}
+				}
+				for name, want := range c.response {
+					if got := strings.Join(a.Header.Values(name), ","); got != want {
+						t.Errorf("the client was told %s: %q, want %q", name, got, want)
+					}
+				}
+				if got := w.connect().get("GET /a HTTP/1.1", "Host: b").Header.Get("Server"); got != c.none {
+					t.Errorf("an answer of the engine's own is from %q, want %q", got, c.none)
+				}
+			})
+		})
+	}
+}
+
+// TestHeadersOfClientsStay: what a client says of the fields that the engine leaves alone, it says.
+func TestHeadersOfClientsStay(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, w *world) {
+		w.flow.Headers = func() *Headers { return &Headers{NoRequestID: true, NoDebug: true, ForwardedPort: true} }
+		saw := make(chan string, 1)
+		w.cluster("up", nil, seen(saw, ok))
+		w.connect().get("GET / HTTP/1.1", "Host: a", "x-request-id: 7", "x-forwarded-port: 1234", "x-envoy-original-path: /o", "x-envoy-expected-rq-timeout-ms: 3")
+		text := <-saw
+		for name, want := range map[string]string{"x-request-id": "7", "x-forwarded-port": "1234", "x-envoy-original-path": "/o", "x-envoy-expected-rq-timeout-ms": "3"} {
+			if got := strings.Join(valuesOf(text, name), ","); got != want {
+				t.Errorf("the host was told %s: %q, want %q", name, got, want)
+			}
+		}
+	})
+}
