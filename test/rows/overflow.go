@@ -123,7 +123,8 @@ func occupies(slow e2e.Question, look func(context.Context, place) error) func(c
 	return look
 }
 
-// OverflowRows: what is under way, what waits and what is turned away is in the caller's statistics, by Envoy's names.
+// OverflowRows: what is under way, what waits and what is turned away is in the caller's statistics, by Envoy's names. The calls that are
+// held end with their caller, which they do in a lab; a pod's go on when kubectl exec has ended, so a cluster has CircuitBreaking.
 func OverflowRows(t *testing.T, w World) {
 	bin := func(path string, w want) expect {
 		return expect{e2e.Question{URL: "http://httpbin.foo:8000" + path, Timeout: 12000}, w}

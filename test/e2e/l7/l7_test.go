@@ -54,7 +54,6 @@ func TestTimeoutRows(t *testing.T)      { rows.TimeoutRows(t, meshed(t)) }
 func TestRetryRows(t *testing.T)        { rows.RetryRows(t, meshed(t)) }
 func TestFaultRows(t *testing.T)        { rows.FaultRows(t, meshed(t)) }
 func TestPoolRows(t *testing.T)         { rows.PoolRows(t, meshed(t)) }
-func TestOverflowRows(t *testing.T)     { rows.OverflowRows(t, meshed(t)) }
 func TestOutlierRows(t *testing.T)      { rows.OutlierRows(t, meshed(t)) }
 func TestBalanceRows(t *testing.T)      { rows.BalanceRows(t, meshed(t)) }
 func TestLB04Weights(t *testing.T)      { rows.LB04Weights(t, meshed(t)) }
