@@ -37,6 +37,16 @@ const (
 	BlackHoleCluster   = "BlackHoleCluster"   // nowhere
 )
 
+// Framing reports whether a field of HTTP, in lower case, is about the connection or the end of the body (RFC 9110 §7.6.1): rules
+// cannot change one, for it would not say what is sent, and the next reader would take the body for another message.
+func Framing(field string) bool {
+	switch field {
+	case "content-length", "transfer-encoding", "connection", "upgrade", "keep-alive", "proxy-connection", "te", "trailer", "http2-settings":
+		return true
+	}
+	return false
+}
+
 // ClusterName is Istio's name of the cluster of a service's port; subset is "" for all of its endpoints.
 func ClusterName(port uint32, subset, host string) string {
 	return "outbound|" + strconv.Itoa(int(port)) + "|" + subset + "|" + host

@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/undermesh/undermesh/controller/api"
 )
 
 // retryConditions are the words of retryOn; numbers are status codes.
@@ -235,14 +237,10 @@ func matchedName(name string, pseudos bool) error {
 	return nil
 }
 
-// framing are the fields about the connection and the end of the body (RFC 9110 §7.6.1). One that is changed does not say what is sent,
-// and the next reader takes the body for another message.
-var framing = []string{"content-length", "transfer-encoding", "connection", "upgrade", "keep-alive", "proxy-connection", "te", "trailer", "http2-settings"}
-
 // headerEdit checks a header that is set, added or removed. Only a request may get another authority.
 func (c *collector) headerEdit(name string, authority bool, at string) {
 	c.header(name, at)
-	if slices.Contains(framing, strings.ToLower(name)) {
+	if api.Framing(strings.ToLower(name)) {
 		c.add(Error, at, "%q says how a message is carried and cannot be changed", name)
 	}
 	if pseudo := strings.HasPrefix(name, ":") || strings.EqualFold(name, "host"); pseudo && !(authority && (name == ":authority" || strings.EqualFold(name, "host"))) {

@@ -7,6 +7,7 @@ import (
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 
+	"github.com/undermesh/undermesh/controller/api"
 	"github.com/undermesh/undermesh/ztunnel/http/head"
 )
 
@@ -67,7 +68,7 @@ func changeable(s string) (name, error) {
 	if err == nil && n.id == head.Host {
 		err = errors.New("host cannot be changed by header operations; rewrite it")
 	}
-	if err == nil && framing(n.text) {
+	if err == nil && api.Framing(n.text) {
 		err = fmt.Errorf("%s says how the message is carried, which operations cannot change", n.text)
 	}
 	for i := 0; i < len(s) && err == nil; i++ {
@@ -76,16 +77,6 @@ func changeable(s string) (name, error) {
 		}
 	}
 	return n, err
-}
-
-// framing reports whether the field is about the connection or the end of the body (RFC 9110 §7.6.1): one that does not say what is
-// sent would have the next reader take the body for another message.
-func framing(name string) bool {
-	switch name {
-	case "content-length", "transfer-encoding", "connection", "upgrade", "keep-alive", "proxy-connection", "te", "trailer", "http2-settings":
-		return true
-	}
-	return false
 }
 
 // token reports whether c may be in a field's name (RFC 9110, 5.6.2).
