@@ -85,6 +85,15 @@ func TestEjectionTime(t *testing.T) {
 	w.wantEjected(0)
 }
 
+// A base of centuries ejects, and does not overflow into none.
+func TestEjectionForEver(t *testing.T) {
+	w := newWorld(t, outlier(`"consecutive5xx": 1, "maxEjectionPercent": 100, "baseEjectionTime": "9000000000s"`), endpoints(3)...)
+	answer(w.host(endpoint(0).Key), 500, 1)
+	w.wantEjected(1)
+	w.clock.advance(24 * time.Hour)
+	w.wantEjected(1)
+}
+
 func TestEjectionJitter(t *testing.T) {
 	w := newWorld(t, outlier(`"consecutive5xx": 1, "maxEjectionPercent": 100, "interval": "1s", "maxEjectionTimeJitter": "100s"`), endpoints(50)...)
 	for i := range 50 {

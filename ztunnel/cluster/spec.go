@@ -127,8 +127,11 @@ func (p *parser) duration(field string, d *durationpb.Duration, def time.Duratio
 	case !d.IsValid() || d.AsDuration() < 0:
 		p.fail(field, "is not a duration of 0 or more")
 	}
-	return d.AsDuration()
+	return min(d.AsDuration(), longestDuration)
 }
+
+// longestDuration is as good as for ever, and small enough that sums and small multiples of it do not overflow.
+const longestDuration = 10 * 365 * 24 * time.Hour
 
 // unsupported are the fields of a cluster that have a meaning for requests and are not done here.
 var unsupported = map[protoreflect.Name]bool{
