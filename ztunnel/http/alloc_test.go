@@ -60,21 +60,3 @@ func BenchmarkExchange(b *testing.B) {
 		do()
 	}
 }
-
-// BenchmarkBesideACrowd is a request of one workload beside 3,000 connections of another one that are as busy as they can be.
-func BenchmarkBesideACrowd(b *testing.B) {
-	for name, unhindered := range map[string]int{"turns": 0, "none": 1 << 30} {
-		b.Run(name, func(b *testing.B) {
-			w := newWorld(b)
-			do := exchanger(w, true)
-			w.flow.Workload = NewTenant(TenantLimits{Unhindered: unhindered})
-			for range 3000 {
-				c := w.connect()
-				w.wg.Go(func() { c.repeat(plainRequest, func() {}) })
-			}
-			for b.Loop() {
-				do()
-			}
-		})
-	}
-}
