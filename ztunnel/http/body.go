@@ -83,12 +83,12 @@ func (b *body) pump(x *exchange, up upstream) {
 		}
 		b.take(x, p, end)
 		x.touch()
-		if end {
+		switch {
+		case end && x.tunnel: // the other direction may last, but not for ever
+			x.g.after(slowClose, x.e.now(), x.e.cfg.Limits.Idle)
+		case end:
 			x.requested()
 			x.mirror()
-			if x.tunnel { // the other direction may last, but not for ever
-				x.g.after(slowClose, x.e.now(), x.e.cfg.Limits.Idle)
-			}
 		}
 		if err := b.pass(x, up, p, end); err != nil {
 			b.broken = true

@@ -220,7 +220,7 @@ func (c *client) response(into *head.Response) (*head.Response, error) {
 		if err != nil {
 			return nil, err
 		}
-		if into.Status == 101 && c.x.tunnel && len(c.x.req.Protocol) > 0 || into.Status >= 200 {
+		if into.Status == 101 && c.x.tunnel && len(c.x.req.Protocol) > 0 && len(into.Protocol) > 0 || into.Status >= 200 {
 			c.closes = into.Close
 			c.l.in.begin(framing, into.Body)
 			return into, nil

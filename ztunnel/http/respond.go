@@ -117,6 +117,9 @@ func (x *exchange) deliver(resp *head.Response) {
 	up := x.up
 	x.resp = resp
 	tunnel := x.tunnel && x.turned(resp)
+	if x.tunnel && !tunnel { // refused: what the client sends behind its request may be meant for the host
+		x.down.abandon()
+	}
 	end := !tunnel && up.ended()
 	if tunnel {
 		x.g.set(slowResponse, 0)
@@ -145,7 +148,7 @@ func (x *exchange) deliver(resp *head.Response) {
 		x.join()
 	}
 	x.body.settle(x)
-	x.keep = ok && x.body.done.Load() && !x.body.broken && !tunnel
+	x.keep = ok && x.body.done.Load() && !x.body.broken && !x.tunnel
 }
 
 // turned reports whether the answer makes the connection a tunnel.

@@ -226,7 +226,9 @@ func (s *server) respond(r *head.Response, end, tunnel bool) error {
 	r.Close = !s.keep && !tunnel
 	switch {
 	case tunnel && len(s.x.req.Protocol) > 0:
-		r.Status, r.Protocol, none = 101, s.x.req.Protocol, true
+		if r.Status, none = 101, true; len(r.Protocol) == 0 { // over HTTP/2 the host does not say it
+			r.Protocol = s.x.req.Protocol
+		}
 	case tunnel:
 		none = true // CONNECT: neither length nor coding
 	}
@@ -283,10 +285,17 @@ func (s *server) watch() {
 		switch {
 		case n > 0:
 			s.g.after(lookTimer, s.e.now(), lookFirst)
-		case err != nil:
+		case err != nil && s.watches(over):
 			s.g.stop(clientGone)
 		}
 	}()
+}
+
+// watches reports whether the goroutine that closes over is to watch still: one that was told to end has not seen the client leave.
+func (s *server) watches(over chan struct{}) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.watched == over
 }
 
 // look sees whether the client has left while nobody reads what it sent, which goes on to be so. One that has sent everything and ended its

@@ -84,3 +84,50 @@ func TestMirrorWithoutMemory(t *testing.T) {
 		}
 	})
 }
+
+// TestWebSocketOfSlowHost: a host may take its time to switch, while the client is watched, and nothing is lost of either direction.
+func TestWebSocketOfSlowHost(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, w *world) {
+		w.cluster("up", nil, func(c net.Conn) {
+			r := bufio.NewReader(c)
+			if _, err := readMessage(r); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(time.Minute)
+			_, _ = io.WriteString(c, "HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n")
+			_, _ = io.Copy(c, r)
+			_ = c.Close()
+		})
+		w.routes("a", `{"match":{"prefix":"/"},"route":{"cluster":"up","timeout":"0s"}}`)
+		c := w.connect()
+		c.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		a := c.read("GET")
+		if a.StatusCode != 101 || a.Header.Get("Upgrade") != "other" {
+			t.Fatalf("%+v", a)
+		}
+		for _, want := range []string{"hello", "again"} {
+			c.send(want)
+			b := make([]byte, len(want))
+			if _, err := io.ReadFull(c.r, b); err != nil || string(b) != want {
+				t.Fatalf("%q %v", b, err)
+			}
+		}
+	})
+}
+
+// TestUpgradeRefused: where a host does not switch, no other request is taken from the connection: what follows was meant for the host.
+func TestUpgradeRefused(t *testing.T) {
+	for _, status := range []string{"200 OK", "403 Forbidden"} {
+		inBubble(t, nil, func(t *testing.T, w *world) {
+			w.cluster("up", nil, answers("HTTP/1.1 "+status+"\r\nContent-Length: 2\r\n\r\nno", ok))
+			c := w.connect()
+			c.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nGET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+			if a := c.read("GET"); itoa(a.StatusCode) != status[:3] || a.body != "no" || !c.over() {
+				t.Errorf("%s: %+v", status, a)
+			}
+			if list := w.log(1); len(list) != 1 {
+				t.Errorf("log %q", list)
+			}
+		})
+	}
+}
