@@ -34,8 +34,14 @@ func requestFields(r *head.Request) error {
 		r.Drop(i)
 	}
 	r.Close, r.Protocol = c.close, c.upgradeTo()
+	if string(r.Method) == "CONNECT" { // it turns to no other protocol, and says nothing of a body that it has not
+		r.Protocol = nil
+		if r.Body == 0 {
+			r.Del(head.ContentLength, head.Names[head.ContentLength])
+		}
+	}
 	if i := r.Next(0, head.Expect, "expect"); i >= 0 && head.EqualFold(r.Value(i), "100-continue") {
-		r.Expect = r.Body != 0
+		r.Expect = true
 		r.Drop(i)
 	}
 	return nil

@@ -41,6 +41,9 @@ func ParseRequest(b []byte, r *head.Request, limits Limits) (int, error) {
 	}
 	eol := bytes.IndexByte(b[pos:], '\n')
 	if eol < 0 {
+		if pos < len(b) && classes[b[pos]]&inToken == 0 {
+			return 0, errLine // not the beginning of any
+		}
 		return 0, incomplete(b[pos:], limits)
 	}
 	r.Reset(b)
@@ -111,7 +114,7 @@ func digit(c byte) bool { return c >= '0' && c <= '9' }
 func requestTarget(r *head.Request, target []byte) error {
 	switch {
 	case string(r.Method) == "CONNECT":
-		if target[0] == '/' || !all(target, inAuthority) {
+		if !hosted(target) || target[len(target)-1] == ']' || bytes.IndexByte(target, ':') < 0 { // it needs a port
 			return errURL
 		}
 		r.Authority = target
@@ -126,6 +129,29 @@ func requestTarget(r *head.Request, target []byte) error {
 		return absolute(r, target)
 	}
 	return nil
+}
+
+// hosted reports whether an authority is that of a URL: a name or an address, one of IPv6 in brackets, and perhaps a port.
+func hosted(a []byte) bool {
+	host, rest := a, []byte(nil)
+	if len(a) > 0 && a[0] == '[' {
+		end := bytes.IndexByte(a, ']')
+		if end < 0 {
+			return false
+		}
+		host, rest = a[:end+1], a[end+1:]
+	} else if i := bytes.IndexByte(a, ':'); i >= 0 {
+		host, rest = a[:i], a[i:]
+	}
+	if len(host) == 0 || !all(host, inAuthority) || len(rest) == 1 || len(rest) > 1 && rest[0] != ':' {
+		return false
+	}
+	for i := 1; i < len(rest); i++ {
+		if !digit(rest[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 // absolute reads a target in absolute form.
@@ -146,7 +172,8 @@ func absolute(r *head.Request, target []byte) error {
 		end = len(rest)
 	}
 	r.Authority, r.Path = rest[:end], rest[end:]
-	if len(r.Authority) == 0 || !all(r.Authority, inAuthority) {
+	r.Authority = r.Authority[bytes.IndexByte(r.Authority, '@')+1:] // who asks is no part of the host's name
+	if !hosted(r.Authority) || bytes.IndexByte(r.Authority, '@') >= 0 {
 		return errURL
 	}
 	if len(r.Path) == 0 {

@@ -25,7 +25,7 @@ func AppendRequest(dst []byte, r *head.Request) []byte {
 	}
 	if r.Body < 0 {
 		dst = append(dst, "transfer-encoding: chunked\r\n"...)
-	} else if (r.Body > 0 || bodied(r.Method)) && !r.Has(head.ContentLength) {
+	} else if (r.Body > 0 || bodied(r.Method) && len(r.Protocol) == 0) && !r.Has(head.ContentLength) {
 		dst = appendLength(dst, r.Body)
 	}
 	return appendConnection(dst, r.Close, r.Protocol)

@@ -230,7 +230,7 @@ func (r *Route) Retry(req *head.Request, in *Input) Retry {
 		out.on = 0
 	}
 	if v := req.Get(head.XEnvoyMaxRetries); v != nil && out.on != 0 {
-		if n, ok := parseUint(v); ok {
+		if n, ok := parseInt(v); ok && n >= 0 {
 			out.Left = int(min(n, math.MaxInt32))
 		}
 	}

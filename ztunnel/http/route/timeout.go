@@ -92,8 +92,8 @@ func (r *Route) Timeouts(req *head.Request, quiet bool) Timeouts {
 	out.Expect(req, 0)
 	const own, answer = "x-envoy-upstream-stream-duration-ms", "x-envoy-upstream-rq-timeout-alt-response"
 	if v, ok := req.Find(own); ok {
-		if n, ok := parseUint(v); ok {
-			out.Stream = ms(n)
+		if n, ok := parseInt(v); ok && n >= 0 {
+			out.Stream = ms(uint64(n))
 		}
 		req.Del(head.Other, own)
 	}
@@ -128,8 +128,8 @@ func milliseconds(req *head.Request, id head.ID, d *time.Duration) {
 	if !req.Has(id) {
 		return
 	}
-	if n, ok := parseUint(req.Get(id)); ok {
-		*d = ms(n)
+	if n, ok := parseInt(req.Get(id)); ok && n >= 0 {
+		*d = ms(uint64(n))
 	}
 	req.Del(id, head.Names[id])
 }
