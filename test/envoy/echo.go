@@ -43,11 +43,12 @@ type Echoes struct {
 	mu      sync.Mutex // protects below
 	open    map[net.Conn]bool
 	arrived map[string][]Seen // by x-case
+	when    map[string][]time.Time
 }
 
 // newEchoes makes upstreams that end with the test.
 func newEchoes(t testing.TB) *Echoes {
-	e := &Echoes{steps: steps2(), open: map[net.Conn]bool{}, arrived: map[string][]Seen{}}
+	e := &Echoes{steps: steps2(), open: map[net.Conn]bool{}, arrived: map[string][]Seen{}, when: map[string][]time.Time{}}
 	t.Cleanup(func() { e.close(); e.wait.Wait() })
 	return e
 }
@@ -122,6 +123,13 @@ func (e *Echoes) Arrived(number string) []Seen {
 	return slices.Clone(e.arrived[number])
 }
 
+// Times are when it came.
+func (e *Echoes) Times(number string) []time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.when[number])
+}
+
 // asked is a request as it came to an upstream.
 type asked struct {
 	Seen
@@ -147,7 +155,7 @@ func (e *Echoes) say(q asked) (said, error) {
 	}
 	number := q.header.Get("X-Case")
 	e.mu.Lock()
-	e.arrived[number] = append(e.arrived[number], q.Seen)
+	e.arrived[number], e.when[number] = append(e.arrived[number], q.Seen), append(e.when[number], time.Now())
 	e.mu.Unlock()
 	if d, err := time.ParseDuration(q.header.Get("X-Echo-Wait")); err == nil {
 		<-time.After(d)
@@ -159,9 +167,11 @@ func (e *Echoes) say(q asked) (said, error) {
 	a.bodyless = a.status == http.StatusNoContent || a.status == http.StatusNotModified
 	a.fields = append(a.fields, list(q.header.Get("X-Echo-Field"))...)
 	a.trailers = list(q.header.Get("X-Echo-Trailer"))
-	a.mishap, err = mishapOf(q.header)
+	if a.mishap, err = mishapOf(q.header); err != nil {
+		return a, err
+	}
 	a.steps = e.steps[a.mishap]
-	return a, err
+	return a, a.answer()
 }
 
 // list reads "name: value; name: value".

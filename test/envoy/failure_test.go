@@ -18,7 +18,7 @@ import (
 // failingCluster is a cluster by what its message says beside the endpoints.
 type failingCluster struct {
 	name, spec string
-	endpoints  []string // "up", "refused", "full"; with "down " before it one that is unhealthy
+	endpoints  []string // "up", "refused", "full"; with "down " before it one that is unhealthy; "up 2" one that says so of itself
 	many       bool     // requests share connections
 }
 
@@ -68,7 +68,9 @@ func failures(t *testing.T, clusters []failingCluster, plans []plan) *routev3.Ro
 			}
 			action["cluster"] = c.name
 			if r, ok := action["retryPolicy"].(object); ok {
-				r["retryBackOff"] = object{"baseInterval": "0.001s", "maxInterval": "0.002s"}
+				if _, said := r["retryBackOff"]; !said {
+					r["retryBackOff"] = object{"baseInterval": "0.001s", "maxInterval": "0.002s"}
+				}
 				if c.name == "some" {
 					r["retryHostPredicate"] = []any{object{"name": "envoy.retry_host_predicates.previous_hosts", "typedConfig": object{
 						"@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"}}}
@@ -105,8 +107,8 @@ func failingClusters(t *testing.T, list []failingCluster, two bool, places map[s
 		for _, at := range f.endpoints {
 			at, down := strings.CutPrefix(at, "down ")
 			port := places[at]
-			if at == "up" {
-				port = e.listen(t, "tcp", "127.0.0.1:0", f.name).(*net.TCPAddr).Port
+			if name, up := strings.CutPrefix(at, "up"); up {
+				port = e.listen(t, "tcp", "127.0.0.1:0", f.name+name).(*net.TCPAddr).Port
 			}
 			endpoints = append(endpoints, object{"healthStatus": map[bool]string{true: "UNHEALTHY", false: "HEALTHY"}[down],
 				"endpoint": object{"address": object{"socketAddress": object{"address": "127.0.0.1", "portValue": port}}}})

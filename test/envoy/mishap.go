@@ -31,6 +31,28 @@ const (
 	grpcDown   mishap = "unavailable" // an answer of gRPC with status 14 in its head
 )
 
+// answerWith begins the mishaps that are whole answers: "answer 503 x-again 1" has that status and that field, whose value is 1 unless said.
+const answerWith = "answer "
+
+// answer makes the answer what the mishap says, where it says one.
+func (a *said) answer() error {
+	text, ok := strings.CutPrefix(string(a.mishap), answerWith)
+	if !ok {
+		return nil
+	}
+	words := append(strings.Split(text, " "), "1")
+	a.mishap = none
+	if len(words) > 2 {
+		a.fields = append(a.fields, words[1]+": "+words[2])
+	}
+	var err error
+	a.status, err = strconv.Atoi(words[0])
+	return err
+}
+
+// everyTry makes one thing happen to each try.
+func everyTry(m string) string { return strings.Repeat(m+";", 8) + m }
+
 // errOver ends a connection.
 var errOver = errors.New("the connection is to end")
 

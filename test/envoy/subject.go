@@ -93,6 +93,7 @@ func tcpListener(routes, log string) xds.Resource {
 	}
 	manager := packed(&hcm.HttpConnectionManager{
 		StatPrefix: "d", Tracing: &hcm.HttpConnectionManager_Tracing{}, UseRemoteAddress: wrapperspb.Bool(true), SkipXffAppend: true,
+		UpgradeConfigs: []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		InternalAddressConfig: &hcm.HttpConnectionManager_InternalAddressConfig{CidrRanges: []*core.CidrRange{
 			{AddressPrefix: "127.0.0.0", PrefixLen: wrapperspb.UInt32(8)}}},
 		RouteSpecifier: &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{RouteConfigName: routes, ConfigSource: &core.ConfigSource{
