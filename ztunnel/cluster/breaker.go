@@ -96,10 +96,10 @@ func (b *Breakers) connected(h *Host) {
 
 // DoneConnection ends what TryConnection began. With remote the server ended it.
 func (b *Breakers) DoneConnection(h *Host, remote bool) {
-	b.release(connections)
-	h.conns.Add(-1)
 	s := &b.cluster.stats
 	s.dec(CxActive)
+	h.conns.Add(-1)
+	b.release(connections)
 	s.inc(CxDestroy)
 	if remote {
 		s.inc(CxDestroyRemote)

@@ -169,9 +169,10 @@ func (p *Pool[C]) dropLocked(w *waiter[C]) {
 	}
 }
 
+// pendingDone ends what the breaker counts after what the statistics count, so that these never show more than the limit.
 func (p *Pool[C]) pendingDone() {
-	p.breakers.release(pending)
 	p.host.cluster.stats.dec(RqPendingActive)
+	p.breakers.release(pending)
 }
 
 // attachLocked begins a request on a connection that has place for one.
@@ -332,10 +333,10 @@ func (l Lease[C]) giveBack(keep bool) {
 
 func (l Lease[C]) end(keep, remote bool) {
 	p, c := l.pool, l.conn
-	p.breakers.release(requests)
-	p.host.End()
 	s := &p.host.cluster.stats
 	s.dec(RqActive)
+	p.host.End()
+	p.breakers.release(requests)
 	p.mu.Lock()
 	c.active--
 	if !keep && !c.retired {
