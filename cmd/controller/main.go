@@ -13,7 +13,7 @@ import (
 	"syscall"
 
 	"github.com/undermesh/undermesh/cmd/controller/app"
-	"github.com/undermesh/undermesh/cmd/internal/memory"
+	"github.com/undermesh/undermesh/cmd/memory"
 )
 
 func main() {

@@ -12,7 +12,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/undermesh/undermesh/cmd/internal/memory"
+	"github.com/undermesh/undermesh/cmd/memory"
 )
 
 func main() {

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/undermesh/undermesh/cmd/internal/memory"
+	"github.com/undermesh/undermesh/cmd/memory"
 	"github.com/undermesh/undermesh/ztunnel/drain"
 )
 

@@ -40,7 +40,7 @@ var doors = map[string][]string{
 	"controller/webhook":  {"controller/model", "controller/validate", "controller/quota"},
 	"controller/server":   {"controller"},
 	"deploy":              {},
-	"cmd":                 {"bpf", "cmd/controller/app", "cmd/internal", "cni", "controller", "deploy", "nodeagent", "ztunnel"},
+	"cmd":                 {"bpf", "cmd/controller/app", "cmd/memory", "cni", "controller", "deploy", "nodeagent", "ztunnel"},
 	"test":                {"bpf", "cmd", "cni", "controller", "deploy", "nodeagent", "test", "ztunnel"},
 
 	"controller/credentials": {"controller/compile", "controller/model"},

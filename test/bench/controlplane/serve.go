@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/undermesh/undermesh/cmd/controller/app"
+	"github.com/undermesh/undermesh/cmd/memory"
 	"github.com/undermesh/undermesh/controller/ca"
 	"github.com/undermesh/undermesh/controller/server"
 	"github.com/undermesh/undermesh/controller/watch"
@@ -61,7 +61,7 @@ type usage struct {
 // serve runs the controller, assembled as cmd/controller does it, until ctx ends: the informers on the API server at api,
 // the CA in dir, discovery over TLS. Only the review of tokens is a list instead of the API server's.
 func serve(ctx context.Context, api, dir string, log *slog.Logger) error {
-	app.TuneMemory()
+	memory.Tune()
 	rc := &rest.Config{Host: api, QPS: 80, Burst: 160}
 	client, err := kubernetes.NewForConfig(rc)
 	if err != nil {
