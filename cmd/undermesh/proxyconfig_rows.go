@@ -137,17 +137,17 @@ func policyRows(all []*securityapi.Authorization) [][]string {
 }
 
 // scopeRows shows what a workload sees; without a scope that is everything which is exported to its namespace.
-func scopeRows(s *settings.Scope, policy settings.OutboundPolicy) [][]string {
+func scopeRows(s *settings.Scope, rest string) [][]string {
 	rows := [][]string{{"PORT", "HOSTS", "OUTBOUND POLICY"}}
 	for _, e := range s.GetEgress() {
 		port := "ALL"
 		if e.GetPort() != 0 {
 			port = strconv.Itoa(int(e.GetPort()))
 		}
-		rows = append(rows, []string{port, strings.Join(e.GetHosts(), ", "), policy.String()})
+		rows = append(rows, []string{port, strings.Join(e.GetHosts(), ", "), rest})
 	}
 	if len(s.GetEgress()) == 0 {
-		rows = append(rows, []string{"ALL", "*/*", policy.String()})
+		rows = append(rows, []string{"ALL", "*/*", rest})
 	}
 	return rows
 }

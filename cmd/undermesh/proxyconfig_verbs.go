@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -229,7 +230,7 @@ func scopePage(m *servedMesh, v sight, _ func(string, string) bool) (shown, erro
 		return shown{}, fmt.Errorf("encode scope: %w", err)
 	}
 	return shown{map[string]any{"namespace": v.View.Namespace, "scope": json.RawMessage(text), "outboundPolicy": v.View.OutboundPolicy(m.mesh).String()},
-		scopeRows(v.View.Scope, v.View.OutboundPolicy(m.mesh))}, nil
+		scopeRows(v.View.Scope, cmp.Or(v.View.EgressProxy(), v.View.OutboundPolicy(m.mesh).String()))}, nil
 }
 
 // allPage has the others under their names; in the table an empty line is between two.

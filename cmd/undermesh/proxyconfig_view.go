@@ -98,7 +98,7 @@ type listenerState struct {
 
 // listenersOf says what becomes of the connections that a workload makes, and which ports the mesh keeps in its pod.
 func listenersOf(v sight) []listenerState {
-	rest := "Cluster: " + api.PassthroughCluster
+	rest := "Cluster: " + cmp.Or(v.View.EgressProxy(), api.PassthroughCluster)
 	if v.View.OutboundPolicy(v.Snapshot.Mesh()) == settings.OutboundPolicy_REGISTRY_ONLY {
 		rest = "Cluster: " + api.BlackHoleCluster
 	}

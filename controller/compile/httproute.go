@@ -141,7 +141,7 @@ func (t *routeTranslator) forward(out *route.Route, in *networking.HTTPRoute, au
 	t.mirrors(action, in, namespace)
 	if len(in.GetRoute()) == 1 {
 		d := in.GetRoute()[0]
-		action.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: t.cluster(d.GetDestination(), namespace)}
+		action.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: t.c.destination(d.GetDestination(), namespace)}
 		edits := headerEdits(d.GetHeaders())
 		out.RequestHeadersToAdd = append(out.RequestHeadersToAdd, edits.requestAdd...)
 		out.RequestHeadersToRemove = append(out.RequestHeadersToRemove, edits.requestRemove...)
@@ -171,7 +171,7 @@ func (t *routeTranslator) weighted(in []*networking.HTTPRouteDestination, namesp
 			continue
 		}
 		edits := headerEdits(d.GetHeaders())
-		w := &route.WeightedCluster_ClusterWeight{Name: t.cluster(d.GetDestination(), namespace), Weight: wrapperspb.UInt32(uint32(d.GetWeight())),
+		w := &route.WeightedCluster_ClusterWeight{Name: t.c.destination(d.GetDestination(), namespace), Weight: wrapperspb.UInt32(uint32(d.GetWeight())),
 			RequestHeadersToAdd: edits.requestAdd, RequestHeadersToRemove: edits.requestRemove,
 			ResponseHeadersToAdd: edits.responseAdd, ResponseHeadersToRemove: edits.responseRemove}
 		if edits.authority != "" {
@@ -186,7 +186,7 @@ func (t *routeTranslator) mirrors(action *route.RouteAction, in *networking.HTTP
 	put := func(d *networking.Destination, share *core.RuntimeFractionalPercent) {
 		if share.GetDefaultValue().GetNumerator() > 0 {
 			action.RequestMirrorPolicies = append(action.RequestMirrorPolicies, &route.RouteAction_RequestMirrorPolicy{
-				Cluster: t.cluster(d, namespace), RuntimeFraction: share, TraceSampled: wrapperspb.Bool(false)})
+				Cluster: t.c.destination(d, namespace), RuntimeFraction: share, TraceSampled: wrapperspb.Bool(false)})
 		}
 	}
 	if d := in.GetMirror(); d != nil {

@@ -97,9 +97,9 @@ func inMesh(gateways []string) bool {
 	return len(gateways) == 0 || slices.Contains(gateways, meshGateway)
 }
 
-// cluster names a destination as seen from a namespace; the port stays open when the rule leaves it open.
-func (t *routeTranslator) cluster(d *networking.Destination, namespace string) string {
-	port, host := "", t.c.reg.Resolve(d.GetHost(), namespace)
+// destination names the cluster of one as seen from a namespace; the port stays open when the rule leaves it open.
+func (c *Compiler) destination(d *networking.Destination, namespace string) string {
+	port, host := "", c.reg.Resolve(d.GetHost(), namespace)
 	if n := d.GetPort().GetNumber(); n != 0 {
 		port = fmt.Sprint(n)
 	}
@@ -196,7 +196,7 @@ func (t *routeTranslator) destinations(in []*networking.RouteDestination) []*set
 		if len(in) == 1 {
 			weight = 1
 		}
-		out = append(out, &settings.StreamDestination{Cluster: t.cluster(d.GetDestination(), t.rule.Namespace), Weight: weight})
+		out = append(out, &settings.StreamDestination{Cluster: t.c.destination(d.GetDestination(), t.rule.Namespace), Weight: weight})
 	}
 	return out
 }

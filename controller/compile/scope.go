@@ -24,6 +24,9 @@ func (c *Compiler) scopeOf(namespace string, labels map[string]string) (name str
 			policy = settings.OutboundPolicy_REGISTRY_ONLY
 		}
 		out.OutboundPolicy = &policy
+		if to := sidecar.Spec.GetOutboundTrafficPolicy().GetEgressProxy(); to != nil && !sidecar.RegistryOnly {
+			out.EgressProxy = c.destination(to, sidecar.Namespace)
+		}
 	}
 	if unlimitedScope(out) {
 		return "", nil

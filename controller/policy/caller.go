@@ -18,6 +18,8 @@ type Caller struct {
 	Snapshot *client.Snapshot
 	Workload *client.Workload // nil: not known; no rule with conditions on the caller is for it
 	View     View
+	// AtWorkload: the address that was dialled is a workload's, so that what is for no host goes there and through no egress proxy.
+	AtWorkload bool
 }
 
 // NewCaller returns the caller that a workload of the snapshot is. ok is false while its scope has not arrived: what it sees is
@@ -37,18 +39,19 @@ const (
 	TargetPassthrough                   // no host that is seen: to the address that was dialled
 	TargetService                       // a service
 	TargetHost                          // a host that no registry has, which VirtualServices name (SR-04)
+	TargetEgressProxy                   // no host that is seen: through the egress proxy of the caller's Sidecar
 )
 
 // String is the name that explain uses.
 func (k TargetKind) String() string {
-	return [...]string{"black hole", "passthrough", "service", "virtual host"}[k]
+	return [...]string{"black hole", "passthrough", "service", "virtual host", "egress proxy"}[k]
 }
 
 // Target is what a request is for. It is comparable.
 type Target struct {
 	Kind    TargetKind
 	Port    uint16          // that is called
-	Host    string          // in full, or the pattern that covers it; "" for the first two kinds
+	Host    string          // in full, or the pattern that covers it; "" for what is for no host
 	Service *client.Service // nil but for TargetService
 }
 
@@ -116,13 +119,25 @@ func (c Caller) target(port uint16, authority string, dialled *client.Service, c
 			break
 		}
 	}
-	switch {
-	case hasPort(dialled, port) && carries(dialled.Settings.GetAppProtocols()[uint32(port)]):
+	if hasPort(dialled, port) && carries(dialled.Settings.GetAppProtocols()[uint32(port)]) {
 		return found(dialled)
-	case c.View.OutboundPolicy(c.Snapshot.Mesh()) == settings.OutboundPolicy_REGISTRY_ONLY:
-		return Target{Kind: TargetBlackHole, Port: port}, passed
 	}
-	return Target{Kind: TargetPassthrough, Port: port}, passed
+	kind := c.others()
+	if kind == TargetEgressProxy && (c.AtWorkload || dialled != nil) { // what was dialled is known
+		kind = TargetPassthrough
+	}
+	return Target{Kind: kind, Port: port}, passed
+}
+
+// others is what calls for no host that is seen are for, whatever was dialled.
+func (c Caller) others() TargetKind {
+	switch {
+	case c.View.OutboundPolicy(c.Snapshot.Mesh()) == settings.OutboundPolicy_REGISTRY_ONLY:
+		return TargetBlackHole
+	case c.View.EgressProxy() != "":
+		return TargetEgressProxy
+	}
+	return TargetPassthrough
 }
 
 // aside reports whether a host of which seen says so may be that of a VirtualService alone: no service has it, or, on port 80, one that

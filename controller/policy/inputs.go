@@ -46,7 +46,8 @@ type fact struct {
 	question
 	namespace string
 	labels    map[string]string
-	outbound  settings.OutboundPolicy
+	others    TargetKind // what calls for no host are for, where nothing is known of what was dialled
+	proxy     string     // the egress proxy's cluster
 	defaults  *client.CallDefaults
 	headers   headers
 	service   *client.Service
@@ -55,7 +56,7 @@ type fact struct {
 }
 
 func (f fact) equal(o fact) bool {
-	return f.question == o.question && f.namespace == o.namespace && maps.Equal(f.labels, o.labels) && f.outbound == o.outbound &&
+	return f.question == o.question && f.namespace == o.namespace && maps.Equal(f.labels, o.labels) && f.others == o.others && f.proxy == o.proxy &&
 		f.defaults == o.defaults && f.headers == o.headers && f.service == o.service && slices.Equal(f.routes, o.routes) && slices.Equal(f.calls, o.calls)
 }
 
@@ -75,7 +76,7 @@ func (c Caller) ask(q question) fact {
 			f.labels = c.Workload.Labels
 		}
 	case askDefaults:
-		f.defaults, f.outbound = c.Snapshot.CallDefaults(), c.View.OutboundPolicy(c.Snapshot.Mesh())
+		f.defaults, f.others, f.proxy = c.Snapshot.CallDefaults(), c.others(), c.View.EgressProxy()
 		of := c.Snapshot.DefaultConfig().GetProxyHeaders()
 		f.headers = headers{attempts: !of.GetAttemptCount().GetDisabled().GetValue(), host: of.GetXForwardedHost().GetEnabled().GetValue()}
 	case askService:
@@ -113,9 +114,9 @@ func (c *composer) defaults() *client.CallDefaults {
 
 func (c *composer) headers() headers { return c.note(question{kind: askDefaults}).headers }
 
-func (c *composer) outbound() settings.OutboundPolicy {
-	return c.note(question{kind: askDefaults}).outbound
-}
+func (c *composer) others() TargetKind { return c.note(question{kind: askDefaults}).others }
+
+func (c *composer) egressProxy() string { return c.note(question{kind: askDefaults}).proxy }
 
 func (c *composer) service(host string) *client.Service {
 	return c.note(question{kind: askService, host: host}).service

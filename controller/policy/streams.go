@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,6 +24,7 @@ type StreamRoute struct {
 	Service  *client.Service // whose rule or cluster it is; nil for a host that only VirtualServices name
 	Rule     string          // namespace/name of the VirtualService; "" for none
 	Clusters []WeightedCluster
+	why      string // there are no clusters; "": the rule has none
 }
 
 // WeightedCluster is one of the clusters that connections are shared out to.
@@ -179,10 +181,25 @@ func (c *composer) matchTLS(m client.StreamMatch, in StreamInput, sni string) tl
 	return out
 }
 
-// Refusal is why connections to the host of a VirtualService that cannot be carried out are refused, "" when they are not.
+// Refusal is why connections are refused: the VirtualService of their host cannot be carried out, or the egress proxy is not there; "" when they are not.
 func (r StreamRoute) Refusal() string {
 	if len(r.Clusters) > 0 {
 		return ""
 	}
-	return "VirtualService " + r.Rule + " leads nowhere"
+	return cmp.Or(r.why, "VirtualService "+r.Rule+" leads nowhere")
+}
+
+// Others returns where a connection goes that is for no host that is seen, and was made to no workload's address: through the egress
+// proxy of the caller's Sidecar. ok is false where there is none.
+func (c Caller) Others() (StreamRoute, bool) {
+	cc := c.composer()
+	if cc.others() != TargetEgressProxy || c.AtWorkload {
+		return StreamRoute{}, false
+	}
+	name := cc.egressProxy()
+	if why := cc.proxyless(name); why != "" {
+		return StreamRoute{why: why}, true
+	}
+	p, _ := parseCluster(name)
+	return StreamRoute{Service: cc.service(p.host), Clusters: []WeightedCluster{{name, 1}}}, true
 }

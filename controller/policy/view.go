@@ -140,6 +140,15 @@ func (v View) OutboundPolicy(mesh *settings.MeshSettings) settings.OutboundPolic
 	return mesh.GetOutboundPolicy()
 }
 
+// EgressProxy is the cluster that calls of hosts in no registry are led to, "" where they go to what was dialled or nowhere. A Sidecar
+// that names one says ALLOW_ANY itself.
+func (v View) EgressProxy() string {
+	if v.Scope == nil || v.Scope.OutboundPolicy == nil || v.Scope.GetOutboundPolicy() != settings.OutboundPolicy_ALLOW_ANY {
+		return ""
+	}
+	return v.Scope.GetEgressProxy()
+}
+
 // maxName is the length of the longest host name, in bytes (RFC 1035 §2.3.4).
 const maxName = 255
 

@@ -8,13 +8,13 @@ import (
 	"strconv"
 	"strings"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/undermesh/undermesh/controller/api"
-	"github.com/undermesh/undermesh/controller/api/settings"
 	"github.com/undermesh/undermesh/controller/client"
 )
 
@@ -28,7 +28,7 @@ func (c *composer) virtualHost(t Target) *routev3.VirtualHost {
 	switch t.Kind {
 	case TargetService, TargetHost:
 	default:
-		return c.rest()
+		return c.rest(t.Kind)
 	}
 	out := &routev3.VirtualHost{Name: t.Host + ":" + portText(t.Port), Domains: c.View.names(t.Host), IncludeRequestAttemptCount: c.headers().attempts}
 	if t.Kind == TargetService {
@@ -44,7 +44,7 @@ func (c *composer) virtualHost(t Target) *routev3.VirtualHost {
 		out.Routes = []*routev3.Route{c.defaultRoute(t.Service, t.Port)}
 		return out
 	}
-	rest := c.rest() // every rule of the host is for others
+	rest := c.rest(c.others()) // every rule of the host is for others
 	rest.Name, rest.Domains = out.Name, out.Domains
 	return rest
 }
@@ -66,19 +66,42 @@ func authorityOf(ip netip.Addr) string {
 	return ip.String()
 }
 
-// rest is the virtual host of what is in no registry or not seen (DESIGN §5: passthrough or BlackHole).
-func (c *composer) rest() *routev3.VirtualHost {
+// rest is the virtual host of what is in no registry or not seen (DESIGN §5: passthrough or BlackHole), or goes through the egress
+// proxy of the caller's Sidecar.
+func (c *composer) rest(kind TargetKind) *routev3.VirtualHost {
 	out := &routev3.VirtualHost{Name: "allow_any", Domains: []string{"*"}, IncludeRequestAttemptCount: c.headers().attempts}
 	route := &routev3.Route{Name: "allow_any", Match: everyRequest()}
-	if c.outbound() == settings.OutboundPolicy_REGISTRY_ONLY {
+	to := api.PassthroughCluster
+	switch kind {
+	case TargetPassthrough:
+	case TargetEgressProxy:
+		to = c.egressProxy()
+		if why := c.proxyless(to); why != "" {
+			out.Routes = []*routev3.Route{refusalBy(why)}
+			return out
+		}
+	default:
 		out.Name, route.Name = "block_all", "block_all"
 		route.Action = &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 502}}
-	} else {
-		route.Action = &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{
-			Cluster: api.PassthroughCluster}, Timeout: durationpb.New(0)}}
+		out.Routes = []*routev3.Route{route}
+		return out
 	}
+	route.Action = &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: to}, Timeout: durationpb.New(0)}}
 	out.Routes = []*routev3.Route{route}
 	return out
+}
+
+// proxyless says why the cluster of an egress proxy leads nowhere, "" where it does. What goes to the address that was dialled is no
+// proxy: the calls would go round it.
+func (c *composer) proxyless(name string) string {
+	spec, ok := c.cluster(name)
+	switch {
+	case !ok:
+		return "egressProxy of the Sidecar: cluster " + name + " is of no service, port and subset that are there"
+	case spec.Cluster.GetType() == clusterv3.Cluster_ORIGINAL_DST:
+		return "egressProxy of the Sidecar: cluster " + name + " leads to the address that was dialled, since its service has no address or endpoints of its own"
+	}
+	return ""
 }
 
 func everyRequest() *routev3.RouteMatch {
@@ -133,9 +156,12 @@ func (c *composer) ruleRoutes(r *client.RouteRule, port uint16) []*routev3.Route
 
 // refusal answers every request: a rule that cannot be carried out is no reason to send requests anywhere else.
 func refusal(r *client.RouteRule, why string) *routev3.Route {
+	return refusalBy(fmt.Sprintf("VirtualService %s/%s cannot be carried out: %s", r.GetNamespace(), r.GetName(), why))
+}
+
+func refusalBy(text string) *routev3.Route {
 	return &routev3.Route{Name: "invalid", Match: everyRequest(), Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
-		Status: 503, Body: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{
-			InlineString: fmt.Sprintf("VirtualService %s/%s cannot be carried out: %s", r.GetNamespace(), r.GetName(), why)}}}}}
+		Status: 503, Body: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: text}}}}}
 }
 
 // takesAll reports whether every request matches.

@@ -121,7 +121,7 @@ func (c *composer) shared(name string, port uint16, hosts map[string]*routev3.Vi
 		out.VirtualHosts = append(out.VirtualHosts, vh)
 	}
 	slices.SortStableFunc(out.VirtualHosts, func(a, b *routev3.VirtualHost) int { return strings.Compare(a.GetName(), b.GetName()) })
-	rest := c.rest()
+	rest := c.rest(c.others())
 	if taken["*"] {
 		rest.Domains = nil
 	}

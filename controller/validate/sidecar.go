@@ -52,9 +52,23 @@ func sidecarRules(c *collector, spec *networking.Sidecar) {
 			}
 		}
 	}
-	if p := spec.GetOutboundTrafficPolicy().GetEgressProxy(); p != nil {
-		c.destination(p, "spec.outboundTrafficPolicy.egressProxy")
+	c.egressProxy(spec.GetOutboundTrafficPolicy())
+}
+
+// egressProxy checks what leads calls of hosts in no registry, which REGISTRY_ONLY does not let through.
+func (c *collector) egressProxy(p *networking.OutboundTrafficPolicy) {
+	const at = "spec.outboundTrafficPolicy.egressProxy"
+	to := p.GetEgressProxy()
+	if to == nil {
+		return
 	}
+	if p.GetMode() != networking.OutboundTrafficPolicy_ALLOW_ANY {
+		c.add(Error, at, "only with mode ALLOW_ANY")
+	}
+	if to.GetPort() == nil {
+		c.add(Error, at+".port", "is required")
+	}
+	c.destination(to, at)
 }
 
 func (c *collector) listenerPort(p *networking.SidecarPort, bind, at string) {

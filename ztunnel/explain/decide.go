@@ -78,7 +78,7 @@ func (d *decider) source() {
 		d.in.Source = netip.AddrPortFrom(w.Addrs[0], 0)
 	}
 	d.out.Source = s
-	scope := Scope{Name: w.Settings.GetScope(), Rest: d.caller.View.OutboundPolicy(d.Snapshot.Mesh()).String()}
+	scope := Scope{Name: w.Settings.GetScope(), Rest: d.caller.View.OutboundPolicy(d.Snapshot.Mesh()).String(), EgressProxy: d.caller.View.EgressProxy()}
 	for _, e := range d.caller.View.Scope.GetEgress() {
 		hosts := strings.Join(e.GetHosts(), ", ")
 		if e.GetPort() != 0 {
@@ -115,6 +115,7 @@ func (d *decider) connect() {
 		d.dialled = d.caller.View.ServiceAt(d.Snapshot, d.caller.Workload.GetNetwork(), d.ask.addr)
 	}
 	d.ask.port = port
+	d.caller.AtWorkload = d.Snapshot.WorkloadFor(d.caller.View.Namespace, d.caller.Workload.GetNetwork(), d.ask.addr.Addr()) != nil
 	if d.dialled != nil {
 		c.Service = d.dialled.GetNamespace() + "/" + d.dialled.GetHostname()
 	}
@@ -294,6 +295,9 @@ func (d *decider) stream() {
 		in.SNI, find = d.ask.sni, d.caller.TLSRoute
 	}
 	way, ok := find(in)
+	if !ok && d.dialled == nil && d.ask.addr.IsValid() {
+		way, ok = d.caller.Others()
+	}
 	if !ok {
 		d.direct()
 		return

@@ -41,11 +41,13 @@ type Scope struct {
 	Name   string   `json:"name,omitempty"` // "": everything that is exported to its namespace
 	Egress []string `json:"egress,omitempty"`
 	Rest   string   `json:"outboundPolicy"`
+	// EgressProxy is the cluster that what no registry has is led to; "": none.
+	EgressProxy string `json:"egressProxy,omitempty"`
 }
 
 // Target is what the authority means.
 type Target struct {
-	Kind   string   `json:"kind"` // service, virtual host, passthrough, black hole
+	Kind   string   `json:"kind"` // service, virtual host, passthrough, black hole, egress proxy
 	Host   string   `json:"host,omitempty"`
 	Port   uint16   `json:"port"`
 	Passed []Passed `json:"passedOver,omitempty"` // names that it could mean

@@ -22,7 +22,7 @@ func (d *Decision) Text() string {
 	row("from", "%s, %s%s", d.Source.Workload, d.Source.Identity, on(d.Source.Node))
 	row("connection", "to %s%s, listener %s", cmp.Or(d.Connection.Address, "an address that DNS gives the pod"), is(d.Connection.Service), d.Connection.Listener)
 	row("protocol", "%s: %s", d.Connection.Protocol, d.Connection.Why)
-	row("scope", "%s, rest %s", cmp.Or(strings.Join(d.Scope.Egress, "; "), "everything that is exported to the namespace"), d.Scope.Rest)
+	row("scope", "%s, rest %s", cmp.Or(strings.Join(d.Scope.Egress, "; "), "everything that is exported to the namespace"), cmp.Or(d.Scope.EgressProxy, d.Scope.Rest))
 	if t := d.Target; t != nil {
 		row("target", "%s", strings.TrimSpace(t.Kind+" "+t.Host+" on port "+strconv.Itoa(int(t.Port))))
 		passed(row, t.Passed)

@@ -48,9 +48,10 @@ type requests struct {
 	s    *session        // of the connection
 	life context.Context // of the pod's connections
 
-	mu      sync.Mutex // protects below
-	snap    *client.Snapshot
-	dialled *client.Service // that the address which was dialled is of, in snap
+	mu       sync.Mutex // protects below
+	snap     *client.Snapshot
+	dialled  *client.Service // that the address which was dialled is of, in snap
+	workload bool            // that address is one's, in snap
 }
 
 // serveRequests carries a connection of one of the pod's processes that speaks HTTP.
@@ -96,17 +97,19 @@ func (f *requests) Routes(req *head.Request) *route.VirtualHost {
 	if !ok {
 		return nil
 	}
-	return f.s.pod.calls.VirtualHost(c, f.s.dst.Port(), req.Authority, f.service(c))
+	var svc *client.Service
+	svc, c.AtWorkload = f.place(c)
+	return f.s.pod.calls.VirtualHost(c, f.s.dst.Port(), req.Authority, svc)
 }
 
-// service is the service of the address that was dialled, nil for none.
-func (f *requests) service(c policy.Caller) *client.Service {
+// place is the service of the address that was dialled, nil for none, and whether the address is a workload's.
+func (f *requests) place(c policy.Caller) (svc *client.Service, workload bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.snap != c.Snapshot {
-		f.snap, f.dialled = c.Snapshot, f.s.dialledService(c)
+		f.snap, f.dialled, f.workload = c.Snapshot, f.s.dialledService(c), f.s.atWorkload(c)
 	}
-	return f.dialled
+	return f.dialled, f.workload
 }
 
 // dialledService is the service of the address that was dialled, or of the declared host that it is one of, nil for none.

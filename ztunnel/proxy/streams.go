@@ -17,17 +17,27 @@ import (
 // (TC-01…07), to an endpoint by the DestinationRules of the service, or where it was dialled.
 func (s *session) openStream(what sniff.Protocol) (up net.Conn, release func(), err error) {
 	if c, ok := s.pod.caller(); ok {
+		c.AtWorkload = s.atWorkload(c)
 		in := policy.StreamInput{Port: s.dst.Port(), Dialled: s.dialledService(c), Source: s.judgedSource(s.dst.Addr()).Addr(), Destination: s.dst.Addr()}
 		find := c.TCPRoute
 		if what == sniff.TLS {
 			in.SNI = sniff.ServerName(s.early)
 			find = c.TLSRoute
 		}
-		if to, ok := find(in); ok {
+		to, ok := find(in)
+		if !ok && in.Dialled == nil {
+			to, ok = c.Others()
+		}
+		if ok {
 			return s.led(c, in, to)
 		}
 	}
 	return s.asDialled()
+}
+
+// atWorkload reports whether the address that was dialled is a workload's, or a pod's of this node that the mesh is to hear of yet.
+func (s *session) atWorkload(c policy.Caller) bool {
+	return c.Snapshot.WorkloadFor(c.View.Namespace, c.Workload.GetNetwork(), s.dst.Addr()) != nil || s.p.podAt(s.dst.Addr()) != nil
 }
 
 // asDialled opens the connection to what has the address that was dialled.
@@ -50,7 +60,7 @@ func (s *session) led(c policy.Caller, in policy.StreamInput, to policy.StreamRo
 		return nil, nil, refusedf(reason.NoEndpoint, "cluster %s of VirtualService %q is of no service and subset that is seen", name, to.Rule)
 	}
 	s.idle, s.called = e.Spec().Idle, e.Cluster
-	if to.Rule == "" && to.Service == in.Dialled && len(e.Spec().Rules) == 0 && !c.Snapshot.CallDefaults().Policy.Said() {
+	if to.Rule == "" && in.Dialled != nil && to.Service == in.Dialled && len(e.Spec().Rules) == 0 && !c.Snapshot.CallDefaults().Policy.Said() {
 		s.as(e.Cluster.Spec())
 		return s.asDialled() // as kube-proxy would
 	}

@@ -2414,8 +2414,11 @@ type Scope struct {
 	Egress []*Egress `protobuf:"bytes,1,rep,name=egress,proto3" json:"egress,omitempty"`
 	// For hosts in no registry; absent: the mesh's.
 	OutboundPolicy *OutboundPolicy `protobuf:"varint,2,opt,name=outbound_policy,json=outboundPolicy,proto3,enum=undermesh.v1.OutboundPolicy,oneof" json:"outbound_policy,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Cluster, as in HttpRule, that calls of hosts in no registry are led to where outbound_policy is ALLOW_ANY; "": where they were
+	// dialled.
+	EgressProxy   string `protobuf:"bytes,3,opt,name=egress_proxy,json=egressProxy,proto3" json:"egress_proxy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Scope) Reset() {
@@ -2460,6 +2463,13 @@ func (x *Scope) GetOutboundPolicy() OutboundPolicy {
 		return *x.OutboundPolicy
 	}
 	return OutboundPolicy_ALLOW_ANY
+}
+
+func (x *Scope) GetEgressProxy() string {
+	if x != nil {
+		return x.EgressProxy
+	}
+	return ""
 }
 
 // Egress lists the hosts that are seen on one port.
@@ -3059,10 +3069,11 @@ const file_settings_proto_rawDesc = "" +
 	"\rJsonWebKeySet\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
 	"\x04keys\x18\x02 \x01(\tR\x04keys\x124\n" +
-	"\afetched\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\afetched\"\x95\x01\n" +
+	"\afetched\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\afetched\"\xb8\x01\n" +
 	"\x05Scope\x12,\n" +
 	"\x06egress\x18\x01 \x03(\v2\x14.undermesh.v1.EgressR\x06egress\x12J\n" +
-	"\x0foutbound_policy\x18\x02 \x01(\x0e2\x1c.undermesh.v1.OutboundPolicyH\x00R\x0eoutboundPolicy\x88\x01\x01B\x12\n" +
+	"\x0foutbound_policy\x18\x02 \x01(\x0e2\x1c.undermesh.v1.OutboundPolicyH\x00R\x0eoutboundPolicy\x88\x01\x01\x12!\n" +
+	"\fegress_proxy\x18\x03 \x01(\tR\vegressProxyB\x12\n" +
 	"\x10_outbound_policy\"2\n" +
 	"\x06Egress\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x14\n" +

@@ -15,7 +15,7 @@ import (
 
 // ceiling is how many fields may be without their full effect, those without one by design apart. It may only be lowered:
 // a change that raises the count takes something away from users.
-const ceiling = 858
+const ceiling = 855
 
 func TestCeiling(t *testing.T) {
 	n := Count()

@@ -199,7 +199,7 @@ var sidecar = []entry{
 	{"egress[].bind", Unused, "", "SR-16", noSidecar},
 	{"workloadSelector.labels{}", Enforced, "", "SR-16", ""},
 	{"outboundTrafficPolicy.mode", Enforced, "", "EG-01 EG-02 SR-16", ""},
-	{"outboundTrafficPolicy.egressProxy", Carried, L7, "EG-22", "hosts in no registry are called where they are, and not through it"},
+	{"outboundTrafficPolicy.egressProxy: host port.number subset", Enforced, "", "EG-22", ""},
 	{"ingress", Accepted, L7, "SR-16", ""},
 	{"ingress[].captureMode", Unused, "", "SR-16", noSidecar},
 	{"ingress[].bind", Unused, "", "SR-16", noSidecar},

@@ -429,7 +429,7 @@ func TestBounds(t *testing.T) {
 			b.clock.pass(time.Minute) // what was before is older
 		}
 	}
-	if _, kept := b.names[nameKey{80, nil, fmt.Sprintf("s%d", n-1)}]; !kept {
+	if _, kept := b.names[nameKey{80, nil, false, fmt.Sprintf("s%d", n-1)}]; !kept {
 		t.Error("the newest name is not kept")
 	}
 	newer := 0

@@ -73,6 +73,7 @@ type Table struct {
 type nameKey struct {
 	port      uint16
 	dialled   *client.Service
+	workload  bool // policy.Caller.AtWorkload
 	authority string
 }
 
@@ -100,11 +101,11 @@ func (t *Table) VirtualHost(c policy.Caller, port uint16, authority []byte, dial
 	t.mu.RLock()
 	var h *host
 	if t.snap == c.Snapshot {
-		h = t.names[nameKey{port, dialled, string(authority)}]
+		h = t.names[nameKey{port, dialled, c.AtWorkload, string(authority)}]
 	}
 	t.mu.RUnlock()
 	if h == nil {
-		h = t.find(c, nameKey{port, dialled, string(authority)})
+		h = t.find(c, nameKey{port, dialled, c.AtWorkload, string(authority)})
 	}
 	if now := t.shared.now(); h.used.Load() != now {
 		h.used.Store(now)
