@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -64,6 +65,9 @@ func called(q PathQuery) (*client.Service, uint16) {
 	var at uint16
 	for key, ports := range q.Destination.GetServices() {
 		namespace, host, _ := strings.Cut(key, "/")
+		if b := q.Behind; b != nil && (b.GetNamespace() != namespace || b.GetHostname() != host) {
+			continue
+		}
 		svc := q.Snapshot.ServiceByHost(namespace, host)
 		if svc == nil || len(svc.GetAddresses()) > 0 || svc.Settings.GetDeclared() ||
 			svc.GetNamespace() != q.Destination.GetNamespace() || !exported(svc.Settings.GetExportTo(), q.Source.GetNamespace()) || best != nil && best.GetHostname() < host {
@@ -76,6 +80,16 @@ func called(q PathQuery) (*client.Service, uint16) {
 		}
 	}
 	return best, at
+}
+
+// Headless returns the service without addresses that leads to the workload at addr, and its port of it: that whose rules count when the
+// address is dialled. It is nil where there is none, or none that is seen.
+func (c Caller) Headless(w *client.Workload, addr netip.AddrPort) (*client.Service, uint16) {
+	svc, port := called(PathQuery{Snapshot: c.Snapshot, Source: c.Workload, Destination: w, Address: addr})
+	if svc == nil || !c.View.Sees(CalleeOf(svc), uint32(port)) {
+		return nil, 0
+	}
+	return svc, port
 }
 
 // mayServe is secure naming (MT-15): a service that lists subject names is served by those alone, and what the caller's

@@ -175,3 +175,37 @@ func TestCallRulesOfOthersLists(t *testing.T) {
 		}
 	}
 }
+
+// TestCallRulesOfTwoHeadlessServices: of a pod that two of them lead to, the rules of that one count that was called, by the subset too.
+func TestCallRulesOfTwoHeadlessServices(t *testing.T) {
+	ports := &workloadapi.PortList{Ports: []*workloadapi.Port{{ServicePort: 80, TargetPort: 8080}}}
+	other := &workloadapi.Service{Name: "z", Namespace: "foo", Hostname: "z.foo.svc.cluster.local", Ports: ports.GetPorts()}
+	s, _ := build(t, service(nil), endpoint("src", "n1"), endpoint("dst", "n2", func(w *workloadapi.Workload) { w.Services["foo/"+other.GetHostname()] = ports }),
+		client.Resource{Message: other}, callRule("z", 1, istioMutual, func(r *settings.CallRule) {
+			r.Host, r.Subsets = other.GetHostname(), []*settings.Subset{{Name: "v1"}}
+			r.Tls.Subsets = map[string]*settings.ClientTlsPolicy{"v1": {Host: &settings.ClientTls{Mode: disable}}}
+		}))
+	at, dst := netip.MustParseAddrPort("10.0.0.9:8080"), s.WorkloadByName("foo", "dst")
+	c, ok := NewCaller(s, s.WorkloadByName("foo", "src"))
+	if !ok {
+		t.Fatal("no caller")
+	}
+	if svc, port := c.Headless(dst, at); svc == nil || svc.GetName() == "z" || port != 80 {
+		t.Errorf("the first by name: %v, %d", svc, port)
+	}
+	if svc, _ := c.Headless(dst, netip.MustParseAddrPort("10.0.0.9:8081")); svc != nil {
+		t.Errorf("another port: %v", svc)
+	}
+	c.View.Scope = &settings.Scope{Egress: []*settings.Egress{{Hosts: []string{"bar/*"}}}}
+	if svc, _ := c.Headless(dst, at); svc != nil {
+		t.Errorf("a service that is not seen: %v", svc)
+	}
+	q := PathQuery{Snapshot: s, Source: c.Workload, Captured: true, Destination: dst, Address: at, Subset: "v1"}
+	if p := PathFor(q); p.Kind != Tunnel {
+		t.Errorf("control: by the first service's name: %s (%s)", p.Kind, p.Reason)
+	}
+	q.Behind = s.ServiceByHost("foo", other.GetHostname())
+	if p := PathFor(q); p.Kind != Passthrough || !p.Anonymous {
+		t.Errorf("the subset of the other service: %s (%s)", p.Kind, p.Reason)
+	}
+}

@@ -69,9 +69,11 @@ type PathQuery struct {
 	Source, Destination *client.Workload // nil: not known to the mesh
 	Service             *client.Service  // the service that was dialled; nil for an address of a pod
 	ServicePort         uint16           // the port of Service that was dialled
-	Subset              string           // of Service that a rule leads to; "" for none
-	Address             netip.AddrPort   // of the destination, after Pick
-	Local               bool             // the destination pod is served by this node's ztunnel
+	Subset              string           // of Service, or of Behind, that a rule leads to; "" for none
+	// Behind is the headless service by which a pod's address was dialled, whatever snapshot it is of; nil: any that the pod is behind.
+	Behind  *client.Service
+	Address netip.AddrPort // of the destination, after Pick
+	Local   bool           // the destination pod is served by this node's ztunnel
 	// Captured: the source is served by this node's ztunnel, so that it is enrolled whatever the control plane says of it at
 	// the moment. A pod's first connections come before its annotation has made the round.
 	Captured bool

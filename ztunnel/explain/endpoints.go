@@ -59,7 +59,11 @@ func (d *decider) original(spec policy.ClusterSpec) Endpoint {
 	}
 	out.Address = d.ask.addr.String()
 	w := d.Snapshot.WorkloadFor(d.caller.Workload.GetNamespace(), d.caller.Workload.GetNetwork(), d.ask.addr.Addr())
-	d.way(&out, policy.PathQuery{Destination: w, Service: d.dialled, ServicePort: spec.Port, Address: d.ask.addr})
+	q := policy.PathQuery{Destination: w, Service: d.dialled, ServicePort: spec.Port, Address: d.ask.addr}
+	if w != nil && q.Service == nil && spec.Subset != "" && w.GetServices()[spec.Service.GetNamespace()+"/"+spec.Service.GetHostname()] != nil {
+		q.Behind, q.Subset = spec.Service, spec.Subset
+	}
+	d.way(&out, q)
 	return out
 }
 

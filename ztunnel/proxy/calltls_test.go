@@ -76,3 +76,48 @@ func TestClientModes(t *testing.T) {
 		w.wantLog("reason=tls_handshake", "direction=outbound")
 	})
 }
+
+// TestSubsetsOfHeadlessServices: who dials a pod of a service without an address calls the service: its VirtualService leads
+// connections to a subset, whose TLS counts before the host's.
+func TestSubsetsOfHeadlessServices(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		a, far := w.pod("a", "sleep", "10.0.0.1"), w.pod("b", "far", "10.0.1.1")
+		defer w.stop(a, far)
+		far.echo()
+		const host = "web.foo.svc.cluster.local"
+		ports := []*workloadapi.Port{{ServicePort: 5432, TargetPort: 80}}
+		m := workload("foo", "far", far.ip)
+		m.Services = map[string]*workloadapi.PortList{"foo/" + host: {Ports: ports}, "foo/a.foo.svc.cluster.local": {Ports: ports}}
+		w.apply(client.Resource{Message: workload("foo", "sleep", a.ip)}, client.Resource{Message: m},
+			client.Resource{Message: &workloadapi.Service{Name: "web", Namespace: "foo", Hostname: host, Ports: ports}})
+		rule := func(subset settings.ClientTls_Mode) {
+			w.apply(client.Resource{Message: &settings.CallRule{Namespace: "foo", Name: "web", Host: host, Subsets: []*settings.Subset{{Name: "v1"}},
+				Tls: &settings.ClientTlsPolicy{Host: &settings.ClientTls{Mode: settings.ClientTls_MODE_ISTIO_MUTUAL},
+					Subsets: map[string]*settings.ClientTlsPolicy{"v1": {Host: &settings.ClientTls{Mode: subset}}}}}})
+		}
+		check := func(what string, ok bool) {
+			t.Helper()
+			got, err := say(t, a.connect("10.0.1.1:80"), "hi")
+			if ok && (err != nil || !strings.HasSuffix(got, "hi")) || !ok && !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%s: answers %q, %v", what, got, err)
+			}
+		}
+		rule(settings.ClientTls_MODE_DISABLE)
+		w.apply(streams(host, false, leads("outbound||v1|"+host)))
+		check("a subset with DISABLE", true)
+		if n := w.net.dialled(15008); n != 0 {
+			t.Errorf("%d tunnels were opened", n)
+		}
+		rule(settings.ClientTls_MODE_SIMPLE)
+		check("a subset with SIMPLE, a server that speaks no TLS", false)
+		w.wantLog("reason=tls_handshake", "direction=outbound")
+		w.apply(streams(host, false, leads("outbound||v2|"+host)))
+		check("a subset that is not there", false)
+		w.wantLog("reason=no_endpoint", "outbound|5432|v2|"+host)
+		w.apply(streams(host, false))
+		check("control: without the VirtualService", true)
+		if n := w.net.dialled(15008); n != 1 {
+			t.Errorf("control: %d tunnels were opened, want 1", n)
+		}
+	})
+}

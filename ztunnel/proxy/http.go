@@ -329,7 +329,7 @@ func (s *session) wayToOriginal(r *way, spec policy.ClusterSpec) (*way, error) {
 		}
 	}
 	if w != nil && r.svc == nil && spec.Subset != "" && serves(w, spec) {
-		r.subset = spec.Subset
+		r.behind, r.subset = spec.Service, spec.Subset
 	}
 	return s.decide(r, w, err)
 }

@@ -25,7 +25,8 @@ type way struct {
 	svc    *client.Service // nil: not addressed by a service's address
 	label  *client.Service // gives the connection its name and nothing else, when svc is nil
 	port   uint16          // of svc, that was dialled
-	subset string          // of svc, that a rule leads to
+	subset string          // of svc, or of behind, that a rule leads to
+	behind *client.Service // without addresses, whose rules count for the pod that was dialled; nil: any that it is behind
 	addr   netip.AddrPort  // of the endpoint
 	path   policy.Path
 	local  *Pod // the endpoint, when it is served here
@@ -178,7 +179,7 @@ func (s *session) decide(r *way, w *client.Workload, err error) (*way, error) {
 // pathTo asks policy how the connection travels to w, which is r.local where it is served here.
 func (r *way) pathTo(w *client.Workload) policy.Path {
 	return policy.PathFor(policy.PathQuery{
-		Snapshot: r.snap, Source: r.source, Destination: w, Service: r.svc, ServicePort: r.port, Subset: r.subset, Address: r.addr,
+		Snapshot: r.snap, Source: r.source, Destination: w, Service: r.svc, ServicePort: r.port, Subset: r.subset, Behind: r.behind, Address: r.addr,
 		Local: r.local != nil, Captured: true,
 	})
 }

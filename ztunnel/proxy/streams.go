@@ -19,6 +19,9 @@ func (s *session) openStream(what sniff.Protocol) (up net.Conn, release func(), 
 	if c, ok := s.pod.caller(); ok {
 		c.AtWorkload = s.atWorkload(c)
 		in := policy.StreamInput{Port: s.dst.Port(), Dialled: s.dialledService(c), Source: s.judgedSource(s.dst.Addr()).Addr(), Destination: s.dst.Addr()}
+		if in.Dialled == nil {
+			in = s.byHeadless(c, in)
+		}
 		find := c.TCPRoute
 		if what == sniff.TLS {
 			in.SNI = sniff.ServerName(s.early)
@@ -40,6 +43,15 @@ func (s *session) atWorkload(c policy.Caller) bool {
 	return c.Snapshot.WorkloadFor(c.View.Namespace, c.Workload.GetNetwork(), s.dst.Addr()) != nil || s.p.podAt(s.dst.Addr()) != nil
 }
 
+// byHeadless is for the pods of a service that has no address: who dials one of them calls the service, by its port.
+func (s *session) byHeadless(c policy.Caller, in policy.StreamInput) policy.StreamInput {
+	w := c.Snapshot.WorkloadFor(c.View.Namespace, c.Workload.GetNetwork(), s.dst.Addr())
+	if svc, port := c.Headless(w, s.dst); svc != nil {
+		in.Dialled, in.Port = svc, port
+	}
+	return in
+}
+
 // asDialled opens the connection to what has the address that was dialled.
 func (s *session) asDialled() (net.Conn, func(), error) {
 	r, err := s.route()
@@ -56,6 +68,9 @@ func (s *session) led(c policy.Caller, in policy.StreamInput, to policy.StreamRo
 	}
 	name := s.share(to.Clusters)
 	e := s.pod.calls.Cluster(c, name)
+	if e == nil && to.Rule == "" && in.Dialled != nil && len(in.Dialled.VIPs) == 0 {
+		return s.asDialled() // which refuses what its DestinationRule asks for and cannot be done, and says why
+	}
 	if e == nil {
 		return nil, nil, refusedf(reason.NoEndpoint, "cluster %s of VirtualService %q is of no service and subset that is seen", name, to.Rule)
 	}
