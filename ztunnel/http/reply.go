@@ -173,9 +173,6 @@ func (x *exchange) interrupted(c cause) {
 	switch c {
 	case slowResponse:
 		flag = UpstreamTimeout
-		if x.times.NoContent {
-			status, body = 204, ""
-		}
 	case slowTry, idleTry:
 		flag, detail = UpstreamTimeout, "upstream_per_try_timeout"
 		if c == idleTry {
@@ -192,6 +189,9 @@ func (x *exchange) interrupted(c cause) {
 	default: // clientGone, stopped
 		x.left()
 		return
+	}
+	if flag == UpstreamTimeout && x.times.NoContent {
+		status, body = 204, ""
 	}
 	if flag != 0 {
 		x.entry.Flags.Add(flag)
