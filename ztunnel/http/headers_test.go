@@ -108,6 +108,20 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
+// TestDecoratorOperationOfHosts: what a host says of its operation is for the proxy that asked it; the client's does not pass it on.
+func TestDecoratorOperationOfHosts(t *testing.T) {
+	for direction, want := range map[Direction]string{Outbound: "", Inbound: "theirs"} {
+		inBubble(t, nil, func(t *testing.T, w *world) {
+			w.flow.Direction = direction
+			w.routes("a", toUp)
+			w.cluster("up", nil, answers("HTTP/1.1 200 OK\r\nx-envoy-decorator-operation: theirs\r\nContent-Length: 0\r\n\r\n"))
+			if got := w.connect().get("GET / HTTP/1.1", "Host: a").Header.Get("x-envoy-decorator-operation"); got != want {
+				t.Errorf("direction %d: %q, want %q", direction, got, want)
+			}
+		})
+	}
+}
+
 // TestHeadersOfClientsStay: what a client says of the fields that the engine leaves alone, it says.
 func TestHeadersOfClientsStay(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, w *world) {

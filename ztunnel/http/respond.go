@@ -87,6 +87,9 @@ func (x *exchange) dress(resp *head.Response, now int64) {
 		x.valueBuf = strconv.AppendInt(x.valueBuf[:0], x.entry.ServiceTime.Milliseconds(), 10)
 		resp.Set(head.XEnvoyUpstreamServiceTime, head.Names[head.XEnvoyUpstreamServiceTime], x.valueBuf)
 	}
+	if x.f.Direction == Outbound { // the operation is the called proxy's word to this one
+		resp.Del(head.XEnvoyDecoratorOperation, head.Names[head.XEnvoyDecoratorOperation])
+	}
 	vh := x.entry.VirtualHost
 	if vh.AttemptCountOnResponse {
 		x.attemptCount(&resp.Fields)
