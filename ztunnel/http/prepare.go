@@ -10,11 +10,11 @@ import (
 var theirs = [...]head.ID{
 	head.XEnvoyRetryOn, head.XEnvoyRetryGRPCOn, head.XEnvoyMaxRetries, head.XEnvoyRetriableStatusCodes,
 	head.XEnvoyUpstreamRqTimeoutMS, head.XEnvoyUpstreamRqPerTryTimeoutMS, head.XEnvoyExpectedRqTimeoutMS, head.XEnvoyDecoratorOperation,
+	head.XEnvoyUpstreamRqTimeoutAltResponse, head.XEnvoyUpstreamStreamDurationMS, head.XEnvoyUpstreamAltStatName, head.XEnvoyForceTrace,
 }
 
 var theirOthers = [...]string{
-	"x-envoy-retriable-header-names", "x-envoy-hedge-on-per-try-timeout", "x-envoy-upstream-rq-timeout-alt-response",
-	"x-envoy-upstream-stream-duration-ms", "x-envoy-force-trace", "x-envoy-ip-tags", "x-envoy-original-url",
+	"x-envoy-retriable-header-names", "x-envoy-hedge-on-per-try-timeout", "x-envoy-ip-tags", "x-envoy-original-url",
 }
 
 // prepare makes the head what routes and hosts may rely on. False: the request was answered.

@@ -47,6 +47,7 @@ const (
 	XEnvoyDecoratorOperation
 	XEnvoyExpectedRqTimeoutMS
 	XEnvoyExternalAddress
+	XEnvoyForceTrace
 	XEnvoyInternal
 	XEnvoyMaxRetries
 	XEnvoyOriginalPath
@@ -54,9 +55,12 @@ const (
 	XEnvoyRetriableStatusCodes
 	XEnvoyRetryGRPCOn
 	XEnvoyRetryOn
+	XEnvoyUpstreamAltStatName
 	XEnvoyUpstreamRqPerTryTimeoutMS
+	XEnvoyUpstreamRqTimeoutAltResponse
 	XEnvoyUpstreamRqTimeoutMS
 	XEnvoyUpstreamServiceTime
+	XEnvoyUpstreamStreamDurationMS
 	XUndermeshUnanswered
 	NumIDs
 )
@@ -74,12 +78,15 @@ var Names = [NumIDs]string{
 	XForwardedHost: "x-forwarded-host", XForwardedClientCert: "x-forwarded-client-cert",
 	XEnvoyAttemptCount: "x-envoy-attempt-count", XEnvoyDecoratorOperation: "x-envoy-decorator-operation",
 	XEnvoyExpectedRqTimeoutMS: "x-envoy-expected-rq-timeout-ms", XEnvoyExternalAddress: "x-envoy-external-address",
-	XEnvoyInternal: "x-envoy-internal", XEnvoyMaxRetries: "x-envoy-max-retries", XEnvoyOriginalPath: "x-envoy-original-path",
+	XEnvoyForceTrace: "x-envoy-force-trace", XEnvoyInternal: "x-envoy-internal", XEnvoyMaxRetries: "x-envoy-max-retries", XEnvoyOriginalPath: "x-envoy-original-path",
 	XEnvoyOverloaded: "x-envoy-overloaded", XEnvoyRetriableStatusCodes: "x-envoy-retriable-status-codes",
 	XEnvoyRetryGRPCOn: "x-envoy-retry-grpc-on", XEnvoyRetryOn: "x-envoy-retry-on",
-	XEnvoyUpstreamRqPerTryTimeoutMS: "x-envoy-upstream-rq-per-try-timeout-ms",
-	XEnvoyUpstreamRqTimeoutMS:       "x-envoy-upstream-rq-timeout-ms", XEnvoyUpstreamServiceTime: "x-envoy-upstream-service-time",
-	XUndermeshUnanswered: "x-undermesh-unanswered",
+	XEnvoyUpstreamAltStatName:          "x-envoy-upstream-alt-stat-name",
+	XEnvoyUpstreamRqPerTryTimeoutMS:    "x-envoy-upstream-rq-per-try-timeout-ms",
+	XEnvoyUpstreamRqTimeoutAltResponse: "x-envoy-upstream-rq-timeout-alt-response",
+	XEnvoyUpstreamRqTimeoutMS:          "x-envoy-upstream-rq-timeout-ms", XEnvoyUpstreamServiceTime: "x-envoy-upstream-service-time",
+	XEnvoyUpstreamStreamDurationMS: "x-envoy-upstream-stream-duration-ms",
+	XUndermeshUnanswered:           "x-undermesh-unanswered",
 }
 
 // byLength lists the known names by their length, so that one that is not known is told by few comparisons.
@@ -91,7 +98,7 @@ var byLength = func() (out [longest + 1][]ID) {
 	return out
 }()
 
-const longest = 38 // bytes of the longest known name
+const longest = 40 // bytes of the longest known name
 
 // Lower maps each byte to lower case.
 var Lower = func() (t [256]byte) {

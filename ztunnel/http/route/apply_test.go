@@ -113,7 +113,7 @@ func TestTimeouts(t *testing.T) {
 	const ms = time.Millisecond
 	for _, c := range []struct {
 		action string
-		fields string
+		fields string // several divided by "; "
 		want   route.Timeouts
 		told   string
 	}{
@@ -124,11 +124,18 @@ func TestTimeouts(t *testing.T) {
 		{`,"timeout":"3s","retryPolicy":{"perTryTimeout":"1s"}`, "", route.Timeouts{Global: 3 * time.Second, PerTry: time.Second, Stream: -1}, "x-envoy-expected-rq-timeout-ms: 1000"},
 		{`,"timeout":"3s","retryPolicy":{"perTryTimeout":"4s"}`, "", route.Timeouts{Global: 3 * time.Second, Stream: -1}, "x-envoy-expected-rq-timeout-ms: 3000"},
 		{`,"maxStreamDuration":{"maxStreamDuration":"2s"}`, "", route.Timeouts{Stream: 2 * time.Second}, ""},
+		{`,"timeout":"0s"`, "x-envoy-upstream-stream-duration-ms: 5x", route.Timeouts{Stream: -1}, ""},
+		{`,"timeout":"0s"`, "x-envoy-upstream-stream-duration-ms: -5", route.Timeouts{Stream: -1}, ""},
+		{`,"timeout":"0s"`, "x-envoy-upstream-rq-timeout-alt-response: x", route.Timeouts{Stream: -1, NoContent: true}, ""},
+		{`,"timeout":"3s"`, "x-envoy-upstream-rq-timeout-ms: 50; x-envoy-upstream-rq-timeout-ms: 50", route.Timeouts{Global: 3 * time.Second, Stream: -1}, "x-envoy-expected-rq-timeout-ms: 3000"},
+		{`,"timeout":"3s"`, "x-envoy-upstream-rq-per-try-timeout-ms: 50; x-envoy-upstream-rq-per-try-timeout-ms: 60", route.Timeouts{Global: 3 * time.Second, Stream: -1}, "x-envoy-expected-rq-timeout-ms: 3000"},
+		{`,"timeout":"0s"`, "x-envoy-upstream-stream-duration-ms: 5; x-envoy-upstream-stream-duration-ms: 5", route.Timeouts{Stream: -1}, ""},
+		{`,"timeout":"0s"`, "x-envoy-upstream-alt-stat-name: mine", route.Timeouts{Stream: -1}, ""},
 	} {
 		v := host(t, `{"match":{"prefix":"/"},"route":{"cluster":"c"`+c.action+`}}`)
 		req := request("GET", "h", "/")
 		if c.fields != "" {
-			add(&req.Fields, []string{c.fields})
+			add(&req.Fields, strings.Split(c.fields, "; "))
 		}
 		if got := v.Match(req, &route.Input{}).Timeouts(req, false); got != c.want || text(&req.Fields) != c.told {
 			t.Errorf("%s %s: %+v %q, want %+v %q", c.action, c.fields, got, text(&req.Fields), c.want, c.told)

@@ -85,19 +85,14 @@ func (r *Route) Timeouts(req *head.Request, quiet bool) Timeouts {
 	}
 	milliseconds(req, head.XEnvoyUpstreamRqTimeoutMS, &out.Global)
 	milliseconds(req, head.XEnvoyUpstreamRqPerTryTimeoutMS, &out.PerTry)
+	milliseconds(req, head.XEnvoyUpstreamStreamDurationMS, &out.Stream)
 	if out.Global != 0 && out.PerTry >= out.Global {
 		out.PerTry = 0
 	}
 	out.grpc = old
 	out.Expect(req, 0)
-	const own, answer = "x-envoy-upstream-stream-duration-ms", "x-envoy-upstream-rq-timeout-alt-response"
-	if v, ok := req.Find(own); ok {
-		if n, ok := parseInt(v); ok && n >= 0 {
-			out.Stream = ms(uint64(n))
-		}
-		req.Del(head.Other, own)
-	}
-	out.NoContent = req.Del(head.Other, answer)
+	out.NoContent = req.Del(head.XEnvoyUpstreamRqTimeoutAltResponse, head.Names[head.XEnvoyUpstreamRqTimeoutAltResponse])
+	req.Del(head.XEnvoyUpstreamAltStatName, head.Names[head.XEnvoyUpstreamAltStatName]) // nothing is counted by it, and a host is not to see it
 	return out
 }
 
@@ -123,15 +118,17 @@ func (t *Timeouts) Expect(req *head.Request, elapsed time.Duration) {
 	}
 }
 
-// milliseconds reads a field into d when it is a number, and removes it.
+// milliseconds reads a field into d when it is one number, and removes it.
 func milliseconds(req *head.Request, id head.ID, d *time.Duration) {
-	if !req.Has(id) {
+	name := head.Names[id]
+	first := req.Next(0, id, name)
+	if first < 0 {
 		return
 	}
-	if n, ok := parseInt(req.Get(id)); ok && n >= 0 {
+	if n, ok := parseInt(req.Value(first)); ok && n >= 0 && req.Next(first+1, id, name) < 0 { // two are no number
 		*d = ms(uint64(n))
 	}
-	req.Del(id, head.Names[id])
+	req.Del(id, name)
 }
 
 func ms(n uint64) time.Duration {
