@@ -6,8 +6,11 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -63,6 +66,13 @@ func TestAnswers(t *testing.T) {
 		"204 for a try":       {route: route(`,"retryPolicy":{"retryOn":"reset","numRetries":1,"perTryTimeout":"0.2s"}`), request: "GET / HTTP/1.1\r\nHost: a\r\nx-envoy-upstream-rq-timeout-alt-response: x\r\n\r\n", hosts: []func(net.Conn){silent}, status: 204, log: "204 URX,UT upstream_per_try_timeout", dials: 2},
 		"204 for an idle try": {route: route(`,"retryPolicy":{"retryOn":"reset","numRetries":1,"perTryIdleTimeout":"0.2s"}`), request: "GET / HTTP/1.1\r\nHost: a\r\nx-envoy-upstream-rq-timeout-alt-response: x\r\n\r\n", hosts: []func(net.Conn){silent}, status: 204, log: "204 URX,UT upstream_per_try_idle_timeout", dials: 2},
 		"no 204 for idleness": {route: route(`,"idleTimeout":"0.3s"`), request: "GET / HTTP/1.1\r\nHost: a\r\nx-envoy-upstream-rq-timeout-alt-response: x\r\n\r\n", hosts: []func(net.Conn){silent}, status: 504, body: "stream timeout", log: "504 SI stream_idle_timeout"},
+		"one try's duration":  {request: "GET / HTTP/1.1\r\nHost: a\r\nx-envoy-upstream-stream-duration-ms: 50\r\n\r\n", hosts: []func(net.Conn){silent}, status: 504, body: "upstream max stream duration reached", log: "504 UMSDR upstream_max_stream_duration_reached", dials: 1},
+		"duration retried":    {route: retry("reset", "1"), request: "GET / HTTP/1.1\r\nHost: a\r\nx-envoy-upstream-stream-duration-ms: 50\r\n\r\n", hosts: []func(net.Conn){silent}, status: 504, body: "upstream max stream duration reached", log: "504 URX,UMSDR upstream_max_stream_duration_reached", dials: 2},
+		"duration, then good": {route: retry("5xx", "1"), request: "GET / HTTP/1.1\r\nHost: a\r\nx-envoy-upstream-stream-duration-ms: 50\r\n\r\n", hosts: []func(net.Conn){silent, answers(ok)}, status: 200, body: "ok", log: "200 - via_upstream"},
+		"the cluster's":       {hosts: []func(net.Conn){silent}, change: streams(50 * time.Millisecond), status: 504, body: "upstream max stream duration reached", log: "504 UMSDR upstream_max_stream_duration_reached"},
+		"duration mid body":   {hosts: []func(net.Conn){answersAndStays("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")}, change: streams(50 * time.Millisecond), status: 200, body: "half <unexpected EOF>", log: "200 UMSDR upstream_max_stream_duration_reached", end: true},
+		"duration none":       {route: route(`,"timeout":"0.3s"`), request: "GET / HTTP/1.1\r\nHost: a\r\nx-envoy-upstream-stream-duration-ms: 0\r\n\r\n", hosts: []func(net.Conn){silent}, change: streams(50 * time.Millisecond), status: 504, body: "upstream request timeout", log: "504 UT response_timeout"},
+		"duration, body open": {request: "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nx-envoy-upstream-stream-duration-ms: 50\r\n\r\na", hosts: []func(net.Conn){silent}, status: 408, body: "upstream max stream duration reached", log: "408 UMSDR upstream_max_stream_duration_reached", end: true},
 		"own timeout":         {request: "GET / HTTP/1.1\r\nHost: a\r\nx-envoy-upstream-rq-timeout-ms: 50\r\n\r\n", hosts: []func(net.Conn){silent}, status: 504, body: "upstream request timeout", log: "504 UT response_timeout"},
 		"overflow":            {hosts: []func(net.Conn){answers(ok)}, change: noRequests, status: 503, body: resetBefore + "reset reason: overflow", log: "503 UO upstream_reset_before_response_started{overflow}", header: "x-envoy-overloaded: true"},
 		"redirect":            {route: `{"match":{"prefix":"/"},"redirect":{"pathRedirect":"/new","responseCode":"FOUND"}}`, status: 302, log: "302 - direct_response", header: "location: http://a/new"},
@@ -138,6 +148,21 @@ func TestAnswers(t *testing.T) {
 				w.close()
 			})
 		})
+	}
+}
+
+// streams limits how long streams to hosts take.
+func streams(most time.Duration) func(*clusterv3.Cluster) {
+	return func(c *clusterv3.Cluster) {
+		c.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{MaxStreamDuration: durationpb.New(most)} //nolint:staticcheck // the short form
+	}
+}
+
+// answersAndStays answers, and leaves the connection open.
+func answersAndStays(text string) func(net.Conn) {
+	return func(c net.Conn) {
+		answers(text)(c)
+		silent(c)
 	}
 }
 

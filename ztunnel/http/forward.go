@@ -83,7 +83,7 @@ func (x *exchange) attempt() (again bool) {
 	x.body.stop(x)
 	sent := x.up != nil
 	x.dropUpstream()
-	if fail.cause != noCause && fail.cause != slowTry && fail.cause != idleTry {
+	if fail.cause != noCause && !fail.cause.ofTry() {
 		x.ended(fail.cause)
 		x.interrupted(fail.cause)
 		return false
@@ -103,9 +103,7 @@ func (x *exchange) ended(c cause) {
 		if h := x.entry.Host; h != nil {
 			h.Report(cluster.TimedOut, 504)
 		}
-	case longStream:
-		x.cluster.Inc(cluster.RqMaxDuration)
-	case clientGone, stopped:
+	case longStream, clientGone, stopped:
 		x.cluster.Inc(cluster.RqTxReset)
 	}
 }
@@ -306,6 +304,9 @@ func (x *exchange) exchange() *failure {
 	if x.times.PerTryIdle > 0 {
 		x.g.after(idleTry, x.e.now(), x.times.PerTryIdle)
 	}
+	if most := x.tryStream(); most > 0 {
+		x.g.after(longTry, x.e.now(), most)
+	}
 	x.upload(up)
 	resp, err := up.response(&x.answer)
 	if err != nil {
@@ -319,6 +320,14 @@ func (x *exchange) exchange() *failure {
 	}
 	x.entry.Response, x.heard = resp, resp.Status
 	return nil
+}
+
+// tryStream is how long the stream to one host may take; 0: as long as it likes.
+func (x *exchange) tryStream() time.Duration {
+	if d := x.times.TryStream; d >= 0 {
+		return d
+	}
+	return x.cluster.Spec().HTTP.MaxStreamDuration
 }
 
 // upload sends the head and what is there of the body; the rest follows beside the answer. An error shows when the answer is read.
@@ -359,7 +368,11 @@ func (x *exchange) upload(up upstream) {
 }
 
 func (x *exchange) timedOut(c cause) *failure {
-	if c == slowTry || c == idleTry {
+	switch c {
+	case longTry:
+		x.cluster.Inc(cluster.RqMaxDuration)
+		return &failure{kind: route.FailedReset, flag: UpstreamMaxStreamDuration, status: 504, cause: c}
+	case slowTry, idleTry:
 		x.cluster.Inc(cluster.RqPerTryTimeout)
 		x.entry.Host.Report(cluster.TimedOut, 504)
 		return &failure{kind: route.FailedReset, flag: UpstreamTimeout, status: 504, cause: c}

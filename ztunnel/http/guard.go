@@ -15,6 +15,7 @@ const (
 	slowResponse       // the route's timeout
 	slowTry            // the timeout of one try
 	idleTry            // its idle timeout
+	longTry            // its stream took too long
 	idleStream         // no byte in either direction
 	longStream         // the whole took too long
 	slowRequest        // the request's body did not come in time
@@ -29,6 +30,9 @@ const (
 	draining                  // the connection was idle and is not to be used longer
 	stopped                   // the flow's context ended
 )
+
+// ofTry reports whether it ends one try, and perhaps not the request.
+func (c cause) ofTry() bool { return c == slowTry || c == idleTry || c == longTry }
 
 // interrupter makes what blocks return with an error. It is called from any goroutine, with the guard's lock held, so that it
 // is not called once something else is aimed at: it must not block.
@@ -207,8 +211,8 @@ func (g *guard) why() cause {
 func (g *guard) retry() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.at[slowTry], g.at[idleTry] = 0, 0
-	if g.cause == slowTry || g.cause == idleTry {
+	g.at[slowTry], g.at[idleTry], g.at[longTry] = 0, 0, 0
+	if g.cause.ofTry() {
 		g.cause = noCause
 	}
 	return g.cause == noCause

@@ -224,7 +224,7 @@ func moversOf() map[string]func(*world) {
 		"upstream_cx_protocol_error":            oneRequest(get, "", nil, answers("nonsense\r\n\r\n")),
 		"upstream_rq_timeout":                   oneRequest(get, toUpWith(`,"timeout":"1s"`), nil, silent),
 		"upstream_rq_per_try_timeout":           oneRequest(get, toUpWith(`,"retryPolicy":{"retryOn":"5xx","numRetries":1,"perTryTimeout":"1s"}`), nil, silent),
-		"upstream_rq_max_duration_reached":      oneRequest(get, toUpWith(`,"timeout":"0s","maxStreamDuration":{"maxStreamDuration":"1s"}`), nil, silent),
+		"upstream_rq_max_duration_reached":      oneRequest("GET / HTTP/1.1\r\nHost: a\r\nx-envoy-upstream-stream-duration-ms: 50\r\n\r\n", toUp, nil, silent),
 		"upstream_rq_rx_reset":                  oneRequest(get, "", nil, answers()),
 		"upstream_rq_tx_reset":                  leaving,
 		"upstream_rq_retry":                     retried,

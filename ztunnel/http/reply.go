@@ -178,6 +178,11 @@ func (x *exchange) interrupted(c cause) {
 		if c == idleTry {
 			detail = "upstream_per_try_idle_timeout"
 		}
+	case longTry:
+		flag, body, detail = UpstreamMaxStreamDuration, "upstream max stream duration reached", "upstream_max_stream_duration_reached"
+		if !x.body.done.Load() {
+			status = 408
+		}
 	case idleStream:
 		flag, body, detail = StreamIdleTimeout, "stream timeout", "stream_idle_timeout"
 	case longStream:

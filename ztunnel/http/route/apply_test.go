@@ -124,6 +124,7 @@ func TestTimeouts(t *testing.T) {
 		{`,"timeout":"3s","retryPolicy":{"perTryTimeout":"1s"}`, "", route.Timeouts{Global: 3 * time.Second, PerTry: time.Second, Stream: -1}, "x-envoy-expected-rq-timeout-ms: 1000"},
 		{`,"timeout":"3s","retryPolicy":{"perTryTimeout":"4s"}`, "", route.Timeouts{Global: 3 * time.Second, Stream: -1}, "x-envoy-expected-rq-timeout-ms: 3000"},
 		{`,"maxStreamDuration":{"maxStreamDuration":"2s"}`, "", route.Timeouts{Stream: 2 * time.Second}, ""},
+		{`,"maxStreamDuration":{"maxStreamDuration":"2s"}`, "x-envoy-upstream-stream-duration-ms: 50", route.Timeouts{Stream: 2 * time.Second, TryStream: 50 * ms}, ""},
 		{`,"timeout":"0s"`, "x-envoy-upstream-stream-duration-ms: 5x", route.Timeouts{Stream: -1}, ""},
 		{`,"timeout":"0s"`, "x-envoy-upstream-stream-duration-ms: -5", route.Timeouts{Stream: -1}, ""},
 		{`,"timeout":"0s"`, "x-envoy-upstream-rq-timeout-alt-response: x", route.Timeouts{Stream: -1, NoContent: true}, ""},
@@ -136,6 +137,9 @@ func TestTimeouts(t *testing.T) {
 		req := request("GET", "h", "/")
 		if c.fields != "" {
 			add(&req.Fields, strings.Split(c.fields, "; "))
+		}
+		if c.want.TryStream == 0 {
+			c.want.TryStream = -1 // not said
 		}
 		if got := v.Match(req, &route.Input{}).Timeouts(req, false); got != c.want || text(&req.Fields) != c.told {
 			t.Errorf("%s %s: %+v %q, want %+v %q", c.action, c.fields, got, text(&req.Fields), c.want, c.told)

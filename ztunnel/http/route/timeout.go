@@ -29,6 +29,7 @@ type Timeouts struct {
 	PerTry     time.Duration
 	PerTryIdle time.Duration
 	Stream     time.Duration // of the whole, from the first byte; -1 not said: that of the connection manager
+	TryStream  time.Duration // of one try, from its connection to its last byte; -1 not said: that of the cluster
 	Quiet      bool          // x-envoy-expected-rq-timeout-ms is not told
 	NoContent  bool          // x-envoy-upstream-rq-timeout-alt-response: a timeout is answered 204, not 504
 
@@ -71,7 +72,7 @@ func (f *Forward) setTimes(a *route.RouteAction) error {
 func (r *Route) Timeouts(req *head.Request, quiet bool) Timeouts {
 	f := r.Forward
 	grpc := IsGRPC(req)
-	out := Timeouts{Stream: f.times.streamOf(req, grpc), Quiet: quiet}
+	out := Timeouts{Stream: f.times.streamOf(req, grpc), TryStream: -1, Quiet: quiet}
 	old := grpc && !f.times.streamed && f.times.oldMax >= 0
 	switch {
 	case f.times.streamed:
@@ -85,7 +86,7 @@ func (r *Route) Timeouts(req *head.Request, quiet bool) Timeouts {
 	}
 	milliseconds(req, head.XEnvoyUpstreamRqTimeoutMS, &out.Global)
 	milliseconds(req, head.XEnvoyUpstreamRqPerTryTimeoutMS, &out.PerTry)
-	milliseconds(req, head.XEnvoyUpstreamStreamDurationMS, &out.Stream)
+	milliseconds(req, head.XEnvoyUpstreamStreamDurationMS, &out.TryStream)
 	if out.Global != 0 && out.PerTry >= out.Global {
 		out.PerTry = 0
 	}
