@@ -46,6 +46,7 @@ type exchange struct {
 	hinted   bool // a host has sent an informational answer: as with Envoy no other is asked then
 	span     span // its step of a trace
 	contexts contexts
+	forced   bool // the client asks for its trace (x-envoy-force-trace): it is sampled, and the answer tells the request's id
 	legged   bool // it carries the step of a leg
 
 	turn     *turns // to work, which it has; nil: none

@@ -122,6 +122,38 @@ func TestDecoratorOperationOfHosts(t *testing.T) {
 	}
 }
 
+// TestForceTrace: a workload may have its own request traced, which is told the id; who calls one may not.
+func TestForceTrace(t *testing.T) {
+	for name, c := range map[string]struct {
+		direction Direction
+		host      string
+		fields    []string
+		want      string
+	}{
+		"asked for": {Outbound, "a", []string{"x-envoy-force-trace: "}, "1"}, "control": {Outbound, "a", nil, "0"}, "of a caller": {Inbound, "a", []string{"x-envoy-force-trace: 1"}, "0"},
+		"decided before": {Outbound, "a", []string{"x-envoy-force-trace: 1", "x-b3-traceid: " + traceID, "x-b3-spanid: " + someID, "x-b3-sampled: 0"}, "0"},
+		"no route":       {Outbound, "b", []string{"x-envoy-force-trace: 1"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, nil, func(t *testing.T, w *world) {
+				w.flow.Direction, w.flow.Trace = c.direction, func() Trace { return Trace{On: true} }
+				w.routes("a", toUp)
+				saw := make(chan string, 1)
+				w.cluster("up", nil, seen(saw, ok))
+				got := w.connect().get(append([]string{"GET / HTTP/1.1", "Host: " + c.host, "x-request-id: 7"}, c.fields...)...).Header.Get("x-request-id")
+				if told := len(c.fields) > 0 && c.direction == Outbound; told != (got == "7") {
+					t.Errorf("the client is told %q", got)
+				}
+				if c.want != "" {
+					if text := <-saw; strings.Join(valuesOf(text, "x-b3-sampled"), ",") != c.want {
+						t.Errorf("sampled: %q, want %q", valuesOf(text, "x-b3-sampled"), c.want)
+					}
+				}
+			})
+		})
+	}
+}
+
 // TestHeadersOfClientsStay: what a client says of the fields that the engine leaves alone, it says.
 func TestHeadersOfClientsStay(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, w *world) {

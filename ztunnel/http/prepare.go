@@ -79,6 +79,7 @@ func (x *exchange) sanitise() {
 		x.idBuf = x.e.appendID(x.idBuf[:0])
 		req.Add(head.XRequestID, head.Names[head.XRequestID], x.idBuf)
 	}
+	x.forced = req.Has(head.XEnvoyForceTrace)
 	x.trace()
 }
 

@@ -141,6 +141,10 @@ func (x *exchange) ours(f *head.Fields) {
 	if !f.Has(head.Date) {
 		f.Add(head.Date, head.Names[head.Date], x.e.httpDate(x.e.now()))
 	}
+	if id := x.req.Get(head.XRequestID); x.forced && id != nil {
+		x.valueBuf = append(x.valueBuf[:0], id...)
+		f.Set(head.XRequestID, head.Names[head.XRequestID], x.valueBuf)
+	}
 }
 
 // server is what the field of that name says.

@@ -69,7 +69,9 @@ func (x *exchange) sampling(one b3, how Trace) {
 	}
 	decision := x.sampled(one.decision)
 	if decision == 0 {
-		decision = x.e.sample(how)
+		if decision = '1'; !x.forced {
+			decision = x.e.sample(how)
+		}
 	}
 	if fields {
 		req.Set(head.XB3Sampled, head.Names[head.XB3Sampled], append(x.valueBuf[:0], decision))
