@@ -76,7 +76,14 @@ func (n *name) first(req *head.Request, f *head.Fields, in *Input) ([]byte, bool
 	}
 	in.lines = append(in.lines[:0], v...)
 	for ; j >= 0; j = f.Next(j+1, n.id, n.text) {
-		in.lines = append(append(in.lines, ','), f.Value(j)...)
+		v := f.Value(j)
+		if len(v) == 0 {
+			continue // as in Envoy it adds nothing
+		}
+		if len(in.lines) > 0 {
+			in.lines = append(in.lines, ',')
+		}
+		in.lines = append(in.lines, v...)
 	}
 	return in.lines, true
 }

@@ -85,7 +85,7 @@ func TestMatch(t *testing.T) {
 		{`"prefix":"/","headers":[{"name":"x","stringMatch":{"exact":"V","ignoreCase":true}}]`, "GET h / | x: v;GET h / | x: V", "GET h / | x: vv"},
 		{`"prefix":"/","headers":[{"name":"x","stringMatch":{"exact":"v"},"invertMatch":true}]`, "GET h / | x: w", "GET h /;GET h / | x: v;GET h / | x: w | x: v"},
 		{`"prefix":"/","headers":[{"name":"x","stringMatch":{"exact":"v"},"invertMatch":true,"treatMissingHeaderAsEmpty":true}]`, "GET h /;GET h / | x: w", "GET h / | x: v"},
-		{`"prefix":"/","headers":[{"name":"user-agent","stringMatch":{"exact":"a,b"}}]`, "GET h / | user-agent: a | user-agent: b", "GET h / | user-agent: a"},
+		{`"prefix":"/","headers":[{"name":"user-agent","stringMatch":{"exact":"a,b"}}]`, "GET h / | user-agent: a | user-agent: b;GET h / | user-agent:  | user-agent: a | user-agent:  | user-agent: b | user-agent: ", "GET h / | user-agent: a"},
 		{`"prefix":"/","headers":[{"name":"x","exactMatch":""}]`, "GET h / | x: v;GET h / | x: ", "GET h /"},
 		{`"prefix":"/","headers":[{"name":"x","prefixMatch":"ab"}]`, "GET h / | x: abc", "GET h / | x: a"},
 		{`"prefix":"/","headers":[{"name":"x","suffixMatch":"bc"}]`, "GET h / | x: abc", "GET h / | x: c"},
