@@ -85,6 +85,9 @@ func (c *Cluster) init(spec *Spec, hosts *Hosts) {
 	}
 }
 
+// Hashes reports whether hosts are picked by the hash of what keeps requests together.
+func (s *Spec) Hashes() bool { return s.Policy == RingHash || s.Policy == Maglev }
+
 func (s *Spec) slowStart() *slowStartSpec { return s.balance.slowStart }
 
 // Spec returns the configuration in force.

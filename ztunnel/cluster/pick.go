@@ -83,7 +83,7 @@ func (c *Cluster) choose(st *state, in *PickInput, attempt int) (uint32, bool) {
 	if len(v.levels) == 0 {
 		return 0, false
 	}
-	hashed := st.spec.Policy == RingHash || st.spec.Policy == Maglev
+	hashed := st.spec.Hashes()
 	hash := in.Hash
 	if hashed && !in.HasHash {
 		hash = c.cfg.Rand()

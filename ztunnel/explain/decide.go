@@ -258,9 +258,10 @@ func (d *decider) lead(taken *route.Route, m *routev3.Route) {
 	case taken.Redirect != nil:
 		d.out.Outcome = fmt.Sprintf("%d: redirected to %s", taken.Redirect.Status, taken.Redirect.Location(nil, d.ask.req, &d.in))
 	default:
-		hash := taken.Hash(d.ask.req, &d.in)
 		total := uint64(0)
 		targets := d.targets(taken, m.GetRoute())
+		taken.Request(d.ask.req, taken.Pick(d.ask.req, &d.in), &d.in) // rules may make what is hashed
+		hash := taken.Hash(d.ask.req, &d.in)
 		for _, t := range targets {
 			total += uint64(t.Weight)
 		}

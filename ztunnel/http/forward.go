@@ -19,14 +19,16 @@ func (x *exchange) forward() {
 	}
 	x.entry.Cluster = x.cluster
 	x.times = r.Timeouts(x.req, x.how.NoDebug)
-	x.retry = r.Retry(x.req, &x.in)
-	x.hash = r.Hash(x.req, &x.in)
 	if r.Propagate && r.Operation != "" && x.f.Direction == Outbound {
 		x.setText(head.XEnvoyDecoratorOperation, r.Operation)
 	}
 	if r.Request(x.req, x.target, &x.in); x.in.Excess != "" {
 		x.excess(431)
 		return
+	}
+	x.retry = r.Retry(x.req, &x.in) // by what rules have made of the head, as in Envoy
+	if x.cluster.Spec().Hashes() {
+		x.hash = r.Hash(x.req, &x.in)
 	}
 	x.body.keep = x.retry.Enabled() || len(f.Mirrors) > 0
 	x.limits(f)

@@ -3,6 +3,8 @@ package http
 import (
 	"strings"
 	"testing"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 )
 
 const (
@@ -118,6 +120,39 @@ func TestDecoratorOperationOfHosts(t *testing.T) {
 			if got := w.connect().get("GET / HTTP/1.1", "Host: a").Header.Get("x-envoy-decorator-operation"); got != want {
 				t.Errorf("direction %d: %q, want %q", direction, got, want)
 			}
+		})
+	}
+}
+
+// TestRulesBeforeTries: what rules make of a head is what tries and balancing go by; and a cookie is made only where hosts are picked by it.
+func TestRulesBeforeTries(t *testing.T) {
+	const hashed = `"hashPolicy":[{"header":{"headerName":"x-key"},"terminal":true},{"cookie":{"name":"c","ttl":"0s"}}]`
+	add := func(name, value string) string {
+		return `,"requestHeadersToAdd":[{"header":{"key":"` + name + `","value":"` + value + `"}}]`
+	}
+	ring := func(c *clusterv3.Cluster) { c.LbPolicy = clusterv3.Cluster_RING_HASH }
+	const busy = "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"
+	for name, c := range map[string]struct {
+		rule, answer string
+		change       func(*clusterv3.Cluster)
+		cookie       bool
+		dials        int
+	}{
+		"a key": {add("x-key", "1"), ok, ring, false, 1}, "control: no key": {"", ok, ring, true, 1}, "another policy": {"", ok, nil, false, 1},
+		"tries": {add("x-envoy-retry-on", "5xx"), busy, nil, false, 2}, "control: no tries": {"", busy, nil, false, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, nil, func(t *testing.T, w *world) {
+				w.routes("a", `{"match":{"prefix":"/"},"route":{"cluster":"up",`+hashed+`}`+c.rule+`}`)
+				w.cluster("up", c.change, answers(c.answer))
+				got := w.connect().get("GET / HTTP/1.1", "Host: a").Header.Get("set-cookie")
+				if (got != "") != c.cookie {
+					t.Errorf("set-cookie: %q", got)
+				}
+				if w.dials != c.dials {
+					t.Errorf("%d connections, want %d", w.dials, c.dials)
+				}
+			})
 		})
 	}
 }

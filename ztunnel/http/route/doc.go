@@ -17,8 +17,8 @@
 //	r.Direct, r.Redirect                   // answered here; r.Response changes the answer's head
 //	target := r.Pick(req, in)              // the cluster; "": NC
 //	timeouts := r.Timeouts(req, false)
-//	retry := r.Retry(req)
 //	r.Request(req, target, in)             // header operations, host and path rewrite
+//	retry, hash := r.Retry(req, in), r.Hash(req, in)
 //	r.HostPicked(req, target, in)          // at each attempt
 //	…                                      // for each response: retry.Head, or r.Response(resp, target, in)
 package route
