@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+
 	"github.com/undermesh/undermesh/ztunnel/http/head"
 	"github.com/undermesh/undermesh/ztunnel/http/route"
 )
@@ -58,6 +61,34 @@ func TestRewrite(t *testing.T) {
 		request("GET", "h", "/", "x-forwarded-host: a,b"))
 	if want := "new /\nx-forwarded-host: a,b,h\nx-envoy-original-host: h"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestRewriteAmongParameters: where parameters count for nothing, a path is left that has some in the midst of what was matched.
+func TestRewriteAmongParameters(t *testing.T) {
+	for _, c := range []struct{ match, path, want string }{
+		{`"prefix":"/a/"`, "/a/b?q", "/new/b?q"}, {`"prefix":"/a/"`, "/a/b;p=1/c", "/new/b;p=1/c"}, {`"prefix":"/a/"`, "/a;p=1/b?q", "/a;p=1/b?q"},
+		{`"prefix":"/a"`, "/a;p=1/b", "/new/;p=1/b"}, {`"path":"/a/b"`, "/a;p=1/b", "/a;p=1/b"}, {`"path":"/a/b"`, "/a/b;p=1", "/new/;p=1"},
+		{`"prefix":"/A/","caseSensitive":false`, "/a/b", "/new/b"}, {`"safeRegex":{"regex":"/a/b"}`, "/a;p=1/b?q", "/new/?q"},
+	} {
+		var m routev3.RouteConfiguration
+		if err := protojson.Unmarshal([]byte(`{"ignorePathParametersInPathMatching":true,"virtualHosts":[{"name":"v","domains":["*"],"routes":[
+			{"match":{`+c.match+`},"route":{"cluster":"c","prefixRewrite":"/new/"}}]}]}`), &m); err != nil {
+			t.Fatal(err)
+		}
+		config, err := route.CompileConfig(&m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, in := request("GET", "h", c.path), &route.Input{}
+		r := config.Find(req.Authority, in).Match(req, in)
+		if r == nil {
+			t.Fatalf("%s does not match %s", c.match, c.path)
+		}
+		r.Request(req, route.Target{Cluster: "c"}, in)
+		if told := req.Has(head.XEnvoyOriginalPath); string(req.Path) != c.want || told != (c.want != c.path) {
+			t.Errorf("%s: %s becomes %s, want %s; the old one is told: %v", c.match, c.path, req.Path, c.want, told)
+		}
 	}
 }
 

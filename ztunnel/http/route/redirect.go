@@ -33,7 +33,7 @@ func newRedirect(a *route.RedirectAction, r *Route) (*Redirect, error) {
 		return nil, err
 	}
 	d := &Redirect{scheme: a.GetSchemeRedirect(), host: a.GetHostRedirect(), path: a.GetPathRedirect(), strip: a.GetStripQuery(),
-		query: strings.Contains(a.GetPathRedirect(), "?"), change: rewrite{prefix: a.GetPrefixRewrite(), length: r.match.length()}}
+		query: strings.Contains(a.GetPathRedirect(), "?"), change: rewrite{prefix: a.GetPrefixRewrite(), from: r.match.from()}}
 	for _, s := range []string{d.scheme, d.host, d.path, d.change.prefix} {
 		if err := cleanPath(s); err != nil {
 			return nil, fmt.Errorf("%q: %w", s, err)

@@ -16,12 +16,12 @@ const originalHost = "x-envoy-original-host"
 // rewrite is what becomes of a path. The zero value leaves it.
 type rewrite struct {
 	prefix string // replaces what the route matched
-	length int    // bytes of that; -1 the whole path without query
+	from   *text  // how that begins; nil: it is the whole path without query
 	regex  *replacement
 }
 
 func newRewrite(a *route.RouteAction, m *match) (rewrite, error) {
-	w := rewrite{prefix: a.GetPrefixRewrite(), length: m.length()}
+	w := rewrite{prefix: a.GetPrefixRewrite(), from: m.from()}
 	if err := cleanPath(w.prefix); err != nil {
 		return w, fmt.Errorf("prefix_rewrite: %w", err)
 	}
@@ -37,12 +37,12 @@ func newRewrite(a *route.RouteAction, m *match) (rewrite, error) {
 	return w, nil
 }
 
-// length is how much of a path the route matches: -1 for all of it.
-func (m *match) length() int {
+// from is how paths begin that the route matches; nil where that is all of one.
+func (m *match) from() *text {
 	if m.kind == pathRegex || m.kind == pathConnect {
-		return -1
+		return nil
 	}
-	return len(m.path.want)
+	return &text{kind: textPrefix, fold: m.path.fold, want: m.path.want}
 }
 
 // cleanPath refuses what cannot be in a request line or a field's value.
@@ -60,11 +60,13 @@ func (w *rewrite) of(dst, path []byte, in *Input) (out []byte, ok bool) {
 	just := bare(path)
 	switch {
 	case w.prefix != "":
-		n := w.length
-		if n < 0 {
-			n = len(just)
+		n := len(just)
+		if w.from != nil {
+			if n = len(w.from.want); !w.from.begins(path) { // parameters are in the midst of what was matched without them
+				return dst, false
+			}
 		}
-		return append(append(dst, w.prefix...), path[min(n, len(path)):]...), true
+		return append(append(dst, w.prefix...), path[n:]...), true
 	case w.regex != nil:
 		return append(w.regex.apply(dst, just, in), path[len(just):]...), true
 	}
@@ -75,7 +77,10 @@ func (w *rewrite) apply(req *head.Request, in *Input) {
 	if w.prefix == "" && w.regex == nil || req.Path == nil {
 		return
 	}
-	path, _ := w.of(make([]byte, 0, len(req.Path)+len(w.prefix)+32), req.Path, in)
+	path, ok := w.of(make([]byte, 0, len(req.Path)+len(w.prefix)+32), req.Path, in)
+	if !ok {
+		return
+	}
 	if len(path) == 0 || path[0] == '?' { // or it would be no target
 		path = slices.Insert(path, 0, '/')
 	}
