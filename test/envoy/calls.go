@@ -45,7 +45,7 @@ func (g *generator) call() call {
 	add(10, "x-envoy-upstream-rq-per-try-timeout-ms", "1000", "90000")
 	add(10, "x-envoy-max-retries", "2", "0")
 	add(10, "x-envoy-retry-on", "5xx", "bogus")
-	add(10, "grpc-timeout", "1S", "30M", "100m", "9999H", "x")
+	add(10, "grpc-timeout", "9S", "30M", "9100m", "9999H", "x")
 	add(6, "x-echo-status", "201", "404", "503", "409")
 	add(3, "x-echo-field", "x-up: 1", "x-up: 1; x-up: 2; x-a: resp", "x-b: resp", "access-control-allow-origin: upstream")
 	if c.Method == "POST" || c.Method == "PUT" {

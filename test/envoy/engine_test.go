@@ -292,6 +292,11 @@ func (d *differential) arrivals() {
 func alike(o Outcome) Outcome {
 	o = settle(o)
 	o.Fields = ports(without(o.Fields, "set-cookie"))
+	for i, f := range o.Fields { // that a proxy has made
+		if id, ok := strings.CutPrefix(f, "x-request-id: "); ok && uuid.MatchString(id) {
+			o.Fields[i] = "x-request-id: MADE"
+		}
+	}
 	if o.Upstream != nil {
 		up := seenAlike(*o.Upstream)
 		o.Upstream = &up
@@ -331,6 +336,7 @@ func uncounted(o Outcome) Outcome {
 
 func seenAlike(s Seen) Seen {
 	s = settleSeen(s)
+	s.Authority = loopbackPort.ReplaceAllString(s.Authority, "127.0.0.1$1:PORT") // which rules have made
 	s.Fields = ports(without(s.Fields, "x-envoy-internal", "x-case", "content-length", "x-request-id"))
 	if slices.ContainsFunc(s.Fields, func(f string) bool {
 		return strings.HasPrefix(f, "x-envoy-attempt-count: ") && !strings.HasSuffix(f, ": 1")
@@ -340,7 +346,9 @@ func seenAlike(s Seen) Seen {
 	return s
 }
 
-var loopbackPort = regexp.MustCompile(`127\.0\.0\.1:[0-9]+`)
+var uuid = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+var loopbackPort = regexp.MustCompile(`127\.0\.0\.1(-shadow)?:[0-9]+`)
 
 // ports leaves out the ports of loopback addresses, which are of each connection.
 func ports(list []string) []string {
@@ -348,7 +356,7 @@ func ports(list []string) []string {
 	for i, f := range out {
 		n, v, _ := strings.Cut(f, ": ")
 		if n != "x-case" {
-			out[i] = n + ": " + loopbackPort.ReplaceAllString(v, "127.0.0.1:PORT")
+			out[i] = n + ": " + loopbackPort.ReplaceAllString(v, "127.0.0.1$1:PORT")
 		}
 	}
 	return out

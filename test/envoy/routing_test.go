@@ -233,13 +233,16 @@ func settle(o Outcome) Outcome {
 	return o
 }
 
-// settleSeen rounds what time has changed.
+// settleSeen rounds what time has changed, and joins lines as Envoy does.
 func settleSeen(s Seen) Seen {
 	s.Fields = slices.Clone(s.Fields)
 	for i, f := range s.Fields {
 		if n, v, _ := strings.Cut(f, ": "); n == "x-envoy-expected-rq-timeout-ms" || n == "grpc-timeout" {
 			ms, _ := strconv.Atoi(strings.TrimSuffix(v, "m"))
 			s.Fields[i] = fmt.Sprintf("%s: %d", n, (ms+499)/500*500)
+		} else if n == "user-agent" { // a line without a value is none to Envoy, which joins them (docs/envoy.md, 7)
+			lines := slices.DeleteFunc(strings.Split(v, ","), func(line string) bool { return line == "" })
+			s.Fields[i] = n + ": " + strings.Join(lines, ",")
 		}
 	}
 	return s
@@ -313,10 +316,6 @@ func forwarded(r *route.Route, q call, req *head.Request, target route.Target, i
 	var resp head.Response
 	resp.Reset(nil)
 	r.Timeouts(req, false)
-	var cookies []string
-	if target.Cluster == "ring" {
-		cookies = r.Hash(req, in).Cookie
-	}
 	status := 200
 	if v, ok := req.Find("x-echo-status"); ok {
 		status, _ = strconv.Atoi(string(v))
@@ -335,6 +334,10 @@ func forwarded(r *route.Route, q call, req *head.Request, target route.Target, i
 	}
 	r.Request(req, target, in)
 	retry := r.Retry(req, in)
+	var cookies []string
+	if target.Cluster == "ring" {
+		cookies = r.Hash(req, in).Cookie
+	}
 	r.HostPicked(req, in)
 	in.Attempts = 1
 	for ; retry.Head(&resp, in); in.Attempts++ {
