@@ -2,11 +2,14 @@ package envoy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"regexp"
+	"runtime/pprof"
 	"slices"
 	"strconv"
 	"strings"
@@ -213,7 +216,10 @@ func (d *differential) through(t *testing.T, two bool, config, prefix string, ca
 		x.we, ourErr = ours.Do(q, x.number)
 		wait.Wait()
 		if envoyErr != nil || ourErr != nil {
-			t.Errorf("%s: Envoy: %v, we: %v", q, envoyErr, ourErr)
+			t.Errorf("%s: %s: Envoy: %v, we: %v", x.number, q, envoyErr, ourErr)
+			if errors.Is(ourErr, os.ErrDeadlineExceeded) { // where it hangs
+				_ = pprof.Lookup("goroutine").WriteTo(t.Output(), 1)
+			}
 			return
 		}
 		d.mu.Lock()
