@@ -100,6 +100,9 @@ func (w *world) expect(f *facts, q question) (e expectation, ok bool) {
 	if v.status != 0 {
 		return expectation{status: v.status}, true
 	}
+	if m := v.rule.mirror; m != nil && f.rules[m.called].policy.GetConnectionPool() != nil {
+		return e, false // copies that are still under way take the places of requests
+	}
 	sum := 0
 	for _, d := range v.rule.to {
 		sum += d.weight
