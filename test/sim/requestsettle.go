@@ -30,6 +30,8 @@ type expectation struct {
 	parts  []part
 	status int
 	abort  float64
+
+	crowded bool // copies of its requests take places of a circuit breaker, which may be those of requests
 }
 
 type part struct {
@@ -100,8 +102,8 @@ func (w *world) expect(f *facts, q question) (e expectation, ok bool) {
 	if v.status != 0 {
 		return expectation{status: v.status}, true
 	}
-	if m := v.rule.mirror; m != nil && f.rules[m.called].policy.GetConnectionPool() != nil {
-		return e, false // copies that are still under way take the places of requests
+	if m := v.rule.mirror; m != nil {
+		e.crowded = f.rules[m.called].policy.GetConnectionPool() != nil
 	}
 	sum := 0
 	for _, d := range v.rule.to {
@@ -188,6 +190,8 @@ func (w *world) weigh(ctx context.Context, t *trial) {
 	for _, r := range list {
 		p, ok := w.fits(t, r)
 		switch {
+		case !ok && t.shape.crowded && r.pod == "" && r.status == 503:
+			return
 		case !ok:
 			w.violate("unserved", "%v: %d (%v) by %q after all faults; the rules say %+v", r, r.status, r.err, r.pod, t.shape)
 			return
