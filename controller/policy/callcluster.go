@@ -45,6 +45,15 @@ type ClusterSpec struct {
 	failover bool                     // who is far is called when nobody near is there
 }
 
+// Serves reports whether w, nil for nobody, is behind the service of the cluster.
+func (s ClusterSpec) Serves(w *client.Workload) bool {
+	if w == nil || s.Service == nil {
+		return false
+	}
+	_, ok := w.GetServices()[s.Service.GetNamespace()+"/"+s.Service.GetHostname()]
+	return ok
+}
+
 // Cluster composes the cluster of that name: "outbound|PORT|SUBSET|HOST", PassthroughCluster or BlackHoleCluster. ok is false for
 // a name that nothing stands for: a host that is in no registry or not exported to the caller, a port that the service does not
 // have, a subset that no DestinationRule makes.

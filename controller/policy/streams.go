@@ -33,6 +33,23 @@ type WeightedCluster struct {
 	Weight uint32 // share of the sum; not 0
 }
 
+// Stream returns where a connection goes that is no HTTP, as find has it, which is TCPRoute or TLSRoute, else through the egress proxy.
+// called is in; where the pod of a service without addresses was dialled, it is the service, by its port, that is called. ok is false
+// for what goes to the address that was dialled.
+func (c Caller) Stream(in StreamInput, find func(StreamInput) (StreamRoute, bool)) (called StreamInput, to StreamRoute, ok bool) {
+	if in.Dialled == nil {
+		w := c.Snapshot.WorkloadFor(c.View.Namespace, c.Workload.GetNetwork(), in.Destination)
+		if svc, port := c.Headless(w, netip.AddrPortFrom(in.Destination, in.Port)); svc != nil {
+			in.Dialled, in.Port = svc, port
+		}
+	}
+	to, ok = find(in)
+	if !ok && in.Dialled == nil && in.Destination.IsValid() {
+		to, ok = c.Others()
+	}
+	return in, to, ok
+}
+
 // TCPRoute returns where a connection goes that is neither HTTP nor TLS (TC-01…04): as the first matching rule of the
 // VirtualServices of the service that was dialled says, else to that service. ok is false when no service with the port was dialled.
 func (c Caller) TCPRoute(in StreamInput) (StreamRoute, bool) {

@@ -291,20 +291,11 @@ func (d *decider) targets(taken *route.Route, a *routev3.RouteAction) []policy.W
 // stream follows a connection that is no HTTP.
 func (d *decider) stream() {
 	in := policy.StreamInput{Port: d.ask.port, Dialled: d.dialled, Destination: d.ask.addr.Addr(), Source: d.in.Source.Addr()}
-	if in.Dialled == nil {
-		w := d.Snapshot.WorkloadFor(d.caller.View.Namespace, d.caller.Workload.GetNetwork(), d.ask.addr.Addr())
-		if svc, port := d.caller.Headless(w, d.ask.addr); svc != nil {
-			in.Dialled, in.Port = svc, port
-		}
-	}
 	find := d.caller.TCPRoute
 	if d.out.Connection.Protocol == protocolTLS {
 		in.SNI, find = d.ask.sni, d.caller.TLSRoute
 	}
-	way, ok := find(in)
-	if !ok && in.Dialled == nil && d.ask.addr.IsValid() {
-		way, ok = d.caller.Others()
-	}
+	in, way, ok := d.caller.Stream(in, find)
 	if !ok {
 		d.direct()
 		return

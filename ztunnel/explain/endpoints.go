@@ -60,7 +60,7 @@ func (d *decider) original(spec policy.ClusterSpec) Endpoint {
 	out.Address = d.ask.addr.String()
 	w := d.Snapshot.WorkloadFor(d.caller.Workload.GetNamespace(), d.caller.Workload.GetNetwork(), d.ask.addr.Addr())
 	q := policy.PathQuery{Destination: w, Service: d.dialled, ServicePort: spec.Port, Address: d.ask.addr}
-	if w != nil && q.Service == nil && spec.Subset != "" && w.GetServices()[spec.Service.GetNamespace()+"/"+spec.Service.GetHostname()] != nil {
+	if q.Service == nil && spec.Subset != "" && spec.Serves(w) {
 		q.Behind, q.Subset = spec.Service, spec.Subset
 	}
 	d.way(&out, q)

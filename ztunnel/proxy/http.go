@@ -328,14 +328,8 @@ func (s *session) wayToOriginal(r *way, spec policy.ClusterSpec) (*way, error) {
 			r.svc, r.port, r.addr = spec.Service, spec.Port, netip.AddrPortFrom(s.dst.Addr(), port)
 		}
 	}
-	if w != nil && r.svc == nil && spec.Subset != "" && serves(w, spec) {
+	if r.svc == nil && spec.Subset != "" && spec.Serves(w) {
 		r.behind, r.subset = spec.Service, spec.Subset
 	}
 	return s.decide(r, w, err)
-}
-
-// serves reports whether w is behind the service of the cluster.
-func serves(w *client.Workload, spec policy.ClusterSpec) bool {
-	_, ok := w.GetServices()[spec.Service.GetNamespace()+"/"+spec.Service.GetHostname()]
-	return ok
 }

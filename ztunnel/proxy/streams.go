@@ -19,19 +19,12 @@ func (s *session) openStream(what sniff.Protocol) (up net.Conn, release func(), 
 	if c, ok := s.pod.caller(); ok {
 		c.AtWorkload = s.atWorkload(c)
 		in := policy.StreamInput{Port: s.dst.Port(), Dialled: s.dialledService(c), Source: s.judgedSource(s.dst.Addr()).Addr(), Destination: s.dst.Addr()}
-		if in.Dialled == nil {
-			in = s.byHeadless(c, in)
-		}
 		find := c.TCPRoute
 		if what == sniff.TLS {
 			in.SNI = sniff.ServerName(s.early)
 			find = c.TLSRoute
 		}
-		to, ok := find(in)
-		if !ok && in.Dialled == nil {
-			to, ok = c.Others()
-		}
-		if ok {
+		if in, to, ok := c.Stream(in, find); ok {
 			return s.led(c, in, to)
 		}
 	}
@@ -41,15 +34,6 @@ func (s *session) openStream(what sniff.Protocol) (up net.Conn, release func(), 
 // atWorkload reports whether the address that was dialled is a workload's, or a pod's of this node that the mesh is to hear of yet.
 func (s *session) atWorkload(c policy.Caller) bool {
 	return c.Snapshot.WorkloadFor(c.View.Namespace, c.Workload.GetNetwork(), s.dst.Addr()) != nil || s.p.podAt(s.dst.Addr()) != nil
-}
-
-// byHeadless is for the pods of a service that has no address: who dials one of them calls the service, by its port.
-func (s *session) byHeadless(c policy.Caller, in policy.StreamInput) policy.StreamInput {
-	w := c.Snapshot.WorkloadFor(c.View.Namespace, c.Workload.GetNetwork(), s.dst.Addr())
-	if svc, port := c.Headless(w, s.dst); svc != nil {
-		in.Dialled, in.Port = svc, port
-	}
-	return in
 }
 
 // asDialled opens the connection to what has the address that was dialled.
