@@ -74,6 +74,14 @@ func overHTTP2(c *clusterv3.Cluster) {
 	c.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{} //nolint:staticcheck // the short form
 }
 
+// spoken is the change to a cluster whose hosts speak HTTP/2, or HTTP/1.1: none.
+func spoken(two bool) func(*clusterv3.Cluster) {
+	if two {
+		return overHTTP2
+	}
+	return nil
+}
+
 func TestVersions(t *testing.T) {
 	big := bytes.Repeat([]byte("0123456789abcdef"), 20<<10)
 	for _, down := range []bool{false, true} {
@@ -82,11 +90,7 @@ func TestVersions(t *testing.T) {
 				w := newWorld(t)
 				w.loopback = true
 				w.routes("a", toUp)
-				var change func(*clusterv3.Cluster)
-				if up {
-					change = overHTTP2
-				}
-				w.cluster("up", change, standard(func(rw http.ResponseWriter, r *http.Request) {
+				w.cluster("up", spoken(up), standard(func(rw http.ResponseWriter, r *http.Request) {
 					if (r.ProtoMajor == 2) != up {
 						t.Errorf("the host sees %s", r.Proto)
 					}
@@ -362,11 +366,7 @@ func TestExpectOverHTTP2(t *testing.T) {
 		w := newWorld(t)
 		w.loopback = true
 		w.routes("a", toUp)
-		var change func(*clusterv3.Cluster)
-		if up {
-			change = overHTTP2
-		}
-		w.cluster("up", change, standard(func(rw http.ResponseWriter, r *http.Request) {
+		w.cluster("up", spoken(up), standard(func(rw http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(rw, r.Body)
 			_, _ = fmt.Fprintf(rw, "%q", r.Header["Expect"])
 		}))

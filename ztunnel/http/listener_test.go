@@ -332,11 +332,8 @@ func TestCallee(t *testing.T) {
 			to := &Callee{Listener: called.Listener(Inbound, 80), Host: in.Original(netip.MustParseAddrPort("10.0.0.2:80"))}
 			w.flow.Upstreams = leads{w, to}
 			w.routes("a", toUpWith(`,"timeout":"1s","retryPolicy":{"retryOn":"5xx","numRetries":1}`))
-			change, n := (func(*clusterv3.Cluster))(nil), 0
-			if two {
-				change = overHTTP2
-			}
-			w.cluster("up", change, standard(func(rw http.ResponseWriter, r *http.Request) {
+			n := 0
+			w.cluster("up", spoken(two), standard(func(rw http.ResponseWriter, r *http.Request) {
 				if r.URL.Path == "/silent" {
 					<-r.Context().Done()
 				}
